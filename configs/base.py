@@ -1,0 +1,128 @@
+"""Every setting of a pretraining run, with SimCLR's values for ImageNet.
+
+Other files here change a few lines of it. On the command line any key can be set:
+`--config.loss.temperature=0.2`. A value None means 'decided from the others'.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """SimCLR with ResNet-50 on ImageNet: batch 4096, 100 epochs."""
+    config = config_dict.ConfigDict()
+    config.seed = 0  # of the initial weights, the order of images and all draws
+    config.image_size = 224  # side of a view and of evaluation inputs, in pixels
+
+    # Where images come from; see `simclr_jax/data/sources.py`.
+    config.data = data = config_dict.ConfigDict()
+    data.dataset = "imagenet2012"  # TFDS name, folder:PATH, npz:PATH, photographs, ...
+    data.data_dir = config_dict.placeholder(str)  # of TFDS; None: ~/tensorflow_datasets
+    data.split = "train"
+    data.image_key = "image"
+    data.label_key = "label"  # may be absent from the dataset
+    data.threads = config_dict.placeholder(int)  # for reading; None: one per core
+
+    # Images, not views, in one update, over all devices. NT-Xent sees twice as many
+    # views.
+    config.batch = batch = config_dict.ConfigDict()
+    batch.batch_size = 4096
+
+    # Augmentations, in the order in which they apply (paper appendix A). Also there:
+    # rotation, cutout, noise, sobel.
+    config.augment = augment = config_dict.ConfigDict()
+    augment.operations = ("crop", "flip", "color_jitter", "grayscale", "blur")
+    augment.crop = crop = config_dict.ConfigDict()
+    crop.sampler = "reference"  # or torchvision: area uniform, ratio log-uniform
+    crop.area_min, crop.area_max = 0.08, 1.0  # share of the image
+    crop.ratio_min, crop.ratio_max = 3 / 4, 4 / 3  # width / height
+    augment.flip = config_dict.create(probability=0.5)
+    augment.color_jitter = jitter = config_dict.ConfigDict()
+    jitter.probability = 0.8
+    jitter.strength = 1.0  # multiplies the four ranges; 0.5 for CIFAR
+    jitter.brightness = jitter.contrast = jitter.saturation = 0.8  # factors 1 +- this
+    jitter.hue = 0.2  # turns, so 0.5 reaches every hue
+    jitter.brightness_mode = "multiplicative"  # or additive, as in SimCLR v1's code
+    augment.grayscale = config_dict.create(probability=0.2)
+    augment.blur = blur = config_dict.ConfigDict()
+    blur.probability = 0.5
+    blur.sigma_min, blur.sigma_max = 0.1, 2.0  # pixels
+    blur.kernel_fraction = 0.1  # of the image's side: 22 for 224, that is 23 taps
+    augment.rotation = config_dict.create(probability=1.0)  # by 0, 90, 180 or 270
+    augment.cutout = config_dict.create(probability=1.0, size_fraction=0.5)
+    augment.noise = noise = config_dict.ConfigDict()
+    noise.probability = 0.5
+    noise.stddev_min, noise.stddev_max = 0.0, 0.1
+    augment.sobel = config_dict.create(probability=0.5)
+
+    # The encoder f.
+    config.encoder = encoder = config_dict.ConfigDict()
+    encoder.depth = 50  # 18, 34, 50, 101, 152 or 200
+    encoder.width = 1.0  # multiplies every layer's filters; any positive number
+    encoder.stem = "auto"  # cifar up to 32 pixels, imagenet above; or by name
+    encoder.first_group_projection = False  # True: Google's ResNet-18 and 34
+    encoder.max_pool_padding = "torch"  # same: TensorFlow's, as in Google's weights
+    encoder.kernel_init = "truncated_normal"  # std 1/sqrt(fan_in); or he_normal
+    encoder.batch_norm_momentum = 0.9
+    encoder.batch_norm_epsilon = 1e-5
+    # Of convolutions and their outputs; weights, statistics and loss are float32.
+    encoder.compute_dtype = "bfloat16"
+
+    # The projection head g; thrown away after pretraining.
+    config.head = head = config_dict.ConfigDict()
+    head.kind = "nonlinear"  # none, linear or nonlinear
+    head.num_layers = 3  # the paper's text has 2, its code and SimCLR v2 have 3
+    head.hidden_dim = config_dict.placeholder(int)  # None: as wide as h
+    head.output_dim = 128
+
+    config.loss = loss = config_dict.ConfigDict()
+    loss.name = "nt_xent"
+    loss.temperature = 0.1  # 0.5 for CIFAR-10 at batch 512
+
+    config.optimizer = optimizer = config_dict.ConfigDict()
+    optimizer.name = "lars"  # lars, sgd or adamw
+    optimizer.learning_rate = 0.075  # before scaling: 0.075 * sqrt(4096) = 4.8
+    optimizer.scaling = "sqrt"  # base * sqrt(B); linear: base * B / 256; or none
+    optimizer.weight_decay = 1e-4  # of kernels; never of BatchNorm and biases
+    optimizer.momentum = 0.9  # lars, sgd
+    optimizer.nesterov = False  # lars, sgd
+    optimizer.trust_coefficient = 0.001  # lars
+    optimizer.b1, optimizer.b2 = 0.9, 0.999  # adamw
+
+    # Linear warm-up, then a cosine to 0. Steps, where given, override epochs.
+    config.schedule = schedule = config_dict.ConfigDict()
+    schedule.train_epochs = 100.0
+    schedule.train_steps = config_dict.placeholder(int)
+    schedule.warmup_epochs = 10.0
+    schedule.warmup_steps = config_dict.placeholder(int)
+
+    # A linear classifier on stop-gradient h, to watch where labels exist. It has no
+    # influence on the encoder.
+    config.probe = config_dict.create(enabled=True)
+
+    config.log = config_dict.create(every_steps=50, tensorboard=True)
+
+    config.checkpoint = checkpoint = config_dict.ConfigDict()
+    checkpoint.every_steps = 1000
+    checkpoint.keep_last = 3
+    checkpoint.keep_every_steps = config_dict.placeholder(int)  # kept for ever
+
+    # Defaults of `simclr_jax.evaluate`.
+    config.evaluation = evaluation = config_dict.ConfigDict()
+    evaluation.train_split = "train"
+    evaluation.test_split = "validation"
+    evaluation.batch_size = 1024
+    evaluation.crop_proportion = 0.875  # central crop; 1 leaves images of the size be
+    # Nearest neighbours (Wu et al., 2018).
+    evaluation.knn_k = 200
+    evaluation.knn_temperature = 0.07
+    # L-BFGS: the L2 penalties tried, on the mean loss; one in ten training images
+    # decides.
+    evaluation.l2_penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    evaluation.lbfgs_steps = 300
+    # SGD on frozen features of random crops and flips (paper appendix B.6).
+    evaluation.sgd_epochs = 90.0
+    evaluation.sgd_batch_size = 4096
+    evaluation.sgd_learning_rate = 0.1  # times batch / 256
+    evaluation.sgd_momentum = 0.9
+
+    return config.lock()

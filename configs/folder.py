@@ -1,0 +1,30 @@
+"""Your own images: a folder of JPEG, PNG, WebP or BMP files, with or without labels.
+
+    python -m simclr_jax.pretrain --config=configs/folder.py:IMAGES --workdir=RUN
+
+Sub-folders, if every image lies in one, are taken as classes, for the online probe
+only: pretraining needs no label. The batch of 128 suits one accelerator with 16 GB;
+raise `--config.batch.batch_size` as far as memory and images allow.
+"""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config(folder: str = "images") -> config_dict.ConfigDict:
+    """SimCLR on a folder of images.
+
+    Args:
+      folder: the folder; everything below it is read.
+    """
+    config = base.get_config()
+    config.data.dataset = f"folder:{folder}"
+    config.data.split = "all"
+    config.batch.batch_size = 128
+    config.evaluation.train_split = "train"
+    config.evaluation.test_split = "val"
+    config.evaluation.batch_size = 128
+    config.evaluation.sgd_batch_size = 128
+    config.checkpoint.every_steps = 500
+    return config

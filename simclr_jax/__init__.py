@@ -1,0 +1,52 @@
+"""SimCLR pretraining in JAX: the same code from a laptop to a TPU pod.
+
+Dimension letters used in every docstring of the package:
+
+    B  images in the global batch (over all devices and hosts)
+    V  views of each image (2)
+    H, W, C  image height, width and channels (RGB)
+    D  width of the representation h = f(x)
+    K  width of the projection z = g(h)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simclr_jax.evaluation.encoder import PretrainedEncoder
+
+_SUBPACKAGES = (
+    "data",
+    "evaluation",
+    "losses",
+    "models",
+    "optim",
+    "parallel",
+    "training",
+)
+
+
+def load(path: str, *, step: int | None = None) -> "PretrainedEncoder":
+    """Opens a pretrained encoder, ready to turn images into representations.
+
+    Args:
+      path: a run directory, as `simclr_jax.pretrain` leaves it.
+      step: the checkpoint to read; the newest when None.
+
+    Returns:
+      An object with `encode(images) -> h [N, D]`, `variables`, `encoder`,
+      `preprocessing` and `config`.
+
+    Raises:
+      CheckpointNotFound: there is no checkpoint under `path`.
+    """
+    from simclr_jax.evaluation import encoder
+
+    return encoder.load(path, step=step)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `simclr_jax.losses` and its like on first use."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

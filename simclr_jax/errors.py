@@ -1,0 +1,33 @@
+"""Errors that are the user's to mend; commands print them as one line."""
+
+
+class InvalidInput(ValueError):
+    """A config, flag, dataset or folder that cannot be used; names it and the rule."""
+
+
+class ConfigError(InvalidInput):
+    """A config or flag that cannot be run."""
+
+
+class DataError(InvalidInput):
+    """A dataset, folder or file that cannot be used."""
+
+
+class CheckpointNotFound(InvalidInput, FileNotFoundError):
+    """A folder without the checkpoint asked for."""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on through no fault of its input."""
+
+
+class TrainingDiverged(RunFailed):
+    """A loss, gradient or update is not finite any more."""
+
+
+class CheckpointError(RunFailed):
+    """A checkpoint that cannot be read."""
+
+
+class EncoderChanged(RunFailed):
+    """An evaluation altered the encoder that it was to measure."""

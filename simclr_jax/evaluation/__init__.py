@@ -1,0 +1,1 @@
+"""Measuring frozen encoders: features, nearest neighbours, linear evaluation."""

@@ -1,0 +1,283 @@
+"""Evaluation protocols, the frozen-encoder guard and the result files."""
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from simclr_jax import parallel
+from simclr_jax.data import augment, pipeline, sources
+from simclr_jax.errors import ConfigError, DataError, EncoderChanged
+from simclr_jax.evaluation import encoder as encoders
+from simclr_jax.evaluation import features, knn, linear, linear_sgd
+from simclr_jax.evaluation.encoder import PretrainedEncoder
+from simclr_jax.evaluation.features import Encode
+from simclr_jax.training import inputs, validation
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Task:
+    """A labelled dataset and a representation of it to measure.
+
+    Attributes:
+      encode: the representation.
+      preprocessing: of the images.
+      config: of the run, with overrides.
+      train: the training split.
+      test: the test split.
+      mesh: all devices.
+    """
+
+    encode: Encode
+    preprocessing: encoders.Preprocessing
+    config: config_dict.ConfigDict
+    train: sources.Source
+    test: sources.Source
+    mesh: Mesh
+
+    @functools.cached_property
+    def train_features(self) -> tuple[np.ndarray, np.ndarray]:
+        """(features, labels) of the training split; computed once."""
+        return self._features(self.train)
+
+    @functools.cached_property
+    def test_features(self) -> tuple[np.ndarray, np.ndarray]:
+        """(features, labels) of the test split; computed once."""
+        return self._features(self.test)
+
+    def _features(self, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
+        batches = pipeline.eval_batches(
+            source,
+            functools.partial(
+                augment.center_crop_and_resize,
+                **dataclasses.asdict(self.preprocessing),
+            ),
+            batch_size=self.config.evaluation.batch_size,
+            threads=self.config.data.threads,
+        )
+        return features.extract(
+            self.encode, batches, self.mesh, num_examples=source.num_examples
+        )
+
+
+Result = tuple[float, dict[str, Any]]
+
+
+def _knn(task: Task) -> Result:
+    evaluation = task.config.evaluation
+    if evaluation.knn_k > task.train.num_examples:
+        raise ConfigError(
+            f"config.evaluation.knn_k={evaluation.knn_k}: must not exceed the "
+            f"{task.train.num_examples} images of {task.train.name}"
+        )
+    settings = {"k": evaluation.knn_k, "temperature": evaluation.knn_temperature}
+    value = knn.knn_accuracy(
+        *task.train_features, *task.test_features, **settings, mesh=task.mesh
+    )
+    return value, settings
+
+
+def _linear(task: Task) -> Result:
+    evaluation = task.config.evaluation
+    value, chosen = linear.linear_accuracy(
+        *task.train_features,
+        *task.test_features,
+        l2_penalties=evaluation.l2_penalties,
+        max_steps=evaluation.lbfgs_steps,
+        mesh=task.mesh,
+        seed=task.config.seed,
+    )
+    return value, {"solver": "lbfgs", "max_steps": evaluation.lbfgs_steps, **chosen}
+
+
+def _linear_sgd(task: Task) -> Result:
+    evaluation, config = task.config.evaluation, task.config
+    batch_size = evaluation.sgd_batch_size
+    steps = round(evaluation.sgd_epochs * (task.train.num_examples // batch_size))
+    settings = {
+        "epochs": evaluation.sgd_epochs,
+        "batch_size": batch_size,
+        "learning_rate": evaluation.sgd_learning_rate * batch_size / 256,
+        "momentum": evaluation.sgd_momentum,
+    }
+    view = augment.compose(
+        ("crop", "flip"),
+        {"crop": dict(config.augment.crop), "flip": {"probability": 0.5}},
+        image_size=task.preprocessing.image_size,
+    )
+    batches = pipeline.train_batches(
+        task.train,
+        view,
+        seed=config.seed,
+        batch_size=batch_size,
+        num_views=1,
+        stop_step=steps,
+        threads=config.data.threads,
+    )
+    classifier = linear_sgd.train_classifier(
+        task.encode,
+        batches,
+        num_classes=task.train.num_classes or 0,
+        num_steps=steps,
+        learning_rate=settings["learning_rate"],
+        momentum=settings["momentum"],
+        mesh=task.mesh,
+    )
+    return linear.accuracy(classifier, *task.test_features), settings
+
+
+# Protocols by the name given to --protocol.
+PROTOCOLS: dict[str, Callable[[Task], Result]] = {
+    "knn": _knn,
+    "linear": _linear,
+    "linear_sgd": _linear_sgd,
+}
+REPRESENTATIONS = ("pixels", "untrained", "pretrained")
+
+
+def evaluate(
+    workdir: str,
+    protocols: Sequence[str],
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    baselines: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Measures the frozen encoder of a run and writes `eval/<protocol>.json`.
+
+    Args:
+      workdir: the run directory.
+      protocols: names in `PROTOCOLS`.
+      step: the checkpoint; the newest when None.
+      overrides: 'key=value' for keys of the run's config.
+      baselines: measure raw pixels and the untrained encoder too.
+
+    Returns:
+      Accuracies in [0, 1] by representation and protocol.
+
+    Raises:
+      ConfigError, DataError: something cannot be evaluated.
+      EncoderChanged: a protocol altered the encoder; nothing is written for it.
+    """
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ConfigError(
+                f"--protocol={protocol}: must be one of {', '.join(PROTOCOLS)}"
+            )
+    pretrained = encoders.load(workdir, step=step)
+    config = _with_overrides(pretrained.config, overrides)
+    validation.validate(config)
+    evaluation = config.evaluation
+    train = _open_labelled(config, evaluation.train_split)
+    test = _open_labelled(config, evaluation.test_split)
+    mesh = parallel.create_mesh()
+    validation.check_devices(config, mesh.size)
+
+    tasks: dict[str, Task] = {}
+    encoder_of = {"pretrained": pretrained}
+    if baselines:
+        encoder_of["untrained"] = encoders.untrained(pretrained)
+    for name in REPRESENTATIONS if baselines else ("pretrained",):
+        encode = features.pixels if name == "pixels" else _frozen(encoder_of[name])
+        tasks[name] = Task(encode, pretrained.preprocessing, config, train, test, mesh)
+
+    values: dict[str, dict[str, float]] = {name: {} for name in tasks}
+    for protocol in protocols:
+        before = encoders.checksum(pretrained.variables)
+        settings = {}
+        for name, task in tasks.items():
+            _LOG.info("%s of %s ...", protocol, name)
+            values[name][protocol], settings[name] = PROTOCOLS[protocol](task)
+            _LOG.info("%s of %s: %.2f %%", protocol, name, 100 * values[name][protocol])
+        after = encoders.checksum(pretrained.variables)
+        if after != before:
+            raise EncoderChanged(
+                f"--protocol={protocol}: changed the encoder (checksum {before[:12]} "
+                f"-> {after[:12]}), so it is no measure of it; nothing was written"
+            )
+        receipt = {
+            "protocol": protocol,
+            "value": values["pretrained"][protocol],
+            "metric": "top-1 accuracy",
+            "settings": settings["pretrained"],
+            "dataset": config.data.dataset,
+            "train_split": evaluation.train_split,
+            "test_split": evaluation.test_split,
+            "num_train": train.num_examples,
+            "num_test": test.num_examples,
+            "checkpoint_step": pretrained.step,
+            "config_hash": validation.config_hash(pretrained.config),
+            "encoder_checksum_before": before,
+            "encoder_checksum_after": after,
+        }
+        if baselines:
+            receipt["baselines"] = {
+                name: values[name][protocol] for name in tasks if name != "pretrained"
+            }
+        _write(workdir, protocol, receipt)
+    return values
+
+
+def _frozen(pretrained: PretrainedEncoder) -> Encode:
+    return functools.partial(
+        encoders.encode_prepared, pretrained.encoder, pretrained.variables
+    )
+
+
+def _open_labelled(config: config_dict.ConfigDict, split: str) -> sources.Source:
+    source = inputs.open_source(config, split)
+    if source.num_classes is None:
+        raise DataError(
+            f"dataset {source.name}: has no labels, and evaluation needs some (for a "
+            "folder: one sub-folder for each class)"
+        )
+    return source
+
+
+def _with_overrides(
+    config: dict[str, Any], overrides: Sequence[str]
+) -> config_dict.ConfigDict:
+    result = config_dict.ConfigDict(config)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or key not in validation.flatten(result):
+            raise ConfigError(
+                f"--set={override}: must be KEY=VALUE with a key of the run's config"
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        with result.ignore_type():
+            result.update_from_flattened_dict({key: value})
+    return result
+
+
+def _write(workdir: str, protocol: str, receipt: dict[str, Any]) -> None:
+    path = pathlib.Path(workdir) / "eval" / f"{protocol}.json"
+    path.parent.mkdir(exist_ok=True)
+    replacement = path.with_suffix(".tmp")
+    replacement.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
+    os.replace(replacement, path)
+    _LOG.info("wrote %s", path)
+
+
+def table(values: dict[str, dict[str, float]]) -> str:
+    """Accuracies in percent, a representation a row and a protocol a column."""
+    protocols = list(next(iter(values.values())))
+    rows = ["representation".ljust(16) + "".join(p.rjust(12) for p in protocols)]
+    rows += [
+        name.ljust(16) + "".join(f"{100 * row[p]:>11.1f}%" for p in protocols)
+        for name, row in values.items()
+    ]
+    return "\n".join(rows)

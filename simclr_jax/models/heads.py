@@ -1,0 +1,103 @@
+"""Projection heads g: representation h -> projection z (paper section 4.2)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+HEAD_KINDS = ("none", "linear", "nonlinear")
+_KERNEL_INIT = nn.initializers.normal(0.01)
+
+
+class ProjectionHead(nn.Module):
+    """The head g. Use `create_projection_head`, which checks its arguments.
+
+    Hidden layers are dense, BatchNorm, ReLU. The output layer is dense and BatchNorm
+    with a scale and no offset, as in the reference; dense layers have no bias since
+    the BatchNorm behind each would cancel it.
+    """
+
+    kind: str = "nonlinear"
+    num_layers: int = 3
+    output_dim: int = 128
+    hidden_dim: int | None = None
+    batch_norm_momentum: float = 0.9
+    batch_norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array, train: bool = False) -> jax.Array:
+        """Projects h [N, D] to z [N, K] float32; `train` as in the encoder."""
+        if self.kind == "none":
+            return h
+        num_layers = 1 if self.kind == "linear" else self.num_layers
+        x = h.astype(self.dtype)
+        for i in range(1, num_layers + 1):
+            last = i == num_layers
+            width = self.output_dim if last else self.hidden_dim or h.shape[-1]
+            x = nn.Dense(
+                width,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=_KERNEL_INIT,
+                name=f"dense{i}",
+            )(x)
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=self.batch_norm_momentum,
+                epsilon=self.batch_norm_epsilon,
+                use_bias=not last,
+                dtype=self.dtype,
+                name=f"bn{i}",
+            )(x)
+            if not last:
+                x = nn.relu(x)
+        return x.astype(jnp.float32)
+
+
+def create_projection_head(
+    *,
+    kind: str = "nonlinear",
+    num_layers: int = 3,
+    output_dim: int = 128,
+    hidden_dim: int | None = None,
+    batch_norm_momentum: float = 0.9,
+    batch_norm_epsilon: float = 1e-5,
+    dtype: Any = jnp.float32,
+) -> ProjectionHead:
+    """Builds the projection head g.
+
+    Args:
+      kind: 'none' (z = h), 'linear' (one layer) or 'nonlinear'.
+      num_layers: dense layers of a nonlinear head (paper: 2; reference code: 3).
+      output_dim: K, the width of z.
+      hidden_dim: width of the hidden layers; D when None, as in the paper.
+      batch_norm_momentum: share of the running statistics kept at each step.
+      batch_norm_epsilon: added to the variance.
+      dtype: of the computation; parameters, statistics and z are float32.
+
+    Returns:
+      A Linen module: `init(key, h)`, `apply(variables, h, train=False)` -> z [N, K].
+
+    Raises:
+      ValueError: an argument outside the values above.
+    """
+    if kind not in HEAD_KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(HEAD_KINDS)}")
+    for name, value in (
+        ("num_layers", num_layers),
+        ("output_dim", output_dim),
+        ("hidden_dim", 1 if hidden_dim is None else hidden_dim),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    return ProjectionHead(
+        kind=kind,
+        num_layers=num_layers,
+        output_dim=output_dim,
+        hidden_dim=hidden_dim,
+        batch_norm_momentum=batch_norm_momentum,
+        batch_norm_epsilon=batch_norm_epsilon,
+        dtype=dtype,
+    )

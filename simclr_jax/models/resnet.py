@@ -1,0 +1,280 @@
+"""ResNet encoders f: images -> representation h.
+
+Post-activation ResNets (He et al., 2016) as SimCLR uses them: the width multiplier
+scales every layer including the stem, bottleneck blocks stride on the 3x3 convolution,
+and the last BatchNorm of each block starts at zero so that a fresh network is shallow.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# depth -> (bottleneck blocks?, blocks in each of the four groups)
+DEPTHS = {
+    18: (False, (2, 2, 2, 2)),
+    34: (False, (3, 4, 6, 3)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+    152: (True, (3, 8, 36, 3)),
+    200: (True, (3, 24, 36, 3)),
+}
+STEMS = ("imagenet", "cifar")
+MAX_POOL_PADDINGS = ("torch", "same")
+KERNEL_INITS = {
+    # std 1/sqrt(fan_in) after truncation: what SimCLR was trained with.
+    "truncated_normal": nn.initializers.variance_scaling(
+        1.0, "fan_in", "truncated_normal"
+    ),
+    # std sqrt(2/fan_out): torchvision's ResNets.
+    "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+}
+_BASE_FILTERS = 64
+_EXPANSION = 4  # a bottleneck block ends with 4x the filters of its 3x3 convolution
+
+
+def _convolution(
+    filters: int, size: int, *, stride: int = 1, dtype: Any, kernel_init: Any, name: str
+) -> nn.Conv:
+    """A bias-free convolution, padded alike on both sides for any stride."""
+    return nn.Conv(
+        filters,
+        (size, size),
+        strides=stride,
+        padding=(size - 1) // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+class Stem(nn.Module):
+    """First layers: 7x7/2 convolution and max-pool (ImageNet) or 3x3/1 (CIFAR)."""
+
+    kind: str
+    filters: int
+    max_pool_padding: str
+    convolution: Callable[..., nn.Conv]
+    norm: Callable[..., nn.BatchNorm]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [N, H, W, 3] to [N, H/4, W/4, F] (ImageNet) or [N, H, W, F]."""
+        size, stride = (7, 2) if self.kind == "imagenet" else (3, 1)
+        x = self.convolution(self.filters, size, stride=stride, name="conv1")(x)
+        x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+        if self.kind == "cifar":
+            return x
+        # flax pads max-pools with -inf. 'SAME' pads an even side after it only.
+        padding = ((1, 1), (1, 1)) if self.max_pool_padding == "torch" else "SAME"
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck, and a shortcut."""
+
+    filters: int
+    stride: int
+    bottleneck: bool
+    projection_shortcut: bool
+    convolution: Callable[..., nn.Conv]
+    norm: Callable[..., nn.BatchNorm]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
+        norm = functools.partial(self.norm, use_running_average=not train)
+        if self.bottleneck:
+            widths = [self.filters, self.filters, _EXPANSION * self.filters]
+            sizes, strides = [1, 3, 1], [1, self.stride, 1]
+        else:
+            widths = [self.filters, self.filters]
+            sizes, strides = [3, 3], [self.stride, 1]
+
+        shortcut = x
+        if self.projection_shortcut:
+            shortcut = _Shortcut(
+                widths[-1], self.stride, self.convolution, self.norm, name="shortcut"
+            )(x, train)
+
+        last = len(widths)
+        for i, (width, size, stride) in enumerate(
+            zip(widths, sizes, strides, strict=True), start=1
+        ):
+            x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
+            if i < last:
+                x = nn.relu(norm(name=f"bn{i}")(x))
+            else:
+                x = norm(name=f"bn{i}", scale_init=nn.initializers.zeros)(x)
+        return nn.relu(x + shortcut)
+
+
+class _Shortcut(nn.Module):
+    filters: int
+    stride: int
+    convolution: Callable[..., nn.Conv]
+    norm: Callable[..., nn.BatchNorm]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = self.convolution(self.filters, 1, stride=self.stride, name="conv")(x)
+        return self.norm(use_running_average=not train, name="bn")(x)
+
+
+class Group(nn.Module):
+    """Residual blocks of one resolution; only the first strides and projects."""
+
+    filters: int
+    num_blocks: int
+    stride: int
+    bottleneck: bool
+    first_projection: bool
+    convolution: Callable[..., nn.Conv]
+    norm: Callable[..., nn.BatchNorm]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
+        for i in range(self.num_blocks):
+            x = ResidualBlock(
+                filters=self.filters,
+                stride=self.stride if i == 0 else 1,
+                bottleneck=self.bottleneck,
+                projection_shortcut=self.first_projection and i == 0,
+                convolution=self.convolution,
+                norm=self.norm,
+                name=f"block{i + 1}",
+            )(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """The encoder f. Use `create_encoder`, which checks its arguments."""
+
+    depth: int
+    width: float = 1
+    stem: str = "imagenet"
+    first_group_projection: bool = False
+    max_pool_padding: str = "torch"
+    kernel_init: str = "truncated_normal"
+    batch_norm_momentum: float = 0.9
+    batch_norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @property
+    def feature_width(self) -> int:
+        """D, the width of h: 512 or 2048 (bottleneck) times the width multiplier."""
+        bottleneck, _ = DEPTHS[self.depth]
+        return self._filters(3) * (_EXPANSION if bottleneck else 1)
+
+    def _filters(self, group: int) -> int:
+        return max(1, round(_BASE_FILTERS * self.width)) * 2**group
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Encodes images.
+
+        Args:
+          images: [N, H, W, 3], floats in [0, 1]; sharded on N or not.
+          train: True normalises with the statistics of these N images (all devices
+            together) and updates the running ones; False uses the running ones.
+
+        Returns:
+          h [N, D] float32.
+        """
+        convolution = functools.partial(
+            _convolution, dtype=self.dtype, kernel_init=KERNEL_INITS[self.kernel_init]
+        )
+        # Statistics are float32 whatever the dtype, and the running variance is the
+        # biased one, as in the reference.
+        norm = functools.partial(
+            nn.BatchNorm,
+            momentum=self.batch_norm_momentum,
+            epsilon=self.batch_norm_epsilon,
+            dtype=self.dtype,
+        )
+        bottleneck, blocks = DEPTHS[self.depth]
+        x = images.astype(self.dtype)
+        x = Stem(
+            self.stem,
+            self._filters(0),
+            self.max_pool_padding,
+            convolution,
+            norm,
+            name="stem",
+        )(x, train)
+        for group, num_blocks in enumerate(blocks):
+            x = Group(
+                filters=self._filters(group),
+                num_blocks=num_blocks,
+                stride=1 if group == 0 else 2,
+                bottleneck=bottleneck,
+                # Shapes change at the start of every group but the first of a
+                # basic-block net, where torchvision has an identity shortcut.
+                first_projection=group > 0 or bottleneck or self.first_group_projection,
+                convolution=convolution,
+                norm=norm,
+                name=f"group{group + 1}",
+            )(x, train)
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def create_encoder(
+    *,
+    depth: int,
+    width: float = 1,
+    stem: str = "imagenet",
+    first_group_projection: bool = False,
+    max_pool_padding: str = "torch",
+    kernel_init: str = "truncated_normal",
+    batch_norm_momentum: float = 0.9,
+    batch_norm_epsilon: float = 1e-5,
+    dtype: Any = jnp.float32,
+) -> ResNet:
+    """Builds the encoder f.
+
+    Args:
+      depth: 18, 34, 50, 101, 152 or 200.
+      width: multiplier of every layer's filters, any positive number.
+      stem: 'imagenet' (7x7/2 convolution, 3x3/2 max-pool) or 'cifar' (3x3/1).
+      first_group_projection: True puts a projection shortcut into the first group of
+        ResNet-18 and 34 too, as in Google's code; torchvision has an identity there.
+      max_pool_padding: 'torch' pads one pixel on each side; 'same' is TensorFlow's.
+      kernel_init: a name in `KERNEL_INITS`.
+      batch_norm_momentum: share of the running statistics kept at each step.
+      batch_norm_epsilon: added to the variance.
+      dtype: of the computation; parameters and statistics are always float32.
+
+    Returns:
+      A Linen module: `init(key, images)`, `apply(variables, images, train=False)`
+      with images [N, H, W, 3] in [0, 1] and h [N, D] float32.
+
+    Raises:
+      ValueError: an argument outside the values above.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, DEPTHS))}")
+    if not width > 0:
+        raise ValueError(f"width={width}: must be positive")
+    for name, value, allowed in (
+        ("stem", stem, STEMS),
+        ("max_pool_padding", max_pool_padding, MAX_POOL_PADDINGS),
+        ("kernel_init", kernel_init, KERNEL_INITS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
+    return ResNet(
+        depth=depth,
+        width=width,
+        stem=stem,
+        first_group_projection=first_group_projection,
+        max_pool_padding=max_pool_padding,
+        kernel_init=kernel_init,
+        batch_norm_momentum=batch_norm_momentum,
+        batch_norm_epsilon=batch_norm_epsilon,
+        dtype=dtype,
+    )

@@ -1,0 +1,20 @@
+"""Optimisers with masks by parameter role, and learning-rate schedules."""
+
+from simclr_jax.optim.optimizers import adamw, lars, sgd
+from simclr_jax.optim.roles import parameter_role, role_table
+from simclr_jax.optim.schedules import (
+    SCALING_RULES,
+    scaled_learning_rate,
+    warmup_cosine,
+)
+
+__all__ = [
+    "SCALING_RULES",
+    "adamw",
+    "lars",
+    "parameter_role",
+    "role_table",
+    "scaled_learning_rate",
+    "sgd",
+    "warmup_cosine",
+]

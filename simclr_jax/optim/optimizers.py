@@ -1,0 +1,68 @@
+"""LARS, SGD with momentum and AdamW, all with masks by parameter role."""
+
+import optax
+
+from simclr_jax.optim.roles import kernels_only
+
+
+def lars(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    momentum: float = 0.9,
+    trust_coefficient: float = 0.001,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """LARS (You et al., 2017) as SimCLR uses it (appendix B.6).
+
+    Kernels: u = g + weight_decay * w, scaled by trust_coefficient * |w| / |u| (by 1
+    where either norm is 0). BatchNorm parameters, biases and the probe take the plain
+    gradient at the full learning rate. The learning rate enters the momentum buffer:
+    v <- momentum * v + lr * u; w <- w - v.
+
+    Args:
+      learning_rate: a number, or a schedule step -> rate.
+      weight_decay: coefficient of w in the gradient.
+      momentum: kept share of the buffer.
+      trust_coefficient: eta of the trust ratio.
+      nesterov: look ahead along the buffer.
+
+    Returns:
+      An optax transformation for trees with leaves named as Flax names them.
+    """
+    return optax.lars(
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=kernels_only,
+        trust_coefficient=trust_coefficient,
+        trust_ratio_mask=kernels_only,
+        momentum=momentum,
+        nesterov=nesterov,
+    )
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay is added to the gradient of kernels only."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=kernels_only),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
+    )
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """AdamW; decoupled weight decay of kernels only."""
+    return optax.adamw(
+        learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels_only
+    )

@@ -1,0 +1,63 @@
+"""Learning-rate scaling with the batch, and linear warm-up into a cosine."""
+
+import math
+
+import optax
+
+# name -> rate for a base rate and a global batch size (paper section 2.1, app. B.1).
+SCALING_RULES = {
+    "linear": lambda base, batch_size: base * batch_size / 256,
+    "sqrt": lambda base, batch_size: base * math.sqrt(batch_size),
+    "none": lambda base, batch_size: base,
+}
+
+
+def scaled_learning_rate(base: float, batch_size: int, rule: str) -> float:
+    """Scales a base learning rate with the global batch size.
+
+    Args:
+      base: the rate before scaling.
+      batch_size: images in the global batch.
+      rule: 'linear' (base * B / 256), 'sqrt' (base * sqrt(B)) or 'none'.
+
+    Raises:
+      ValueError: unknown rule.
+    """
+    if rule not in SCALING_RULES:
+        raise ValueError(f"rule={rule!r}: must be one of {', '.join(SCALING_RULES)}")
+    return SCALING_RULES[rule](base, batch_size)
+
+
+def warmup_cosine(
+    peak: float, *, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+    """Linear warm-up from 0, then a cosine to 0, then 0.
+
+    The rate of the update with 0-based index `step` is peak * step / warmup_steps while
+    step < warmup_steps (so the very first update has rate 0 where there is a warm-up),
+    then peak * (1 + cos(pi * t)) / 2 with t = (step - warmup_steps) / (total_steps -
+    warmup_steps).
+
+    Args:
+      peak: the largest rate.
+      warmup_steps: length of the warm-up; 0 starts at the peak.
+      total_steps: warm-up included; the rate stays 0 from there on.
+
+    Returns:
+      step -> rate, for integers and traced arrays.
+
+    Raises:
+      ValueError: warmup_steps is negative or total_steps is not positive.
+    """
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps}: must not be negative")
+    if total_steps < 1:
+        raise ValueError(f"total_steps={total_steps}: must be at least 1")
+    cosine = optax.cosine_decay_schedule(
+        peak, decay_steps=max(total_steps - warmup_steps, 1)
+    )
+    if warmup_steps == 0:
+        return cosine
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, warmup_steps), cosine], [warmup_steps]
+    )

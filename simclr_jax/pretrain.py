@@ -1,0 +1,34 @@
+"""Pretrains an encoder with SimCLR.
+
+    python -m simclr_jax.pretrain --config=configs/cifar10.py --workdir=RUN
+
+The same command again goes on exactly where the run stopped.
+"""
+
+from absl import flags
+
+from simclr_jax import command
+
+_CONFIG = command.define_config()
+_WORKDIR = command.define_workdir()
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+    "allow_config_change",
+    False,
+    "Go on in a run directory although its config differs from this one.",
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    # Imported here, so that --help and bad flags do not wait for TensorFlow.
+    from simclr_jax.training.loop import train
+
+    train(
+        _CONFIG.value,
+        _WORKDIR.value,
+        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, required=("config", "workdir"))

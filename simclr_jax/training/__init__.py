@@ -1,0 +1,1 @@
+"""The loop, the train step, checkpoints, metrics, and configs made into parts."""

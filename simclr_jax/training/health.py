@@ -1,0 +1,53 @@
+"""A verdict in words on whether contrastive learning works, from the logged metrics."""
+
+from collections.abc import Mapping
+
+# Below this share under chance the encoder tells hardly any images apart.
+_CHANCE_MARGIN = 0.01
+# A projection that varies along one direction only, or hardly varies, has collapsed.
+_COLLAPSED_RANK = 1.5
+_COLLAPSED_SIMILARITY = 0.99
+
+_CAUSES = {
+    "at chance": "the views of an image are no more alike than those of two images; "
+    "try a lower temperature, a higher learning rate or weaker augmentations",
+    "collapsed": "all images get nearly the same projection; try a lower learning "
+    "rate, a longer warm-up or a higher temperature, and check that the images differ",
+}
+
+
+class HealthMonitor:
+    """Follows the metrics of a run and says in words how it is doing."""
+
+    def __init__(self) -> None:
+        self._state = ""
+        self._since = 0
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> str:
+        """Takes the metrics of one logged step.
+
+        Args:
+          step: number of updates made.
+          metrics: `loss`, `chance`, `effective_rank_z` and `negative_similarity`.
+
+        Returns:
+          'healthy', or 'at chance since step S: ...' or 'collapsed since step S: ...'
+          with what to try.
+        """
+        state = _state(metrics)
+        if state != self._state:
+            self._state, self._since = state, step
+        if state == "healthy":
+            return state
+        return f"{state} since step {self._since}: {_CAUSES[state]}"
+
+
+def _state(metrics: Mapping[str, float]) -> str:
+    if (
+        metrics["effective_rank_z"] < _COLLAPSED_RANK
+        or metrics["negative_similarity"] > _COLLAPSED_SIMILARITY
+    ):
+        return "collapsed"
+    if metrics["loss"] > (1 - _CHANCE_MARGIN) * metrics["chance"]:
+        return "at chance"
+    return "healthy"

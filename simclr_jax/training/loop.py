@@ -1,0 +1,239 @@
+"""The pretraining loop."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from simclr_jax import losses, optim, parallel
+from simclr_jax.data import pipeline
+from simclr_jax.errors import TrainingDiverged
+from simclr_jax.training import inputs, recipe, run_directory, step, validation
+from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.health import HealthMonitor
+from simclr_jax.training.step import Metrics, TrainState
+from simclr_jax.training.writers import MetricsWriter, progress_line
+
+_LOG = logging.getLogger(__name__)
+
+_NUM_VIEWS = 2
+
+
+def train(
+    config: config_dict.ConfigDict, workdir: str, *, allow_config_change: bool = False
+) -> TrainState:
+    """Pretrains, or goes on where the last start in this directory stopped.
+
+    Args:
+      config: as in `configs/base.py`.
+      workdir: the run directory.
+      allow_config_change: go on even though the directory's config differs.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ConfigError, DataError: something cannot be run; raised before any device work.
+      TrainingDiverged: a loss, gradient or update is not finite. The checkpoints
+        written before stay.
+    """
+    validation.validate(config)
+    source = inputs.open_source(config, config.data.split)
+    config = validation.resolve(config, num_examples=source.num_examples)
+    validation.check_devices(config, jax.device_count())
+    saved_config = run_directory.claim(
+        workdir, config, allow_config_change=allow_config_change
+    )
+
+    mesh = parallel.create_mesh()
+    parts = recipe.make_recipe(config, num_classes=source.num_classes)
+    checkpoints = Checkpoints(
+        workdir,
+        keep_last=config.checkpoint.keep_last,
+        keep_every_steps=config.checkpoint.keep_every_steps,
+    )
+    try:
+        state = _initial_or_restored(config, parts, mesh, checkpoints)
+        start_step = int(state.step)
+        _LOG.info(
+            "%d devices (%s), %s: %d images, batch %d",
+            jax.device_count(),
+            jax.devices()[0].device_kind,
+            source.name,
+            source.num_examples,
+            config.batch.batch_size,
+        )
+        _LOG.info(
+            "Parameters:\n%s",
+            optim.role_table(state.params, adapts=config.optimizer.name == "lars"),
+        )
+        batches = pipeline.train_batches(
+            source,
+            inputs.make_view(config),
+            seed=config.seed,
+            batch_size=config.batch.batch_size,
+            num_views=_NUM_VIEWS,
+            start_step=start_step,
+            stop_step=config.schedule.train_steps,
+            host_index=jax.process_index(),
+            num_hosts=jax.process_count(),
+            threads=config.data.threads,
+        )
+        writer = MetricsWriter(
+            workdir,
+            resume_step=start_step,
+            tensorboard=config.log.tensorboard,
+            active=jax.process_index() == 0,
+        )
+        try:
+            reporter = _Reporter(config, writer, start_step)
+            description = {
+                "encoder": recipe.encoder_settings(config),
+                "preprocessing": {
+                    "image_size": config.image_size,
+                    "crop_proportion": config.evaluation.crop_proportion,
+                },
+                "config_hash": validation.config_hash(saved_config),
+            }
+            return _run_steps(
+                config, parts, mesh, state, batches, reporter, checkpoints, description
+            )
+        finally:
+            writer.close()
+    finally:
+        checkpoints.close()
+
+
+def _initial_or_restored(
+    config: config_dict.ConfigDict,
+    parts: recipe.Recipe,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> TrainState:
+    init = step.compile_init(parts, mesh, image_size=config.image_size)
+    key = jax.random.key(config.seed)
+    latest = checkpoints.latest_step()
+    if latest is None:
+        return init(key)
+    _LOG.info("Going on from the checkpoint of step %d.", latest)
+    return checkpoints.restore(
+        latest, jax.eval_shape(init, key), parallel.replicated(mesh)
+    )
+
+
+def _run_steps(
+    config: config_dict.ConfigDict,
+    parts: recipe.Recipe,
+    mesh: Mesh,
+    state: TrainState,
+    batches: Iterator[pipeline.Batch],
+    reporter: "_Reporter",
+    checkpoints: Checkpoints,
+    description: dict[str, Any],
+) -> TrainState:
+    """The steps themselves. Metrics are read one step late: the device never waits."""
+    total_steps = config.schedule.train_steps
+    advance = step.compile_step(parts, mesh)
+    pending: tuple[int, Metrics] | None = None
+    for done in range(reporter.start_step + 1, total_steps + 1):
+        with reporter.waiting_for_input():
+            local_batch = next(batches)
+        batch = parallel.shard_batch(mesh, local_batch)
+        state, metrics = advance(state, batch)
+        if pending is not None:
+            reporter.report(*pending)
+        pending = (done, metrics)
+        if done % config.checkpoint.every_steps == 0 or done == total_steps:
+            # Only a state known to be finite may become the newest checkpoint.
+            reporter.report(*pending)
+            pending = None
+            checkpoints.save(done, state, {**description, "step": done})
+    checkpoints.wait()
+    reporter.finish()
+    return state
+
+
+class _Reporter:
+    """Checks and logs the metrics of each step, and keeps the time."""
+
+    def __init__(
+        self, config: config_dict.ConfigDict, writer: MetricsWriter, start_step: int
+    ) -> None:
+        self.start_step = start_step
+        self._every_steps = config.log.every_steps
+        self._total_steps = config.schedule.train_steps
+        self._batch_size = config.batch.batch_size
+        self._chance = losses.chance_level(self._batch_size, _NUM_VIEWS)
+        self._writer = writer
+        self._health = HealthMonitor()
+        self._verdict = ""
+        self._waited_secs = 0.0
+        self._mark = (start_step, time.monotonic())
+
+    def waiting_for_input(self) -> "_Stopwatch":
+        """A context whose time counts as waiting for input."""
+        return _Stopwatch(self)
+
+    def add_wait(self, secs: float) -> None:
+        self._waited_secs += secs
+
+    def report(self, done: int, metrics: Metrics) -> None:
+        """Takes the metrics of the update that made `done` updates complete."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm", "update_norm"):
+            if not math.isfinite(values[name]):
+                raise TrainingDiverged(
+                    f"step {done}: {name} is {values[name]}, so training has diverged; "
+                    "the checkpoints written before are good. Try a lower "
+                    "config.optimizer.learning_rate or a longer warm-up"
+                )
+        first = done == self.start_step + 1
+        if first or done % self._every_steps == 0 or done == self._total_steps:
+            self._log(done, values)
+
+    def _log(self, done: int, values: dict[str, float]) -> None:
+        marked_step, marked_secs = self._mark
+        secs = time.monotonic() - marked_secs
+        steps = done - marked_step
+        values = {
+            **values,
+            "chance": self._chance,
+            "loss_of_chance": values["loss"] / self._chance,
+            "images_per_sec": steps * self._batch_size / secs,
+            "input_wait_share": min(self._waited_secs / secs, 1.0),
+        }
+        verdict = self._health.update(done, values)
+        self._writer.write(done, {**values, "health": verdict})
+        secs_left = (self._total_steps - done) * secs / steps
+        _LOG.info(
+            "%s", progress_line(done, self._total_steps, values, secs_left=secs_left)
+        )
+        if verdict != self._verdict:
+            level = logging.INFO if verdict == "healthy" else logging.WARNING
+            _LOG.log(level, "Health: %s", verdict)
+            self._verdict = verdict
+        self._mark, self._waited_secs = (done, time.monotonic()), 0.0
+
+    def finish(self) -> None:
+        """Says how the run ended."""
+        if self._verdict:
+            _LOG.info("Done: %d steps. Health: %s", self._total_steps, self._verdict)
+        else:
+            _LOG.info("Nothing to do: all %d steps were made.", self._total_steps)
+
+
+class _Stopwatch:
+    def __init__(self, reporter: _Reporter) -> None:
+        self._reporter = reporter
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._reporter.add_wait(time.monotonic() - self._start)

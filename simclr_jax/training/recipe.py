@@ -1,0 +1,134 @@
+"""The parts of a train step, made from a config."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import config_dict
+
+from simclr_jax import losses, models, optim
+
+Schedule = Callable[[jax.Array | int], jax.Array | float]
+OPTIMIZERS = ("lars", "sgd", "adamw")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a train step is made of. Hashable: a static argument of `jax.jit`.
+
+    Attributes:
+      model: encoder, head and optional probe.
+      loss: z [B, V, K], temperature -> scalar.
+      temperature: of the loss.
+      optimizer: of all parameters.
+      schedule: step -> learning rate; for the log, since `optimizer` holds it too.
+      probe_weight_decay: of the probe's kernel, as half the squared norm in its loss;
+        that is how the reference decays it.
+    """
+
+    model: models.SimCLR
+    loss: Callable[..., jax.Array]
+    temperature: float
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    probe_weight_decay: float = 0.0
+
+
+def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Keyword arguments of `models.create_encoder`, as JSON values."""
+    encoder = config.encoder
+    return {
+        "depth": encoder.depth,
+        "width": encoder.width,
+        "stem": encoder.stem,
+        "first_group_projection": encoder.first_group_projection,
+        "max_pool_padding": encoder.max_pool_padding,
+        "kernel_init": encoder.kernel_init,
+        "batch_norm_momentum": encoder.batch_norm_momentum,
+        "batch_norm_epsilon": encoder.batch_norm_epsilon,
+        "dtype": encoder.compute_dtype,
+    }
+
+
+def make_encoder(settings: dict[str, Any]) -> models.ResNet:
+    """The inverse of `encoder_settings`."""
+    return models.create_encoder(**{**settings, "dtype": jnp.dtype(settings["dtype"])})
+
+
+def make_model(
+    config: config_dict.ConfigDict, *, num_classes: int | None
+) -> models.SimCLR:
+    """Encoder and head, and a probe where it is enabled and labels exist."""
+    encoder = config.encoder
+    head = models.create_projection_head(
+        kind=config.head.kind,
+        num_layers=config.head.num_layers,
+        hidden_dim=config.head.hidden_dim,
+        output_dim=config.head.output_dim,
+        batch_norm_momentum=encoder.batch_norm_momentum,
+        batch_norm_epsilon=encoder.batch_norm_epsilon,
+        dtype=jnp.dtype(encoder.compute_dtype),
+    )
+    return models.SimCLR(
+        encoder=make_encoder(encoder_settings(config)),
+        head=head,
+        num_classes=num_classes if config.probe.enabled else None,
+    )
+
+
+def make_optimizer(
+    optimizer: config_dict.ConfigDict, schedule: Schedule
+) -> optax.GradientTransformation:
+    """The optimiser of a config's group `optimizer`."""
+    if optimizer.name == "lars":
+        return optim.lars(
+            schedule,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            trust_coefficient=optimizer.trust_coefficient,
+            nesterov=optimizer.nesterov,
+        )
+    if optimizer.name == "sgd":
+        return optim.sgd(
+            schedule,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            nesterov=optimizer.nesterov,
+        )
+    if optimizer.name == "adamw":
+        return optim.adamw(
+            schedule,
+            weight_decay=optimizer.weight_decay,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+        )
+    raise ValueError(f"optimizer.name={optimizer.name!r}: must be one of {OPTIMIZERS}")
+
+
+def make_recipe(config: config_dict.ConfigDict, *, num_classes: int | None) -> Recipe:
+    """Everything a train step needs.
+
+    Args:
+      config: resolved, so with training and warm-up steps decided.
+      num_classes: of the training labels; None where there are none.
+    """
+    schedule = optim.warmup_cosine(
+        optim.scaled_learning_rate(
+            config.optimizer.learning_rate,
+            config.batch.batch_size,
+            config.optimizer.scaling,
+        ),
+        warmup_steps=config.schedule.warmup_steps,
+        total_steps=config.schedule.train_steps,
+    )
+    return Recipe(
+        model=make_model(config, num_classes=num_classes),
+        loss=losses.LOSSES[config.loss.name],
+        temperature=config.loss.temperature,
+        optimizer=make_optimizer(config.optimizer, schedule),
+        schedule=schedule,
+        probe_weight_decay=config.optimizer.weight_decay,
+    )

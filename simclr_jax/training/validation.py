@@ -1,0 +1,283 @@
+"""Checks a config before anything else happens, and fills in what it leaves open."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import config_dict
+
+from simclr_jax import losses, models, optim
+from simclr_jax.errors import ConfigError
+from simclr_jax.models import resnet
+from simclr_jax.training import recipe
+
+_LOG = logging.getLogger(__name__)
+
+# The largest side of an image for which the reference uses the CIFAR stem.
+_CIFAR_STEM_MAX_SIZE = 32
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+
+def _positive(*keys: str) -> list[Rule]:
+    return [(key, lambda v: v > 0, "must be positive") for key in keys]
+
+
+def _not_negative(*keys: str) -> list[Rule]:
+    return [(key, lambda v: v >= 0, "must not be negative") for key in keys]
+
+
+def _at_least_one(*keys: str) -> list[Rule]:
+    return [(key, lambda v: v is None or v >= 1, "must be at least 1") for key in keys]
+
+
+def _share(*keys: str) -> list[Rule]:
+    return [(key, lambda v: 0 <= v <= 1, "must be between 0 and 1") for key in keys]
+
+
+def _decay(*keys: str) -> list[Rule]:
+    return [
+        (key, lambda v: 0 <= v < 1, "must be at least 0 and below 1") for key in keys
+    ]
+
+
+def _one_of(key: str, allowed: Any) -> list[Rule]:
+    names = ", ".join(map(str, allowed))
+    return [(key, lambda v: v in allowed, f"must be one of {names}")]
+
+
+_RULES: list[Rule] = [
+    *_not_negative("seed"),
+    ("image_size", lambda v: v >= 8, "must be at least 8"),
+    *_at_least_one("data.threads"),
+    ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
+    *_one_of("augment.crop.sampler", ("reference", "torchvision")),
+    *_positive(
+        "augment.crop.area_min", "augment.crop.ratio_min", "augment.blur.sigma_min"
+    ),
+    *_share(
+        "augment.crop.area_max",
+        "augment.flip.probability",
+        "augment.color_jitter.probability",
+        "augment.grayscale.probability",
+        "augment.blur.probability",
+        "augment.blur.kernel_fraction",
+        "augment.rotation.probability",
+        "augment.cutout.probability",
+        "augment.cutout.size_fraction",
+        "augment.noise.probability",
+        "augment.sobel.probability",
+    ),
+    *_not_negative(
+        "augment.color_jitter.strength",
+        "augment.color_jitter.brightness",
+        "augment.color_jitter.contrast",
+        "augment.color_jitter.saturation",
+        "augment.color_jitter.hue",
+        "augment.noise.stddev_min",
+    ),
+    *_one_of("augment.color_jitter.brightness_mode", ("multiplicative", "additive")),
+    *_one_of("encoder.depth", models.DEPTHS),
+    *_positive("encoder.width"),
+    *_one_of("encoder.stem", ("auto", *models.STEMS)),
+    *_one_of("encoder.max_pool_padding", resnet.MAX_POOL_PADDINGS),
+    *_one_of("encoder.kernel_init", models.KERNEL_INITS),
+    *_decay("encoder.batch_norm_momentum"),
+    *_positive("encoder.batch_norm_epsilon"),
+    *_one_of("encoder.compute_dtype", ("float32", "bfloat16")),
+    *_one_of("head.kind", models.HEAD_KINDS),
+    *_at_least_one("head.num_layers", "head.hidden_dim", "head.output_dim"),
+    *_one_of("loss.name", losses.LOSSES),
+    *_positive("loss.temperature"),
+    *_one_of("optimizer.name", recipe.OPTIMIZERS),
+    *_positive("optimizer.learning_rate", "optimizer.trust_coefficient"),
+    *_one_of("optimizer.scaling", optim.SCALING_RULES),
+    *_not_negative("optimizer.weight_decay"),
+    *_decay("optimizer.momentum", "optimizer.b1", "optimizer.b2"),
+    *_positive("schedule.train_epochs"),
+    *_not_negative("schedule.warmup_epochs"),
+    *_at_least_one("schedule.train_steps"),
+    ("schedule.warmup_steps", lambda v: v is None or v >= 0, "must not be negative"),
+    *_at_least_one(
+        "log.every_steps",
+        "checkpoint.every_steps",
+        "checkpoint.keep_last",
+        "checkpoint.keep_every_steps",
+        "evaluation.batch_size",
+        "evaluation.knn_k",
+        "evaluation.lbfgs_steps",
+        "evaluation.sgd_batch_size",
+    ),
+    (
+        "evaluation.crop_proportion",
+        lambda v: 0 < v <= 1,
+        "must be above 0 and at most 1",
+    ),
+    *_positive(
+        "evaluation.knn_temperature",
+        "evaluation.sgd_epochs",
+        "evaluation.sgd_learning_rate",
+    ),
+    *_decay("evaluation.sgd_momentum"),
+    (
+        "evaluation.l2_penalties",
+        lambda v: len(v) > 0 and min(v) >= 0,
+        "must be one or more numbers, none negative",
+    ),
+]
+
+_ORDERED = (
+    ("augment.crop.area_min", "augment.crop.area_max"),
+    ("augment.crop.ratio_min", "augment.crop.ratio_max"),
+    ("augment.blur.sigma_min", "augment.blur.sigma_max"),
+    ("augment.noise.stddev_min", "augment.noise.stddev_max"),
+)
+
+# Keys that change how a run is stored, read or watched, and not what it computes.
+_OPERATIONAL = ("data.data_dir", "data.threads", "log.", "checkpoint.", "evaluation.")
+
+
+@contextlib.contextmanager
+def _as_config_error(key: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"config.{key}: missing or of the wrong type ({error})"
+        ) from (error)
+
+
+def validate(config: config_dict.ConfigDict) -> None:
+    """Checks every value of a pretraining config.
+
+    Raises:
+      ConfigError: names the first key that breaks a rule, its value and the rule.
+    """
+    flat = flatten(config)
+    for key, holds, rule in _RULES:
+        with _as_config_error(key):
+            value = flat[key]
+            valid = holds(value)
+        if not valid:
+            raise ConfigError(f"config.{key}={value!r}: {rule}")
+    for low, high in _ORDERED:
+        if flat[low] > flat[high]:
+            raise ConfigError(
+                f"config.{low}={flat[low]!r}: must not exceed "
+                f"config.{high}={flat[high]!r}"
+            )
+    _check_augmentations(config)
+
+
+def _check_augmentations(config: config_dict.ConfigDict) -> None:
+    operations = tuple(config.augment.operations)
+    known = [key for key in config.augment if key != "operations"]
+    for name in operations:
+        if name not in known:
+            raise ConfigError(
+                f"config.augment.operations={operations!r}: {name!r} must be one of "
+                f"{', '.join(sorted(known))}"
+            )
+    if not operations or len(set(operations)) < len(operations):
+        raise ConfigError(
+            f"config.augment.operations={operations!r}: must name one or more "
+            "operations, each once"
+        )
+    jitter = config.augment.color_jitter
+    if jitter.hue * jitter.strength > 0.5:
+        raise ConfigError(
+            f"config.augment.color_jitter.hue={jitter.hue!r}: times strength="
+            f"{jitter.strength!r} must be at most 0.5 (half a turn reaches every hue)"
+        )
+
+
+def resolve(
+    config: config_dict.ConfigDict, *, num_examples: int
+) -> config_dict.ConfigDict:
+    """A copy of the config with stem, training and warm-up steps decided.
+
+    Args:
+      config: valid.
+      num_examples: images in the training split.
+
+    Raises:
+      ConfigError: the dataset is smaller than a batch.
+    """
+    config = config.copy_and_resolve_references()
+    if config.batch.batch_size > num_examples:
+        raise ConfigError(
+            f"config.batch.batch_size={config.batch.batch_size}: must not exceed the "
+            f"{num_examples} images of {config.data.dataset}, since a batch holds no "
+            "image twice"
+        )
+    automatic = "cifar" if config.image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
+    if config.encoder.stem == "auto":
+        config.encoder.stem = automatic
+    elif config.encoder.stem != automatic:
+        _LOG.warning(
+            "config.encoder.stem=%r does not suit config.image_size=%d: the %s stem is "
+            "meant for it, and the other one costs many points of accuracy.",
+            config.encoder.stem,
+            config.image_size,
+            automatic,
+        )
+    schedule = config.schedule
+    steps_per_epoch = num_examples // config.batch.batch_size
+    for name in ("train", "warmup"):
+        if schedule[f"{name}_steps"] is None:
+            epochs = schedule[f"{name}_epochs"]
+            schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
+    schedule.train_steps = max(schedule.train_steps, 1)
+    if schedule.warmup_steps >= schedule.train_steps:
+        _LOG.warning(
+            "config.schedule.warmup_steps=%d is not below train_steps=%d: the learning "
+            "rate never reaches its peak.",
+            schedule.warmup_steps,
+            schedule.train_steps,
+        )
+    return config
+
+
+def check_devices(config: config_dict.ConfigDict, num_devices: int) -> None:
+    """Checks that every device gets the same number of images.
+
+    Raises:
+      ConfigError: the global batch is not divisible by the devices.
+    """
+    for key in ("batch.batch_size", "evaluation.batch_size"):
+        size = flatten(config)[key]
+        if size % num_devices:
+            raise ConfigError(
+                f"config.{key}={size}: must be divisible by the {num_devices} devices"
+            )
+
+
+def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """Leaves by their dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, config_dict.ConfigDict | dict):
+            for inner, leaf in flatten(value).items():
+                flat[f"{key}.{inner}"] = leaf
+        else:
+            flat[key] = value
+    return flat
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """16 hex digits that name a config (as read from JSON, or its `to_dict`)."""
+    canonical = json.dumps(config, sort_keys=True, default=list)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose difference makes another experiment, as 'key: old -> new'."""
+    old_flat, new_flat = flatten(old), flatten(new)
+    return [
+        f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
+        for key in sorted({*old_flat, *new_flat})
+        if old_flat.get(key) != new_flat.get(key) and not key.startswith(_OPERATIONAL)
+    ]
