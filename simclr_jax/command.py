@@ -54,6 +54,8 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            _ = flags.FLAGS[name].value  # config files are read at first use
     except Exception as error:  # config files are programs and can raise anything
         _exit(error, _USAGE_ERROR)
     if len(rest) > 1:

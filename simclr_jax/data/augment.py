@@ -78,7 +78,7 @@ def to_grayscale(image: tf.Tensor) -> tf.Tensor:
 
 
 def gaussian_blur(
-    image: tf.Tensor, sigma: tf.Tensor | float, kernel_size: int
+    image: tf.Tensor, sigma: tf.Tensor | float, kernel_size: tf.Tensor | int
 ) -> tf.Tensor:
     """Separable Gaussian blur with zeros around the image, as in the reference.
 
@@ -293,7 +293,8 @@ def random_blur(
     """Gaussian blur; the kernel is `kernel_fraction` of the image's height."""
     u = _uniform(seed, 2)
     sigma = _between(u[1], sigma_min, sigma_max)
-    kernel_size = int(image.shape[0] * kernel_fraction)
+    height = tf.cast(tf.shape(image)[0], tf.float32)
+    kernel_size = tf.cast(height * kernel_fraction, tf.int32)
 
     def blur() -> tf.Tensor:
         return tf.clip_by_value(gaussian_blur(image, sigma, kernel_size), 0.0, 1.0)
@@ -317,14 +318,15 @@ def random_cutout(
 ) -> tf.Tensor:
     """Blackens a square, its centre anywhere, its side a fraction of the image's."""
     u = _uniform(seed, 3)
-    height, width = image.shape[:2]
 
-    def covered(u: tf.Tensor, extent: int) -> tf.Tensor:
-        distance = tf.abs(tf.range(extent, dtype=tf.float32) + 0.5 - u * extent)
+    def covered(u: tf.Tensor, extent: tf.Tensor) -> tf.Tensor:
+        extent = tf.cast(extent, tf.float32)
+        distance = tf.abs(tf.range(extent) + 0.5 - u * extent)
         return distance < size_fraction * extent / 2
 
     def cut() -> tf.Tensor:
-        hole = covered(u[1], height)[:, None] & covered(u[2], width)[None]
+        shape = tf.shape(image)
+        hole = covered(u[1], shape[0])[:, None] & covered(u[2], shape[1])[None]
         return tf.where(hole[..., None], 0.0, image)
 
     return _with_probability(probability, u[0], cut, image)
@@ -400,6 +402,9 @@ def compose(
             shape = tf.shape(image)
             whole = (0, 0, shape[0], shape[1])
             image = crop_and_resize(image, whole, (image_size, image_size))
+        elif operations[0] != "crop":
+            # The crop itself reads less when it gets the pixels as they are.
+            image = to_float(image)
         for number, part in parts:
             image = part(image, _fold_in(seed, number))
             if number == 0:

@@ -411,8 +411,8 @@ def open_source(
 
     Args:
       dataset: a TFDS name; 'folder:PATH'; 'npz:PATH' with arrays `images` and
-        optionally `labels`; 'photographs'; or 'synthetic:SIZE' (1,281,167 noise images
-        of SIZE pixels).
+        optionally `labels`, where '{split}' in PATH stands for the split;
+        'photographs'; or 'synthetic:SIZE' (1,281,167 noise images of SIZE pixels).
       split: of TFDS and photographs; for a folder a sub-folder or 'all'.
       data_dir: where TFDS datasets are prepared.
       image_key: the image feature of a TFDS dataset.
@@ -425,7 +425,7 @@ def open_source(
     if kind == "folder":
         return FolderSource(argument, split=split)
     if kind == "npz":
-        return _open_npz(argument)
+        return _open_npz(argument.replace("{split}", split))
     if kind == "synthetic":
         return SyntheticSource(num_examples=1_281_167, image_size=int(argument or 224))
     if dataset == "photographs":

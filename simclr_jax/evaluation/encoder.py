@@ -7,12 +7,14 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.models.simclr import Tree
 from simclr_jax.training import checkpoints, recipe, run_directory
+from simclr_jax.training import step as training_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +102,18 @@ def _shapes(encoder: ResNet, image_size: int) -> Tree:
 
 
 def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
-    """The same encoder with random weights, to compare with."""
-    size = pretrained.preprocessing.image_size
-    variables = jax.jit(pretrained.encoder.init)(
-        jax.random.key(pretrained.config["seed"]), jnp.zeros((1, size, size, 3))
+    """The encoder with the weights that its training started from."""
+    config = config_dict.ConfigDict(pretrained.config)
+    init = training_step.compile_init(
+        recipe.make_recipe(config, num_classes=None),
+        parallel.create_mesh(),
+        image_size=config.image_size,
     )
-    mesh = parallel.create_mesh()
-    variables = jax.device_put(variables, parallel.replicated(mesh))
+    state = init(jax.random.key(config.seed))
+    variables = {
+        "params": state.params["encoder"],
+        "batch_stats": state.batch_stats["encoder"],
+    }
     return dataclasses.replace(pretrained, variables=variables, step=0)
 
 

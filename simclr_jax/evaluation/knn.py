@@ -82,6 +82,7 @@ def _nearest(
         labels = np.pad(bank_labels[start : start + size], (0, missing))
         block, labels = jax.device_put((block, labels), whole)
         best = _merge(best, sharded, block, labels, size - missing, k=k)
+        jax.block_until_ready(best)  # so that blocks do not pile up on the devices
     similarities, neighbours = jax.device_get(best)
     return similarities[:count], neighbours[:count]
 

@@ -50,6 +50,7 @@ def train_classifier(
         functools.partial(_step, encode=encode, optimizer=optimizer), donate_argnums=0
     )
     carry = None
+    loss: jax.Array | None = None
     last_line = time.monotonic()
     for number in range(num_steps):
         batch = parallel.shard_batch(mesh, next(batches))
@@ -61,7 +62,9 @@ def train_classifier(
             carry = jax.device_put(
                 (classifier, optimizer.init(classifier)), parallel.replicated(mesh)
             )
-        carry, loss = step(carry, batch)
+        previous, (carry, loss) = loss, step(carry, batch)
+        # One step runs while the next is prepared; more would only pile up.
+        jax.block_until_ready(previous)
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("linear_sgd: step %d/%d, loss %.3f", number + 1, num_steps, loss)
             last_line = time.monotonic()

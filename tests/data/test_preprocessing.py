@@ -1,0 +1,156 @@
+"""Evaluation preprocessing, in NumPy and in TensorFlow."""
+
+import numpy as np
+import pytest
+
+from simclr_jax.data import augment
+from simclr_jax.data.preprocessing import Preprocessing, resize_bicubic
+
+TOLERANCE = 2e-6
+
+
+def _numpy(image, size, proportion):
+    return Preprocessing(image_size=size, crop_proportion=proportion)(image)[0]
+
+
+def _tensorflow(image, size, proportion):
+    return augment.center_crop_and_resize(
+        image, image_size=size, crop_proportion=proportion
+    ).numpy()
+
+
+IMPLEMENTATIONS = pytest.mark.parametrize("prepare", [_numpy, _tensorflow])
+
+
+def _noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def reference(golden):
+    return golden("data_resize")
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_agrees_with_the_reference(prepare, number, reference):
+    image = reference[f"eval/{number}/input_uint8"]
+    np.testing.assert_allclose(
+        prepare(image, 32, 0.875),
+        reference[f"eval/{number}/out32"],
+        rtol=0,
+        atol=TOLERANCE,
+    )
+    np.testing.assert_allclose(
+        prepare(image, 224, 0.875)[::4, ::4],
+        reference[f"eval/{number}/out224_every4th"],
+        rtol=0,
+        atol=TOLERANCE,
+    )
+
+
+@IMPLEMENTATIONS
+def test_leaves_an_image_of_the_size_alone_without_crop(prepare, reference):
+    image = reference["eval/nocrop32/input_uint8"]
+    result = prepare(image, 32, 1.0)
+    for expected in (reference["eval/nocrop32/out32"], image / 255):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("proportion", [0.875, 1.0, 0.5, 0.65, 0.9])
+def test_implementations_agree_on_random_sizes(proportion):
+    generator = np.random.default_rng(int(1000 * proportion))
+    for height, width in generator.integers(20, 300, (12, 2)):
+        image = _noise(height, width, 3, seed=height * width)
+        np.testing.assert_allclose(
+            _numpy(image, 32, proportion),
+            _tensorflow(image, 32, proportion),
+            rtol=0,
+            atol=TOLERANCE,
+            err_msg=f"{height}x{width}",
+        )
+
+
+@pytest.mark.parametrize(("short", "proportion"), [(190, 0.65), (350, 0.65)])
+def test_implementations_round_the_crop_alike(short, proportion):
+    # 190 * 0.65 is half a pixel only in float32.
+    image = _noise(short, short, 3)
+    np.testing.assert_allclose(
+        _numpy(image, 32, proportion),
+        _tensorflow(image, 32, proportion),
+        rtol=0,
+        atol=TOLERANCE,
+    )
+
+
+@IMPLEMENTATIONS
+def test_crop_is_central_and_odd_remainders_go_to_the_start(prepare):
+    # 11 -> round(9.625) = 10 rows, of which the first is number (11 - 10 + 1) // 2 = 1.
+    image = np.zeros((11, 11, 3), np.uint8)
+    image[0], image[:, 0] = 255, 255
+    np.testing.assert_array_equal(prepare(image, 10, 0.875), 0.0)
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(("short", "side"), [(4, 2), (12, 8), (20, 12), (28, 18)])
+def test_halves_round_to_even(prepare, short, side):
+    # 0.625 of 4, 12, 20, 28 is 2.5, 7.5, 12.5, 17.5.
+    image = _noise(short, short, 3)
+    offset = (short - side + 1) // 2
+    expected = image[offset : offset + side, offset : offset + side] / 255
+    result = prepare(image, side, 0.625)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
+
+
+@IMPLEMENTATIONS
+def test_output_is_float32_in_0_1(prepare):
+    checks = 255 * np.kron(_noise(9, 9, 3) % 2, np.ones((5, 5, 1), np.uint8))
+    result = prepare(checks, 64, 0.875)
+    assert result.dtype == np.float32
+    assert result.min() == 0
+    assert result.max() == 1
+
+
+@pytest.mark.parametrize(("old", "new"), [(7, 32), (100, 32), (32, 31), (1, 4)])
+def test_resizing_keeps_constants(old, new):
+    image = np.full((old, old + 3, 3), 0.3, np.float32)
+    np.testing.assert_allclose(resize_bicubic(image, new), 0.3, rtol=1e-6)
+
+
+def test_takes_a_batch_a_list_or_one_image():
+    prepare = Preprocessing(image_size=24, crop_proportion=0.875)
+    images = [_noise(40, 50, 3), _noise(31, 24, 3, seed=1), _noise(24, 24, 3, seed=2)]
+    together = prepare(images)
+    assert together.shape == (3, 24, 24, 3)
+    for image, expected in zip(images, together, strict=True):
+        np.testing.assert_array_equal(prepare(image), expected[None])
+        np.testing.assert_array_equal(prepare(image[None]), expected[None])
+    np.testing.assert_array_equal(prepare(np.stack(images[:1] * 2))[1], together[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_takes_floats_in_0_1(dtype):
+    prepare = Preprocessing(image_size=16, crop_proportion=0.875)
+    image = _noise(30, 20, 3)
+    tolerance = 1e-3 if dtype == np.float16 else TOLERANCE
+    result = prepare((image / 255).astype(dtype))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, prepare(image), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 3), np.int32), "dtype int32"),
+        (np.zeros((8, 8, 3), bool), "dtype bool"),
+        (np.zeros((2, 8, 8, 1), np.uint8), r"shape \(8, 8, 1\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
+        (np.zeros((8, 8), np.uint8), r"must be \[H, W, 3\]"),
+        (np.full((8, 8, 3), 255.0), r"values in \[255, 255\].*\[0, 1\]"),
+        (np.full((8, 8, 3), -0.1), "values in"),
+        (np.full((8, 8, 3), np.nan), "values in"),
+    ],
+)
+def test_refuses_what_is_no_image(image, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(image_size=8, crop_proportion=0.875)(image)

@@ -1,0 +1,211 @@
+"""Projection heads, and the model that joins encoder, head and probe."""
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax.models import SimCLR, create_encoder, create_projection_head
+
+IMAGES = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+
+
+def leaves(tree):
+    """Shapes by path, as 'dense1/kernel'."""
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def head_shapes(width=32, **settings):
+    head = create_projection_head(**settings)
+    h = jax.ShapeDtypeStruct((4, width), jnp.float32)
+    variables = jax.eval_shape(head.init, jax.random.key(0), h)
+    return variables, jax.eval_shape(head.apply, variables, h)
+
+
+def small_model(**settings):
+    encoder = create_encoder(depth=18, width=0.1, stem="cifar")
+    return SimCLR(encoder, create_projection_head(output_dim=8, **settings), 5)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small model with its first parameters and statistics, and both modes."""
+    model = small_model()
+    params, stats = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    return model, params, stats, jax.jit(model.apply, static_argnames="train")
+
+
+def test_no_head_returns_h():
+    head = create_projection_head(kind="none")
+    h = jnp.arange(6.0).reshape(2, 3)
+    variables = head.init(jax.random.key(0), h)
+    assert not variables
+    np.testing.assert_array_equal(head.apply(variables, h), h)
+
+
+def test_linear_head_has_one_layer():
+    variables, z = head_shapes(kind="linear", output_dim=8, num_layers=3)
+    assert leaves(variables["params"]) == {"dense1/kernel": (32, 8), "bn1/scale": (8,)}
+    assert z.shape == (4, 8)
+
+
+@pytest.mark.parametrize(("hidden_dim", "hidden"), [(None, 32), (20, 20)])
+def test_nonlinear_head_has_hidden_layers_as_wide_as_h(hidden_dim, hidden):
+    variables, z = head_shapes(num_layers=3, output_dim=8, hidden_dim=hidden_dim)
+    assert leaves(variables["params"]) == {
+        "dense1/kernel": (32, hidden),
+        "bn1/scale": (hidden,),
+        "bn1/bias": (hidden,),
+        "dense2/kernel": (hidden, hidden),
+        "bn2/scale": (hidden,),
+        "bn2/bias": (hidden,),
+        "dense3/kernel": (hidden, 8),
+        "bn3/scale": (8,),
+    }
+    assert z.shape == (4, 8)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 4])
+def test_only_the_last_batch_norm_has_no_offset(num_layers):
+    variables, _ = head_shapes(num_layers=num_layers)
+    names = leaves(variables["params"])
+    assert [f"bn{i}/bias" in names for i in range(1, num_layers + 1)] == [
+        i < num_layers for i in range(1, num_layers + 1)
+    ]
+    assert not any(n.startswith("dense") and n.endswith("bias") for n in names)
+
+
+def test_nonlinear_head_by_hand():
+    head = create_projection_head(num_layers=2, output_dim=3)
+    h = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    variables = head.init(jax.random.key(0), h)
+    variables["params"]["bn1"]["bias"] += 0.5
+
+    def normalised(x):
+        return (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5)
+
+    params = jax.tree.map(np.asarray, variables["params"])
+    hidden = np.maximum(normalised(h @ params["dense1"]["kernel"]) + 0.5, 0)
+    want = normalised(hidden @ params["dense2"]["kernel"])
+    z, _ = head.apply(variables, h, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(z, want, rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_start_small():
+    head = create_projection_head(num_layers=1, output_dim=200)
+    variables = head.init(jax.random.key(0), jnp.zeros((1, 100)))
+    assert np.std(variables["params"]["dense1"]["kernel"]) == pytest.approx(0.01, 0.05)
+
+
+def test_bfloat16_head_keeps_float32_at_its_ends():
+    variables, z = head_shapes(dtype=jnp.bfloat16)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    assert z.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "mlp"},
+        {"num_layers": 0},
+        {"output_dim": 0},
+        {"hidden_dim": 0},
+        {"hidden_dim": -1},
+    ],
+)
+def test_errors_name_the_argument(change):
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: must be"):
+        create_projection_head(**change)
+
+
+def test_parts_of_the_model(trained):
+    model, params, stats, apply = trained
+    assert set(params) == {"encoder", "head", "probe"}
+    assert set(stats) == {"encoder", "head"}
+    outputs, _ = apply(params, stats, IMAGES, train=False)
+    width = model.encoder.feature_width
+    assert outputs.h.shape == (4, width)
+    assert outputs.z.shape == (4, 8)
+    assert outputs.logits.shape == (4, 5)
+    assert leaves(params["probe"]) == {"kernel": (width, 5), "bias": (5,)}
+
+
+def test_parts_without_parameters_are_absent():
+    encoder = create_encoder(depth=18, width=0.1)
+    model = SimCLR(encoder, create_projection_head(kind="none"))
+    params, stats = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    assert set(params) == set(stats) == {"encoder"}
+    apply = lambda p, s: model.apply(p, s, IMAGES, train=True)  # noqa: E731
+    outputs, updated = jax.eval_shape(apply, params, stats)
+    assert outputs.logits is None
+    assert outputs.z.shape == outputs.h.shape
+    assert set(updated) == {"encoder"}
+
+
+def test_probe_does_not_shape_the_encoder(trained):
+    _, params, stats, apply = trained
+
+    def probe_loss(params):
+        outputs, _ = apply(params, stats, IMAGES, train=True)
+        return jnp.sum(jax.nn.log_softmax(outputs.logits)[:, 0])
+
+    gradient = jax.grad(probe_loss)(params)
+    assert np.any(gradient["probe"]["kernel"])
+    assert np.any(gradient["probe"]["bias"])
+    for part in ("encoder", "head"):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient[part]))
+
+
+def test_projection_does_shape_the_encoder(trained):
+    _, params, stats, apply = trained
+
+    def loss(params):
+        outputs, _ = apply(params, stats, IMAGES, train=True)
+        return jnp.sum(outputs.z[:, 0] ** 3)
+
+    gradient = jax.grad(loss)(params)
+    assert np.any(gradient["encoder"]["stem"]["conv1"]["kernel"])
+    assert np.any(gradient["head"]["dense1"]["kernel"])
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["probe"]))
+
+
+def test_evaluation_looks_at_each_image_alone(trained):
+    _, params, stats, apply = trained
+    together, same = apply(params, stats, IMAGES, train=False)
+    jax.tree.map(np.testing.assert_array_equal, same, stats)
+    alone, _ = apply(params, stats, IMAGES[:2], train=False)
+    for got, want in zip(alone, together, strict=True):
+        np.testing.assert_allclose(got, want[:2], rtol=1e-4, atol=1e-6)
+
+
+def test_training_looks_at_the_batch_and_moves_all_statistics(trained):
+    _, params, stats, apply = trained
+    together, updated = apply(params, stats, IMAGES, train=True)
+    alone, _ = apply(params, stats, IMAGES[:2], train=True)
+    assert np.abs(alone.h - together.h[:2]).max() > 1e-3
+    assert jax.tree.structure(updated) == jax.tree.structure(stats)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), updated, stats)
+    assert all(jax.tree.leaves(moved))
+    # Of the projections, the statistics of this batch leave mean 0 and variance 1.
+    np.testing.assert_allclose(np.mean(together.z, axis=0), 0, atol=1e-4)
+
+
+def test_momentum_is_the_share_that_is_kept():
+    h = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) + 2
+    head = create_projection_head(num_layers=1, batch_norm_momentum=0.75)
+    variables = head.init(jax.random.key(0), h)
+    _, updates = head.apply(variables, h, train=True, mutable=["batch_stats"])
+    x = h @ variables["params"]["dense1"]["kernel"]
+    got = updates["batch_stats"]["bn1"]
+    np.testing.assert_allclose(got["mean"], 0.25 * x.mean(axis=0), rtol=1e-4)
+    want = 0.75 + 0.25 * np.var(x, axis=0)
+    np.testing.assert_allclose(got["var"], want, rtol=1e-5)
+
+
+def test_model_is_a_static_argument():
+    assert hash(small_model()) == hash(small_model())
+    assert small_model() == small_model()
+    assert small_model() != small_model(num_layers=2)

@@ -1,0 +1,267 @@
+"""The commands as a user meets them: help, errors in one line, kill and resume."""
+
+import json
+import pathlib
+import signal
+import time
+
+import commands
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from simclr_jax.training import writers
+
+
+def tiny_config(workdir: pathlib.Path, *overrides: str) -> list[str]:
+    return [*commands.TINY, f"--workdir={workdir}", *overrides]
+
+
+def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    folder = workdir / "checkpoints" / str(step) / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(folder)
+    import jax
+
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, process) -> None:
+    path = workdir / writers.FILE_NAME
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        if path.exists() and any(
+            record["step"] >= step for record in writers.read_metrics(path)
+        ):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"no step {step} in {path}")
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
+    settings = (
+        "--config.schedule.train_steps=40",
+        "--config.checkpoint.every_steps=5",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = commands.start("pretrain", *tiny_config(whole, *settings))
+    process = commands.start("pretrain", *tiny_config(killed, *settings))
+    wait_for_step(killed, 13, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = [int(p.name) for p in (killed / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(done) < 40, "the run was over before it was killed"
+
+    code, _, err = commands.run("pretrain", *tiny_config(killed, *settings))
+    assert code == 0, err
+    assert "Going on from the checkpoint of step" in err
+    assert uninterrupted.communicate(timeout=600) is not None
+    assert uninterrupted.returncode == 0
+
+    expected, resumed = saved_arrays(whole, 40), saved_arrays(killed, 40)
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+    steps = [r["step"] for r in writers.read_metrics(killed / writers.FILE_NAME)]
+    assert steps == list(range(1, 41)), "each step is in the metrics once"
+
+    # The same command once more finds nothing to do.
+    code, _, err = commands.run("pretrain", *tiny_config(killed, *settings))
+    assert code == 0
+    assert "Nothing to do" in err
+
+
+def test_evaluate_measures_a_run_and_leaves_receipts(tmp_path):
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 130), ("test", 70)):
+        images = generator.integers(0, 256, (count, 8, 8, 3), np.uint8)
+        labels = np.arange(count) % 3
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=labels)
+    run = tmp_path / "run"
+    dataset = f"npz:{tmp_path}/{{split}}.npz"
+    code, _, err = commands.run(
+        "pretrain",
+        *tiny_config(
+            run,
+            "--config.schedule.train_steps=2",
+            f"--config.data.dataset={dataset}",
+        ),
+    )
+    assert code == 0, err
+    assert list(run.glob("events.out.tfevents.*"))
+    code, out, err = commands.run(
+        "evaluate",
+        f"--workdir={run}",
+        "--protocol=knn,linear,linear_sgd",
+        "--baselines",
+        "--set=evaluation.sgd_epochs=2",
+        "--set=evaluation.sgd_batch_size=64",
+        "--set=evaluation.lbfgs_steps=5",
+    )
+    assert code == 0, err
+    assert "pretrained" in out
+    for protocol in ("knn", "linear", "linear_sgd"):
+        receipt = json.loads((run / "eval" / f"{protocol}.json").read_text())
+        assert receipt["protocol"] == protocol
+        assert 0 <= receipt["value"] <= 1
+        assert receipt["dataset"] == dataset
+        assert receipt["test_split"] == "test"
+        assert receipt["num_test"] == 70
+        assert receipt["checkpoint_step"] == 2
+        assert receipt["encoder_checksum_before"] == receipt["encoder_checksum_after"]
+        assert set(receipt["baselines"]) == {"pixels", "untrained"}
+
+
+def test_a_flat_folder_without_labels_pretrains(tmp_path):
+    generator = np.random.default_rng(0)
+    for i in range(20):
+        size = (int(generator.integers(20, 60)), int(generator.integers(20, 60)), 3)
+        image = Image.fromarray(generator.integers(0, 256, size, np.uint8))
+        image.save(tmp_path / f"{i}.jpg")
+    run = tmp_path / "run"
+    code, _, err = commands.run(
+        "pretrain",
+        f"--config=configs/folder.py:{tmp_path}",
+        f"--workdir={run}",
+        "--config.image_size=16",
+        "--config.encoder.depth=18",
+        "--config.encoder.width=0.0625",
+        "--config.encoder.compute_dtype=float32",
+        "--config.batch.batch_size=16",
+        "--config.evaluation.batch_size=16",
+        "--config.schedule.train_steps=2",
+    )
+    assert code == 0, err
+    (_, last) = writers.read_metrics(run / writers.FILE_NAME)
+    assert np.isfinite(last["loss"])
+    assert "probe_loss" not in last
+    code, _, err = commands.run("evaluate", f"--workdir={run}", "--protocol=knn")
+    assert code == 2
+    assert err.startswith("error: ")
+
+
+@pytest.fixture
+def odd_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "notes.jpg").write_text("no image at all")
+    return tmp_path
+
+
+BAD_INPUTS = {
+    "unknown config key": (
+        ["--config.loss.temprature=0.1"],
+        ["temprature"],
+    ),
+    "wrong type": (["--config.batch.batch_size=many"], ["batch_size", "many"]),
+    "unknown config file": (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+    "bad config argument": (["--config=configs/imagenet.py:big"], ["big", "DEPTHx"]),
+    "zero temperature": (
+        ["--config.loss.temperature=0"],
+        ["config.loss.temperature", "0.0", "must be positive"],
+    ),
+    "negative temperature": (
+        ["--config.loss.temperature=-0.5"],
+        ["config.loss.temperature", "-0.5", "must be positive"],
+    ),
+    "indivisible batch": (
+        ["--config.batch.batch_size=17"],
+        ["config.batch.batch_size", "17", "divisible by the 8 devices"],
+    ),
+    "batch above the dataset": (
+        ["--config.batch.batch_size=8000"],
+        ["config.batch.batch_size", "8000", "7200"],
+    ),
+    "unknown operation": (
+        ["--config.augment.operations=('crop','swirl')"],
+        ["config.augment.operations", "swirl"],
+    ),
+    "missing folder": (["--config.data.dataset=folder:{}/none"], ["{}/none"]),
+    "empty folder": (["--config.data.dataset=folder:{}/empty"], ["{}/empty", "no ima"]),
+    "a file that is no image": (
+        ["--config.data.dataset=folder:{}/broken"],
+        ["{}/broken/notes.jpg", "is no readable image"],
+    ),
+    "missing dataset": (
+        ["--config.data.dataset=cifar10", "--config.data.data_dir={}/none"],
+        ["cifar10", "{}/none", "tfds build"],
+    ),
+    "unknown split": (["--config.data.split=trian"], ["trian", "train, test"]),
+    "stray argument": (["--config.seed=1", "stray"], ["stray"]),
+}
+
+
+def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
+    def fill(texts: list[str]) -> list[str]:
+        split = "--config.data.split=all"
+        filled = [text.replace("{}", str(odd_folders)) for text in texts]
+        return [split, *filled] if any("folder:" in text for text in texts) else filled
+
+    pending = list(BAD_INPUTS.items())
+    problems = []
+    while pending:
+        # Two at a time: each start takes seconds, most of them imports.
+        group, pending = pending[:2], pending[2:]
+        started = [
+            (
+                name,
+                needles,
+                commands.start(
+                    "pretrain",
+                    "--config=configs/smoke.py",
+                    f"--workdir={tmp_path / 'run'}",
+                    *fill(arguments),
+                ),
+            )
+            for name, (arguments, needles) in group
+        ]
+        for name, needles, process in started:
+            _, err = process.communicate(timeout=300)
+            needles = [needle.replace("{}", str(odd_folders)) for needle in needles]
+            one_line = err.startswith("error: ") and err.count("\n") == 1
+            named = all(needle in err for needle in needles)
+            if process.returncode != 2 or not one_line or not named:
+                problems.append((name, process.returncode, err[-500:]))
+    assert not problems
+    assert not (tmp_path / "run").exists(), "bad input left files behind"
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+    run = tmp_path / "run"
+    two = "--config.schedule.train_steps=2"
+    code, _, err = commands.run("pretrain", *tiny_config(run, two))
+    assert code == 0, err
+    other = tiny_config(run, two, "--config.loss.temperature=0.2")
+    code, _, err = commands.run("pretrain", *other)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "loss.temperature: 0.5 -> 0.2" in err
+    assert "--allow_config_change" in err
+    code, _, err = commands.run("pretrain", *other, "--allow_config_change")
+    assert code == 0, err
+    # What only concerns storing and watching may change freely.
+    other = tiny_config(
+        run, two, "--config.loss.temperature=0.2", "--config.log.every_steps=7"
+    )
+    code, _, err = commands.run("pretrain", *other)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("module", ["pretrain", "evaluate"])
+def test_help_shows_the_flags(module):
+    _, out, err = commands.run(module, "--help")
+    assert "--workdir" in out + err
+    assert f"python -m simclr_jax.{module}" in out + err
+
+
+@pytest.mark.parametrize("module", ["pretrain", "evaluate"])
+def test_missing_flags_are_named(module):
+    code, _, err = commands.run(module)
+    assert code == 2
+    assert "workdir" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,208 @@
+"""Every config file runs, and every key of the base config does something."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from configs import base, cifar10, folder, imagenet, smoke
+from simclr_jax.errors import ConfigError
+from simclr_jax.evaluation import protocols
+from simclr_jax.training import loop, recipe, run_directory, validation
+
+CONFIGS = {
+    "base": base.get_config(),
+    "imagenet": imagenet.get_config(),
+    "imagenet:18x0.25": imagenet.get_config("18x0.25"),
+    "cifar10": cifar10.get_config(),
+    "cifar10:200epochs": cifar10.get_config("200epochs"),
+    "folder": folder.get_config("images"),
+    "smoke": smoke.get_config(),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_is_valid_and_builds_its_parts(name):
+    config = CONFIGS[name]
+    validation.validate(config)
+    config = validation.resolve(config, num_examples=50_000)
+    parts = recipe.make_recipe(config, num_classes=10)
+    assert parts.model.encoder.depth == config.encoder.depth
+    assert (
+        validation.flatten(config).keys() == validation.flatten(CONFIGS["base"]).keys()
+    )
+
+
+def test_every_config_file_is_tested():
+    files = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")}
+    assert files == {name.split(":")[0] for name in CONFIGS}
+
+
+def test_imagenet_argument_picks_depth_and_width():
+    config = imagenet.get_config("101x2")
+    assert (config.encoder.depth, config.encoder.width) == (101, 2.0)
+    with pytest.raises(ValueError, match="DEPTHxWIDTH"):
+        imagenet.get_config("large")
+
+
+def test_cifar10_has_the_learning_rate_of_the_reference():
+    config = validation.resolve(cifar10.get_config(), num_examples=50_000)
+    parts = recipe.make_recipe(config, num_classes=10)
+    assert config.encoder.stem == "cifar"
+    assert config.schedule.warmup_steps == 970
+    assert float(parts.schedule(970)) == pytest.approx(2.0)
+
+
+class Recorder:
+    """A config that notes which leaves are read."""
+
+    def __init__(self, config, seen: set[str], prefix: str = "") -> None:
+        self.__dict__.update(_config=config, _seen=seen, _prefix=prefix)
+
+    def __getitem__(self, name):
+        value = self._config[name]
+        if isinstance(value, config_dict.ConfigDict):
+            return Recorder(value, self._seen, f"{self._prefix}{name}.")
+        self._seen.add(self._prefix + name)
+        return value
+
+    __getattr__ = __getitem__
+
+    def __setitem__(self, name, value):
+        self._config[name] = value
+
+    __setattr__ = __setitem__
+
+    def keys(self):
+        return self._config.keys()
+
+    def copy_and_resolve_references(self):
+        copy = self._config.copy_and_resolve_references()
+        return Recorder(copy, self._seen, self._prefix)
+
+
+def test_no_key_is_dead(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = generator.integers(0, 256, (48, 8, 8, 3), np.uint8)
+        np.savez(tmp_path / split, images=images, labels=np.arange(48) % 3)
+    config = smoke.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.dataset": f"npz:{tmp_path}/{{split}}.npz",
+            "image_size": 8,
+            "encoder.width": 0.0625,
+            "batch.batch_size": 16,
+            "schedule.train_steps": None,
+            "schedule.warmup_steps": None,
+            "schedule.train_epochs": 0.5,
+            "schedule.warmup_epochs": 0.0,
+            "evaluation.batch_size": 16,
+            "evaluation.sgd_batch_size": 16,
+            "evaluation.sgd_epochs": 1.0,
+            "evaluation.lbfgs_steps": 2,
+        }
+    )
+    names = [name for name in config.augment if name != "operations"]
+    config.augment.operations = tuple(names)
+
+    seen: set[str] = set()
+    claim, override = run_directory.claim, protocols._with_overrides
+    # What looks at every key whatever it means does not count.
+    monkeypatch.setattr(validation, "validate", lambda config: None)
+    monkeypatch.setattr(validation, "check_devices", lambda config, devices: None)
+    monkeypatch.setattr(
+        run_directory,
+        "claim",
+        lambda workdir, config, **kwargs: claim(workdir, config._config, **kwargs),
+    )
+    monkeypatch.setattr(
+        protocols,
+        "_with_overrides",
+        lambda *arguments: Recorder(override(*arguments), seen),
+    )
+    workdir = str(tmp_path / "run")
+    loop.train(Recorder(config, seen), workdir)
+    protocols.evaluate(workdir, list(protocols.PROTOCOLS))
+    for name in recipe.OPTIMIZERS:
+        config.optimizer.name = name
+        recipe.make_optimizer(Recorder(config.optimizer, seen, "optimizer."), 0.1)
+    assert set(validation.flatten(base.get_config())) - seen == set()
+
+
+BAD_VALUES = {
+    "seed": -1,
+    "image_size": 4,
+    "batch.batch_size": 1,
+    "augment.crop.area_min": 0.0,
+    "augment.crop.area_max": 1.5,
+    "augment.crop.sampler": "centre",
+    "augment.flip.probability": 1.1,
+    "augment.operations": ("crop", "crop"),
+    "augment.color_jitter.hue": 0.6,
+    "augment.color_jitter.strength": -1.0,
+    "augment.blur.sigma_min": 3.0,
+    "encoder.depth": 20,
+    "encoder.width": 0.0,
+    "encoder.stem": "tiny",
+    "encoder.compute_dtype": "float16",
+    "encoder.batch_norm_momentum": 1.0,
+    "head.kind": "mlp",
+    "head.num_layers": 0,
+    "loss.name": "triplet",
+    "loss.temperature": 0.0,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 0.0,
+    "optimizer.scaling": "cubic",
+    "optimizer.weight_decay": -1e-4,
+    "schedule.train_epochs": 0.0,
+    "schedule.train_steps": 0,
+    "schedule.warmup_steps": -1,
+    "checkpoint.every_steps": 0,
+    "log.every_steps": 0,
+    "evaluation.crop_proportion": 0.0,
+    "evaluation.l2_penalties": (-1.0,),
+}
+
+
+@pytest.mark.parametrize("key", BAD_VALUES)
+def test_bad_values_name_key_value_and_rule(key):
+    config = base.get_config()
+    config.update_from_flattened_dict({key: BAD_VALUES[key]})
+    with pytest.raises(ConfigError) as error:
+        validation.validate(config)
+    message = str(error.value)
+    assert message.startswith(f"config.{key}={BAD_VALUES[key]!r}: ")
+    assert "must" in message
+    assert "\n" not in message
+
+
+def test_a_config_without_a_key_is_refused():
+    config = base.get_config().unlock()
+    del config.loss["temperature"]
+    with pytest.raises(ConfigError, match=r"config\.loss\.temperature: missing"):
+        validation.validate(config)
+
+
+def test_stems_follow_the_image_size_and_a_mismatch_is_told(caplog):
+    config = base.get_config()
+    config.image_size = 32
+    assert validation.resolve(config, num_examples=5000).encoder.stem == "cifar"
+    config.image_size = 33
+    assert validation.resolve(config, num_examples=5000).encoder.stem == "imagenet"
+    assert not caplog.records
+    config.encoder.stem = "cifar"
+    validation.resolve(config, num_examples=5000)
+    assert "config.encoder.stem" in caplog.text
+
+
+def test_hashes_and_differences():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    assert validation.config_hash(old) == validation.config_hash(new)
+    new["log"]["every_steps"] = 1
+    new["data"]["data_dir"] = "elsewhere"
+    assert validation.differing_keys(old, new) == []
+    new["loss"]["temperature"] = 0.2
+    assert validation.differing_keys(old, new) == ["loss.temperature: 0.1 -> 0.2"]
+    assert validation.config_hash(old) != validation.config_hash(new)

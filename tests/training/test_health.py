@@ -1,0 +1,39 @@
+"""The verdict in words."""
+
+import math
+
+import pytest
+
+from simclr_jax.training.health import HealthMonitor
+
+GOOD = {
+    "loss": 4.0,
+    "chance": math.log(511),
+    "effective_rank_z": 8.0,
+    "negative_similarity": 0.1,
+}
+
+
+def test_healthy():
+    assert HealthMonitor().update(10, GOOD) == "healthy"
+
+
+def test_at_chance_says_since_when():
+    monitor = HealthMonitor()
+    stuck = {**GOOD, "loss": math.log(511) - 0.01}
+    assert monitor.update(10, GOOD) == "healthy"
+    assert monitor.update(20, stuck).startswith("at chance since step 20: ")
+    assert monitor.update(30, stuck).startswith("at chance since step 20: ")
+    assert monitor.update(40, GOOD) == "healthy"
+    assert monitor.update(50, stuck).startswith("at chance since step 50: ")
+
+
+@pytest.mark.parametrize(
+    "sign", [{"effective_rank_z": 1.1}, {"negative_similarity": 0.999}]
+)
+def test_collapsed(sign):
+    # A collapsed projection is at chance too; the cause is the better word.
+    metrics = {**GOOD, "loss": math.log(511), **sign}
+    verdict = HealthMonitor().update(5, metrics)
+    assert verdict.startswith("collapsed since step 5: ")
+    assert "learning rate" in verdict

@@ -1,0 +1,148 @@
+"""The loop in this process: divergence, metrics, checkpoints that survive faults."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import smoke
+from simclr_jax import load, parallel
+from simclr_jax.errors import CheckpointError, CheckpointNotFound, TrainingDiverged
+from simclr_jax.training import checkpoints, loop, recipe, step, writers
+
+
+def tiny_config(**overrides):
+    config = smoke.get_config()
+    config.update_from_flattened_dict(
+        {
+            "image_size": 8,
+            "encoder.width": 0.0625,
+            "batch.batch_size": 16,
+            "evaluation.batch_size": 64,
+            "schedule.train_steps": 4,
+            "schedule.warmup_steps": 0,
+            "checkpoint.every_steps": 2,
+            "log.every_steps": 1,
+            "log.tensorboard": False,
+            **overrides,
+        }
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    state = loop.train(tiny_config(), str(workdir))
+    return workdir, jax.device_get(state)
+
+
+def test_every_logged_step_has_every_metric(finished_run):
+    workdir, _ = finished_run
+    records = writers.read_metrics(workdir / writers.FILE_NAME)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    wanted = {
+        "loss",
+        "chance",
+        "loss_of_chance",
+        "contrastive_accuracy",
+        "contrastive_entropy",
+        "positive_similarity",
+        "negative_similarity",
+        "effective_rank_h",
+        "effective_rank_z",
+        "gradient_norm",
+        "update_norm",
+        "learning_rate",
+        "images_per_sec",
+        "input_wait_share",
+        "probe_loss",
+        "probe_accuracy",
+        "health",
+    }
+    for record in records:
+        assert wanted <= record.keys()
+        assert record["chance"] == pytest.approx(np.log(31))
+        assert 0 <= record["input_wait_share"] <= 1
+
+
+def test_the_encoder_of_a_checkpoint_is_that_of_the_state(finished_run):
+    workdir, state = finished_run
+    pretrained = load(str(workdir))
+    assert pretrained.step == 4
+    for name, value in (("params", state.params), ("batch_stats", state.batch_stats)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.device_get(pretrained.variables[name]),
+            value["encoder"],
+        )
+    assert load(str(workdir), step=2).step == 2
+    with pytest.raises(CheckpointNotFound, match=r"step 3; there are 2, 4"):
+        load(str(workdir), step=3)
+
+
+def test_load_encodes_images_of_any_size_and_batch(finished_run):
+    workdir, _ = finished_run
+    pretrained = load(str(workdir))
+    images = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), np.uint8)
+    h = pretrained.encode(images)
+    assert h.shape == (5, pretrained.encoder.feature_width)
+    assert h.dtype == np.float32
+    np.testing.assert_allclose(pretrained.encode(images, batch_size=2), h, rtol=1e-5)
+    np.testing.assert_allclose(pretrained.encode(images / 255.0), h, rtol=1e-4)
+    np.testing.assert_allclose(pretrained.encode(images[3])[0], h[3], rtol=1e-5)
+    prepared = pretrained.preprocessing(images)
+    direct = pretrained.encoder.apply(pretrained.variables, prepared, train=False)
+    np.testing.assert_allclose(h, direct, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    loop.train(tiny_config(), str(tmp_path))
+    wild = tiny_config(**{"schedule.train_steps": 10, "optimizer.learning_rate": 1e30})
+    with pytest.raises(TrainingDiverged, match=r"step \d+: \w+ is (nan|inf)"):
+        loop.train(wild, str(tmp_path), allow_config_change=True)
+    _, latest = checkpoints.open_for_reading(str(tmp_path), None)
+    values = jax.tree.leaves(load(str(tmp_path), step=latest).variables)
+    assert latest >= 4
+    assert all(np.isfinite(np.asarray(value)).all() for value in values)
+
+
+def test_damaged_and_unfinished_checkpoints(finished_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    folder = workdir / checkpoints.FOLDER
+    # A save that a kill cut off leaves a folder that does not count.
+    shutil.copytree(folder / "4", folder / "6.orbax-checkpoint-tmp")
+    assert checkpoints.open_for_reading(str(workdir), None)[1] == 4
+
+    for file in (folder / "4" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"checkpoints/4: cannot be restored"):
+        loop.train(tiny_config(), str(workdir))
+    # As the message says: without it, the run goes on from the one before.
+    shutil.rmtree(folder / "4")
+    state = loop.train(tiny_config(), str(workdir))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(state.params),
+        finished_run[1].params,
+    )
+
+
+def test_the_newest_checkpoints_and_every_nth_are_kept(tmp_path):
+    config = tiny_config()
+    config.encoder.stem = "cifar"
+    config.schedule.warmup_steps = 0
+    parts = recipe.make_recipe(config, num_classes=None)
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    state = step.compile_init(parts, mesh, image_size=8)(jax.random.key(0))
+    store = checkpoints.Checkpoints(str(tmp_path), keep_last=2, keep_every_steps=4)
+    for number in (2, 4, 6, 8, 10, 12, 14):
+        store.save(number, state, {"step": number})
+    store.close()
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [4, 8, 12, 14]
+    folder, _ = checkpoints.open_for_reading(str(tmp_path), 8)
+    assert checkpoints.read_description(folder) == {"step": 8}
