@@ -3,8 +3,11 @@
     python -m simclr_jax.pretrain --config=configs/folder.py:IMAGES --workdir=RUN
 
 Sub-folders, if every image lies in one, are taken as classes, for the online probe
-only: pretraining needs no label. The batch of 128 suits one accelerator with 16 GB;
-raise `--config.batch.batch_size` as far as memory and images allow.
+only: pretraining needs no label. ResNet-18 and a batch of 128 also run, slowly, without
+an accelerator; with one, take `--config.encoder.depth=50` and raise
+`--config.batch.batch_size` as far as memory and the number of images allow. There is no
+published figure to expect: look at the views first (`simclr_jax.preview`), then at the
+health verdict in the log.
 """
 
 from ml_collections import config_dict
@@ -22,6 +25,7 @@ def get_config(folder: str = "images") -> config_dict.ConfigDict:
     config.data.dataset = f"folder:{folder}"
     config.data.split = "all"
     config.batch.batch_size = 128
+    config.encoder.depth = 18
     config.evaluation.train_split = "train"
     config.evaluation.test_split = "val"
     config.evaluation.batch_size = 128

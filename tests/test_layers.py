@@ -17,12 +17,13 @@ LAYERS = (
     ("losses", "models", "optim"),
     ("data", "parallel"),
     ("training", "evaluation"),
-    ("command", "pretrain", "evaluate"),
+    ("command", "pretrain", "evaluate", "preview"),
 )
 SAME_LAYER = {
     ("evaluation", "training"),
     ("pretrain", "command"),
     ("evaluate", "command"),
+    ("preview", "command"),
 }
 # What only some packages may import.
 RESERVED = {

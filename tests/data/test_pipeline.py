@@ -152,11 +152,11 @@ def test_a_batch_that_hosts_cannot_share_is_refused():
 
 
 def test_a_late_start_costs_no_more():
-    source = _arrays(29)
+    source = _numbered(29)
 
     def first_batch(step):
         started = time.perf_counter()
-        _batches(source, start_step=step, stop_step=step + 1)
+        _batches(source, _show_seed, start_step=step, stop_step=step + 1)
         return time.perf_counter() - started
 
     first_batch(0)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -205,7 +206,18 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", [b"just some text", b""], ids=["text", "empty"])
+def _huge_png():
+    """The header of an image of 60,000 x 60,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    data = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + data + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"just some text", b"", _huge_png()],
+    ids=["text", "empty", "decompression bomb"],
+)
 def test_a_file_that_is_no_image_is_named_at_start(content, tmp_path):
     _save(tmp_path / "a.jpg")
     path = tmp_path / "b.jpg"
