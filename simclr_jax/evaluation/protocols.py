@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.data import augment, pipeline, sources
+from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import ConfigError, DataError, EncoderChanged
 from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import features, knn, linear, linear_sgd
@@ -39,7 +40,7 @@ class Task:
     """
 
     encode: Encode
-    preprocessing: encoders.Preprocessing
+    preprocessing: Preprocessing
     config: config_dict.ConfigDict
     train: sources.Source
     test: sources.Source
@@ -142,7 +143,6 @@ PROTOCOLS: dict[str, Callable[[Task], Result]] = {
     "linear": _linear,
     "linear_sgd": _linear_sgd,
 }
-REPRESENTATIONS = ("pixels", "untrained", "pretrained")
 
 
 def evaluate(
@@ -177,19 +177,7 @@ def evaluate(
     pretrained = encoders.load(workdir, step=step)
     config = _with_overrides(pretrained.config, overrides)
     validation.validate(config)
-    evaluation = config.evaluation
-    train = _open_labelled(config, evaluation.train_split)
-    test = _open_labelled(config, evaluation.test_split)
-    mesh = parallel.create_mesh()
-    validation.check_devices(config, mesh.size)
-
-    tasks: dict[str, Task] = {}
-    encoder_of = {"pretrained": pretrained}
-    if baselines:
-        encoder_of["untrained"] = encoders.untrained(pretrained)
-    for name in REPRESENTATIONS if baselines else ("pretrained",):
-        encode = features.pixels if name == "pixels" else _frozen(encoder_of[name])
-        tasks[name] = Task(encode, pretrained.preprocessing, config, train, test, mesh)
+    tasks = _make_tasks(pretrained, config, baselines=baselines)
 
     values: dict[str, dict[str, float]] = {name: {} for name in tasks}
     for protocol in protocols:
@@ -203,29 +191,51 @@ def evaluate(
         if after != before:
             raise EncoderChanged(
                 f"--protocol={protocol}: changed the encoder (checksum {before[:12]} "
-                f"-> {after[:12]}), so it is no measure of it; nothing was written"
+                f"to {after[:12]}), so it is no measure of it; nothing was written"
             )
+        task = tasks["pretrained"]
         receipt = {
             "protocol": protocol,
             "value": values["pretrained"][protocol],
             "metric": "top-1 accuracy",
             "settings": settings["pretrained"],
+            "baselines": {
+                name: values[name][protocol] for name in tasks if name != "pretrained"
+            },
+            "preprocessing": dataclasses.asdict(task.preprocessing),
             "dataset": config.data.dataset,
-            "train_split": evaluation.train_split,
-            "test_split": evaluation.test_split,
-            "num_train": train.num_examples,
-            "num_test": test.num_examples,
+            "train_split": config.evaluation.train_split,
+            "test_split": config.evaluation.test_split,
+            "num_train": task.train.num_examples,
+            "num_test": task.test.num_examples,
             "checkpoint_step": pretrained.step,
             "config_hash": validation.config_hash(pretrained.config),
             "encoder_checksum_before": before,
             "encoder_checksum_after": after,
         }
-        if baselines:
-            receipt["baselines"] = {
-                name: values[name][protocol] for name in tasks if name != "pretrained"
-            }
         _write(workdir, protocol, receipt)
     return values
+
+
+def _make_tasks(
+    pretrained: PretrainedEncoder, config: config_dict.ConfigDict, *, baselines: bool
+) -> dict[str, Task]:
+    """What to measure, by name."""
+    train = _open_labelled(config, config.evaluation.train_split)
+    test = _open_labelled(config, config.evaluation.test_split)
+    mesh = parallel.create_mesh()
+    validation.check_devices(config, mesh.size)
+    # As stored with the weights, unless the config is overridden.
+    preprocessing = Preprocessing(config.image_size, config.evaluation.crop_proportion)
+    encodes: dict[str, Encode] = {}
+    if baselines:
+        encodes["pixels"] = features.pixels
+        encodes["untrained"] = _frozen(encoders.untrained(pretrained))
+    encodes["pretrained"] = _frozen(pretrained)
+    return {
+        name: Task(encode, preprocessing, config, train, test, mesh)
+        for name, encode in encodes.items()
+    }
 
 
 def _frozen(pretrained: PretrainedEncoder) -> Encode:

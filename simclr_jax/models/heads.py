@@ -48,12 +48,13 @@ class ProjectionHead(nn.Module):
                 momentum=self.batch_norm_momentum,
                 epsilon=self.batch_norm_epsilon,
                 use_bias=not last,
-                dtype=self.dtype,
+                # z keeps float32 digits: the loss divides its products by 0.05.
+                dtype=jnp.float32 if last else self.dtype,
                 name=f"bn{i}",
             )(x)
             if not last:
                 x = nn.relu(x)
-        return x.astype(jnp.float32)
+        return x
 
 
 def create_projection_head(

@@ -1,5 +1,6 @@
 """The pretraining loop."""
 
+import contextlib
 import logging
 import math
 import time
@@ -12,6 +13,7 @@ from ml_collections import config_dict
 
 from simclr_jax import losses, optim, parallel
 from simclr_jax.data import pipeline
+from simclr_jax.data.sources import Source
 from simclr_jax.errors import TrainingDiverged
 from simclr_jax.training import inputs, recipe, run_directory, step, validation
 from simclr_jax.training.checkpoints import Checkpoints
@@ -52,61 +54,70 @@ def train(
 
     mesh = parallel.create_mesh()
     parts = recipe.make_recipe(config, num_classes=source.num_classes)
-    checkpoints = Checkpoints(
-        workdir,
-        keep_last=config.checkpoint.keep_last,
-        keep_every_steps=config.checkpoint.keep_every_steps,
-    )
-    try:
+    description = {
+        "encoder": recipe.encoder_settings(config),
+        "preprocessing": {
+            "image_size": config.image_size,
+            "crop_proportion": config.evaluation.crop_proportion,
+        },
+        "config_hash": validation.config_hash(saved_config),
+    }
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(
+            workdir,
+            keep_last=config.checkpoint.keep_last,
+            keep_every_steps=config.checkpoint.keep_every_steps,
+        )
+        stack.callback(checkpoints.close)
         state = _initial_or_restored(config, parts, mesh, checkpoints)
         start_step = int(state.step)
-        _LOG.info(
-            "%d devices (%s), %s: %d images, batch %d",
-            jax.device_count(),
-            jax.devices()[0].device_kind,
-            source.name,
-            source.num_examples,
-            config.batch.batch_size,
-        )
-        _LOG.info(
-            "Parameters:\n%s",
-            optim.role_table(state.params, adapts=config.optimizer.name == "lars"),
-        )
-        batches = pipeline.train_batches(
-            source,
-            inputs.make_view(config),
-            seed=config.seed,
-            batch_size=config.batch.batch_size,
-            num_views=_NUM_VIEWS,
-            start_step=start_step,
-            stop_step=config.schedule.train_steps,
-            host_index=jax.process_index(),
-            num_hosts=jax.process_count(),
-            threads=config.data.threads,
-        )
+        _log_start(config, source, state)
+        batches = _open_batches(config, source, start_step)
         writer = MetricsWriter(
             workdir,
             resume_step=start_step,
             tensorboard=config.log.tensorboard,
             active=jax.process_index() == 0,
         )
-        try:
-            reporter = _Reporter(config, writer, start_step)
-            description = {
-                "encoder": recipe.encoder_settings(config),
-                "preprocessing": {
-                    "image_size": config.image_size,
-                    "crop_proportion": config.evaluation.crop_proportion,
-                },
-                "config_hash": validation.config_hash(saved_config),
-            }
-            return _run_steps(
-                config, parts, mesh, state, batches, reporter, checkpoints, description
-            )
-        finally:
-            writer.close()
-    finally:
-        checkpoints.close()
+        stack.callback(writer.close)
+        reporter = _Reporter(config, writer, start_step)
+        return _run_steps(
+            config, parts, mesh, state, batches, reporter, checkpoints, description
+        )
+
+
+def _log_start(
+    config: config_dict.ConfigDict, source: Source, state: TrainState
+) -> None:
+    _LOG.info(
+        "%d devices (%s), %s: %d images, batch %d",
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        source.name,
+        source.num_examples,
+        config.batch.batch_size,
+    )
+    _LOG.info(
+        "Parameters:\n%s",
+        optim.role_table(state.params, adapts=config.optimizer.name == "lars"),
+    )
+
+
+def _open_batches(
+    config: config_dict.ConfigDict, source: Source, start_step: int
+) -> Iterator[pipeline.Batch]:
+    return pipeline.train_batches(
+        source,
+        inputs.make_view(config),
+        seed=config.seed,
+        batch_size=config.batch.batch_size,
+        num_views=_NUM_VIEWS,
+        start_step=start_step,
+        stop_step=config.schedule.train_steps,
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
+        threads=config.data.threads,
+    )
 
 
 def _initial_or_restored(
@@ -140,6 +151,8 @@ def _run_steps(
     total_steps = config.schedule.train_steps
     advance = step.compile_step(parts, mesh)
     pending: tuple[int, Metrics] | None = None
+    if reporter.start_step < total_steps:
+        _LOG.info("Compiling the train step ...")
     for done in range(reporter.start_step + 1, total_steps + 1):
         with reporter.waiting_for_input():
             local_batch = next(batches)
@@ -209,7 +222,9 @@ class _Reporter:
         }
         verdict = self._health.update(done, values)
         self._writer.write(done, {**values, "health": verdict})
-        secs_left = (self._total_steps - done) * secs / steps
+        # The first step's time is mostly compilation and tells nothing of the others.
+        first = done == self.start_step + 1
+        secs_left = None if first else (self._total_steps - done) * secs / steps
         _LOG.info(
             "%s", progress_line(done, self._total_steps, values, secs_left=secs_left)
         )

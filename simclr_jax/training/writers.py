@@ -80,9 +80,13 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
 
 
 def progress_line(
-    step: int, total_steps: int, metrics: Mapping[str, float], *, secs_left: float
+    step: int,
+    total_steps: int,
+    metrics: Mapping[str, float],
+    *,
+    secs_left: float | None,
 ) -> str:
-    """One line for the terminal."""
+    """One line for the terminal; without rate and time left where `secs_left` is None."""
     parts = [
         f"step {step}/{total_steps}",
         f"loss {metrics['loss']:.3f} ({metrics['loss'] / metrics['chance']:.0%} of "
@@ -92,12 +96,13 @@ def progress_line(
     ]
     if "probe_accuracy" in metrics:
         parts.append(f"probe {metrics['probe_accuracy']:.1%}")
-    parts += [
-        f"lr {metrics['learning_rate']:.3g}",
-        f"{metrics['images_per_sec']:.0f} images/s",
-        f"input wait {metrics['input_wait_share']:.0%}",
-        f"{format_secs(secs_left)} left",
-    ]
+    parts.append(f"lr {metrics['learning_rate']:.3g}")
+    if secs_left is not None:
+        parts += [
+            f"{metrics['images_per_sec']:.0f} images/s",
+            f"input wait {metrics['input_wait_share']:.0%}",
+            f"{format_secs(secs_left)} left",
+        ]
     return " | ".join(parts)
 
 
