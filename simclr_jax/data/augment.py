@@ -297,7 +297,9 @@ def random_blur(
     kernel_size = tf.cast(height * kernel_fraction, tf.int32)
 
     def blur() -> tf.Tensor:
-        return tf.clip_by_value(gaussian_blur(image, sigma, kernel_size), 0.0, 1.0)
+        # Bicubic overshoot is cut off first: it would spread.
+        clipped = tf.clip_by_value(image, 0.0, 1.0)
+        return gaussian_blur(clipped, sigma, kernel_size)
 
     return _with_probability(probability, u[0], blur, image)
 

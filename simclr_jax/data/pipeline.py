@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from simclr_jax.data import order
-from simclr_jax.data.sources import Source
+from simclr_jax.data.records import Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
@@ -205,8 +205,12 @@ def _iterate(
     for number in range(num_batches):
         try:
             batch = next(iterator)
-        except tf.errors.OpError as error:
-            _raise_naming_record(source, records_of(number), error)
+        # Where the message has bytes that are no text, reading it fails in turn.
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            # Records are read in chunks, which can reach into the next batches.
+            following = range(number, min(number + _READ_CHUNK, num_batches))
+            suspects = np.concatenate([records_of(n) for n in following])
+            _raise_naming_record(source, suspects, error)
         yield batch
 
 
@@ -223,4 +227,5 @@ def _raise_naming_record(
             raise DataError(
                 f"{source.describe(int(index))}: cannot be decoded ({message})"
             ) from cause
-    raise DataError(f"{source.name}: reading a batch failed ({error})") from error
+    message = str(error).splitlines()[0]
+    raise DataError(f"{source.name}: reading a batch failed ({message})") from error

@@ -99,7 +99,8 @@ class Preprocessing:
         else:
             raise ValueError(f"image has dtype {image.dtype}: must be uint8 or float")
         height, width = image.shape[:2]
-        side = int(np.rint(np.float32(min(height, width) * self.crop_proportion)))
+        short = np.float32(min(height, width))
+        side = int(np.rint(short * np.float32(self.crop_proportion)))
         y, x = (height - side + 1) // 2, (width - side + 1) // 2
         image = image[y : y + side, x : x + side]
         if side != self.image_size:

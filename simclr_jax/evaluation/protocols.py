@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.data import augment, pipeline, sources
+from simclr_jax.data import augment, pipeline
 from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.data.records import Source
 from simclr_jax.errors import ConfigError, DataError, EncoderChanged
 from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import features, knn, linear, linear_sgd
@@ -42,8 +43,8 @@ class Task:
     encode: Encode
     preprocessing: Preprocessing
     config: config_dict.ConfigDict
-    train: sources.Source
-    test: sources.Source
+    train: Source
+    test: Source
     mesh: Mesh
 
     @functools.cached_property
@@ -56,7 +57,7 @@ class Task:
         """(features, labels) of the test split; computed once."""
         return self._features(self.test)
 
-    def _features(self, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
+    def _features(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         batches = pipeline.eval_batches(
             source,
             functools.partial(
@@ -244,7 +245,7 @@ def _frozen(pretrained: PretrainedEncoder) -> Encode:
     )
 
 
-def _open_labelled(config: config_dict.ConfigDict, split: str) -> sources.Source:
+def _open_labelled(config: config_dict.ConfigDict, split: str) -> Source:
     source = inputs.open_source(config, split)
     if source.num_classes is None:
         raise DataError(

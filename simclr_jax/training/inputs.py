@@ -5,13 +5,14 @@ from ml_collections import config_dict
 from PIL import Image
 
 from simclr_jax.data import augment, pipeline, sources
+from simclr_jax.data.records import Source
 from simclr_jax.errors import InvalidInput
 
 _GAP = 2  # white pixels between the tiles of a preview
 _SMALLEST_TILE = 64  # smaller views are enlarged
 
 
-def open_source(config: config_dict.ConfigDict, split: str) -> sources.Source:
+def open_source(config: config_dict.ConfigDict, split: str) -> Source:
     """Opens a split of the config's dataset; see `sources.open_source`."""
     return sources.open_source(
         config.data.dataset,

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from simclr_jax import losses, optim, parallel
 from simclr_jax.data import pipeline
-from simclr_jax.data.sources import Source
+from simclr_jax.data.records import Source
 from simclr_jax.errors import TrainingDiverged
 from simclr_jax.training import inputs, recipe, run_directory, step, validation
 from simclr_jax.training.checkpoints import Checkpoints

@@ -86,7 +86,7 @@ def progress_line(
     *,
     secs_left: float | None,
 ) -> str:
-    """One line for the terminal; without rate and time left where `secs_left` is None."""
+    """One line for the terminal; no rate and time left where `secs_left` is None."""
     parts = [
         f"step {step}/{total_steps}",
         f"loss {metrics['loss']:.3f} ({metrics['loss'] / metrics['chance']:.0%} of "

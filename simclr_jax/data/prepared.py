@@ -1,0 +1,187 @@
+"""Datasets that TensorFlow Datasets has prepared, read at random."""
+
+import itertools
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from simclr_jax.data.records import NO_LABEL, decode_rgb
+from simclr_jax.data.tf_cpu import tf
+from simclr_jax.errors import DataError
+
+
+class TFDSSource:
+    """A dataset that TensorFlow Datasets has prepared on a local or mounted disk.
+
+    Records are read at random: through an index of offsets made at start from TFRecord
+    shards (one small read a record), or through ArrayRecord's own.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        data_dir: str | None,
+        split: str,
+        image_key: str = "image",
+        label_key: str = "label",
+    ) -> None:
+        """Opens a prepared dataset; nothing is downloaded.
+
+        Args:
+          dataset: TFDS name, with '/config' and ':version' where wanted.
+          data_dir: where it was prepared; TFDS's default when None.
+          split: a split or slice of one, such as 'train[:90%]'.
+          image_key: the feature with the image.
+          label_key: the feature with the class label; may be absent.
+
+        Raises:
+          DataError: the dataset, split or image feature is not there.
+        """
+        # Imported here: only this source needs it, and it takes a while.
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import read_only_builder
+
+        where = data_dir or tfds.core.constants.DATA_DIR
+        self.name = f"{dataset}/{split}"
+        try:
+            builder = read_only_builder.builder_from_files(
+                dataset, data_dir=os.path.expanduser(where)
+            )
+        except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+            raise DataError(
+                f"data.dataset={dataset!r}: TFDS has no prepared copy under "
+                f"data.data_dir={where!r}; prepare one with `tfds build "
+                f"{dataset.split(':')[0]} --data_dir={where}`"
+            ) from error
+        if split.split("[")[0] not in builder.info.splits:
+            raise DataError(
+                f"split {split!r} of {dataset}: must be one of "
+                f"{', '.join(builder.info.splits)}, or a slice of it"
+            )
+        try:
+            info = builder.info.splits[split]
+        except ValueError as error:
+            raise DataError(
+                f"split {split!r} of {dataset}: is no valid slice; write it like "
+                "'train[:90%]' or 'train[1000:2000]'"
+            ) from error
+        features = builder.info.features
+        if image_key not in features:
+            raise DataError(
+                f"data.image_key={image_key!r}: {dataset} has the features "
+                f"{', '.join(features)}"
+            )
+        self.num_examples = info.num_examples
+        label_feature = dict(features).get(label_key)
+        self.num_classes = getattr(label_feature, "num_classes", None)
+        self.record_spec = tf.TensorSpec((None,), tf.string)
+        self._image_key = image_key
+        self._label_key = label_key if self.num_classes else None
+        self._features = features
+        self._decoders = {image_key: tfds.decode.SkipDecoding()}
+        self._shards = _open_shards(info.file_instructions)
+        counts = [len(shard) for shard in self._shards]
+        self._starts = np.array([0, *itertools.accumulate(counts)])
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source`."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        records = np.empty(len(indices), object)
+        for i, (shard, index) in enumerate(zip(shards, indices, strict=True)):
+            records[i] = self._shards[shard][int(index - self._starts[shard])]
+        return records, np.full(len(indices), NO_LABEL, np.int32)
+
+    def decode(
+        self, record: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Source`."""
+        example = self._features.deserialize_example(record, decoders=self._decoders)
+        if self._label_key:
+            label = tf.cast(example[self._label_key], tf.int32)
+        return decode_rgb(example[self._image_key]), label
+
+    def describe(self, index: int) -> str:
+        """See `Source`."""
+        return f"record {index} of {self.name}"
+
+
+class _Shard(Protocol):
+    """Random access to records of one file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes: ...
+
+
+class TFRecordShard:
+    """Random access to part of a TFRecord file."""
+
+    # A record is: length (8 bytes), its checksum (4), the data, their checksum (4).
+    _HEADER, _FOOTER = 12, 4
+
+    def __init__(self, path: str, *, skip: int, take: int) -> None:
+        """Finds the offsets of records skip, ..., skip + take - 1."""
+        self._path = path
+        self._offsets = np.empty(take, np.int64)
+        self._lengths = np.empty(take, np.int64)
+        position, size = 0, os.path.getsize(path)
+        with open(path, "rb") as file:
+            for i in range(skip + take):
+                file.seek(position)
+                header = file.read(8)
+                length = struct.unpack("<Q", header)[0] if len(header) == 8 else size
+                end = position + self._HEADER + length + self._FOOTER
+                if end > size:
+                    raise DataError(
+                        f"file {path}: ends within record {i} of {skip + take}, so it "
+                        "is damaged or no TFRecord file"
+                    )
+                if i >= skip:
+                    self._offsets[i - skip] = position + self._HEADER
+                    self._lengths[i - skip] = length
+                position = end
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> bytes:
+        with open(self._path, "rb", buffering=0) as file:
+            return os.pread(
+                file.fileno(), int(self._lengths[index]), int(self._offsets[index])
+            )
+
+
+class _ArrayRecordShard:
+    """Random access to part of an ArrayRecord file."""
+
+    def __init__(self, path: str, *, skip: int, take: int) -> None:
+        from array_record.python import array_record_data_source
+
+        self._records = array_record_data_source.ArrayRecordDataSource(path)
+        self._skip, self._take = skip, take
+
+    def __len__(self) -> int:
+        return self._take
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._records[self._skip + index]
+
+
+def _open_shards(file_instructions: Sequence[Any]) -> list[_Shard]:
+    shards: list[_Shard] = []
+    for instruction in file_instructions:
+        path = os.fspath(instruction.filename)
+        if "://" in path or path.startswith("/gs/"):
+            raise DataError(
+                f"file {path}: records are read at random, which needs a local or "
+                "mounted path (gcsfuse for a bucket)"
+            )
+        if not os.path.exists(path):
+            raise DataError(f"file {path}: is missing from the prepared dataset")
+        kind = _ArrayRecordShard if ".array_record" in path else TFRecordShard
+        shards.append(kind(path, skip=instruction.skip, take=instruction.take))
+    return shards
