@@ -35,5 +35,5 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
 def run(module: str, *arguments: str) -> tuple[int, str, str]:
     """Runs a command to its end and returns (exit code, stdout, stderr)."""
     process = start(module, *arguments)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=1200)
     return process.returncode, out, err
