@@ -560,11 +560,13 @@ def test_saturation_factor_is_uniform():
     assert _is_uniform(saturation[:, 0, 0] / 0.2, 0.2, 1.8)
 
 
-def test_hue_turn_is_uniform():
+@pytest.mark.parametrize(("strength", "reach"), [(1.0, 0.15), (0.5, 0.075)])
+def test_hue_turn_is_uniform(strength, reach):
     # From red: towards yellow green rises, towards magenta blue does.
-    results = _jitter_only(np.float32([[[1.0, 0.0, 0.0]]]), hue=0.1)
+    red = np.float32([[[1.0, 0.0, 0.0]]])
+    results = _jitter_only(red, hue=0.15, strength=strength)
     green, blue = results[:, 0, 0, 1], results[:, 0, 0, 2]
-    assert _is_uniform((green - blue) / 6, -0.1, 0.1)
+    assert _is_uniform((green - blue) / 6, -reach, reach)
 
 
 # Composition --------------------------------------------------------------------------

@@ -91,6 +91,24 @@ def test_threads_do_not_matter(from_start):
         _assert_equal(batch, expected)
 
 
+def _slow_if_odd(image, seed):
+    """The image's number; some take longer, so that others could overtake them."""
+
+    def wait(number):
+        time.sleep(0.03 if number[0] % 2 else 0.0)
+        return number
+
+    numbers = tf.numpy_function(wait, [image[0, 0, :1]], tf.uint8)
+    return tf.ensure_shape(tf.cast(numbers, tf.int64), (1,))
+
+
+def test_order_does_not_depend_on_speed():
+    expected = _batches(_numbered(20), _show_seed, num_views=1)
+    batches = _batches(_numbered(20), _slow_if_odd, threads=4, num_views=1)
+    for batch, in_order in zip(batches, expected, strict=True):
+        np.testing.assert_array_equal(batch["labels"], in_order["labels"])
+
+
 @pytest.mark.parametrize("num_hosts", [2, 4])
 def test_hosts_share_the_global_batch(num_hosts, from_start):
     hosts = [_batches(num_hosts=num_hosts, host_index=h) for h in range(num_hosts)]

@@ -43,13 +43,11 @@ def test_accuracy_counts_view_1_among_the_view_2s():
     z = np.stack([first, first[[1, 0, 2]]], axis=1)
     got = metrics_of(z, temperature=0.1)
     np.testing.assert_allclose(got["contrastive_accuracy"], 1 / 3, rtol=1e-6)
-    # Both view 1s are closest to the view 2 of image 0, which is not symmetric.
-    z = np.stack([first[[0, 0]], first[[0, 1]]], axis=1)
+    # Both view 1s are closest to the first view 2, each view 2 to its own view 1.
+    first = np.array([[1, 0], [1, 0.1]], np.float32)
+    z = np.stack([first, np.eye(2, dtype=np.float32)], axis=1)
     got = metrics_of(z, temperature=0.1)
     assert got["contrastive_accuracy"] == 0.5
-    np.testing.assert_allclose(
-        metrics_of(z[:, ::-1], temperature=0.1)["contrastive_accuracy"], 0.5
-    )
 
 
 def test_entropy_of_the_undecided_is_that_of_a_uniform_choice():
@@ -115,7 +113,7 @@ def test_effective_rank_of_equal_rows_is_0(value, num_rows):
     assert rank_of(np.tile(row, (num_rows, 1))) == 0
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
 def test_effective_rank_does_not_depend_on_scale(scale):
     x = np.random.default_rng(0).normal(size=(100, 8)) * np.linspace(0.5, 2, 8)
     want = rank_of(np.float32(x))

@@ -76,8 +76,8 @@ def test_loss_and_gradient_match_google(golden, num_images, temperature, normali
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("temperature", [0.05, 0.5, 2.0])
-@pytest.mark.parametrize(("num_images", "num_views"), [(1, 2), (2, 2), (6, 2), (5, 3)])
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+@pytest.mark.parametrize(("num_images", "num_views"), [(1, 2), (6, 2), (5, 3)])
 def test_is_equation_1(num_images, num_views, temperature, normalize):
     z = projections(num_images, num_views)
     got = loss_of(z, temperature=temperature, normalize=normalize)

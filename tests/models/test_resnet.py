@@ -38,19 +38,41 @@ def count(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def shapes(module, *, size=32, **inputs):
-    """Shapes of a module's variables, and of its output, without computing any."""
-    x = inputs.get("x", jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32))
-    variables = jax.eval_shape(module.init, jax.random.key(0), x)
-    return variables, jax.eval_shape(module.apply, variables, x)
+def shapes(module, x=None):
+    """Shapes of a module's variables and of its output, without computing any."""
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32) if x is None else x
+    output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    return variables, output
 
 
-@functools.cache
-def initialised(**settings):
-    """A fresh encoder's variables and two images to try it on."""
-    encoder = create_encoder(**settings)
+def in_stem(module, _):
+    return module.path[:1] == ("stem",)
+
+
+def encoded(variables=None, **settings):
+    """An encoder's h of two images, with weights by the formula if not given."""
+    encoder = create_encoder(depth=18, width=0.1, **settings)
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-    return encoder, jax.jit(encoder.init)(jax.random.key(0), images), images
+    if variables is None:
+        variables = by_formula(jax.eval_shape(encoder.init, jax.random.key(0), images))
+    return jax.jit(encoder.apply)(variables, images), variables
+
+
+@pytest.fixture(scope="module")
+def torch_style():
+    return encoded()[0]
+
+
+def fresh_parameters(encoder, wanted):
+    """Initial values of the parameters whose path is wanted, drawing only those."""
+
+    def init(key):
+        params = encoder.init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+        flat = flax.traverse_util.flatten_dict(params)
+        return {path: leaf for path, leaf in flat.items() if wanted(path)}
+
+    params = jax.jit(lambda key: {"/".join(p): v for p, v in init(key).items()})
+    return params(jax.random.key(0))
 
 
 def google_name(path):
@@ -77,16 +99,24 @@ def formula(path, leaf):
     """The value that the recorded forward passes give to a variable."""
     name = google_name(path)
     s = hashed(name, leaf.shape)
-    kind = name.rpartition("/")[2]
-    value = {
-        "kernel": lambda: s * math.sqrt(3 * 2 / math.prod(leaf.shape[:-1])),
-        "bias": lambda: 0.1 * s,
-        "gamma": lambda: 0.7 + 0.3 * s,
-        "beta": lambda: 0.1 * s,
-        "moving_mean": lambda: 0.1 * s,
-        "moving_variance": lambda: 1 + 0.5 * s,
-    }[kind]()
-    return value.astype(np.float32)
+    spread = math.sqrt(3 * 2 / math.prod(leaf.shape[:-1]))
+    centre, factor = {
+        "kernel": (0, spread),
+        "bias": (0, 0.1),
+        "gamma": (0.7, 0.3),
+        "beta": (0, 0.1),
+        "moving_mean": (0, 0.1),
+        "moving_variance": (1, 0.5),
+    }[name.rpartition("/")[2]]
+    return (centre + factor * s).astype(np.float32)
+
+
+def by_formula(variables):
+    """The formula's values for an encoder's {'params': ..., 'batch_stats': ...}."""
+    flat = flax.traverse_util.flatten_dict(variables)
+    return flax.traverse_util.unflatten_dict(
+        {path: formula(("encoder", *path[1:]), leaf) for path, leaf in flat.items()}
+    )
 
 
 @pytest.fixture(scope="module", params=TAGS)
@@ -132,10 +162,12 @@ def test_eval_forward_matches_google(forward, output):
     assert_near(getattr(outputs["eval"], output), golden[f"eval/{key}"], 1e-4)
 
 
-@pytest.mark.parametrize(("output", "tolerance"), [("h", 1e-4), ("logits", 1e-4)])
-def test_train_forward_matches_google(forward, output, tolerance):
+@pytest.mark.parametrize("output", ["h", "logits"])
+def test_train_forward_matches_google(forward, output):
     golden, outputs, _ = forward
     key = {"logits": "logits_sup"}.get(output, output)
+    # ResNet-50 amplifies rounding: its recorded h is 1.5e-4 away from float64.
+    tolerance = 3e-4 if golden["train/h"].shape[1] == 2048 else 1e-4
     assert_near(getattr(outputs["train"], output), golden[f"train/{key}"], tolerance)
 
 
@@ -149,7 +181,7 @@ def test_running_statistics_match_google(forward):
     golden, _, updated = forward
     prefix = "train/after_one_update/"
     wanted = [key for key in golden if key.startswith(prefix)]
-    assert len(wanted) in (22, 26)
+    assert len(wanted) in (20, 24)
     for key in wanted:
         got = updated[key.removeprefix(prefix)]
         np.testing.assert_allclose(got, golden[key], rtol=1e-4, atol=1e-5, err_msg=key)
@@ -172,7 +204,7 @@ def test_sizes_match_google(row):
     kernels = flax.traverse_util.flatten_dict(variables["params"], sep="/")
     assert sum(name.endswith("kernel") for name in kernels) == want["n_conv_kernels"]
     for num_layers in (2, 3):
-        head, _ = shapes(create_projection_head(num_layers=num_layers), x=h)
+        head, _ = shapes(create_projection_head(num_layers=num_layers), h)
         assert count(head["params"]) == want[f"head{num_layers}_trainable"]
 
 
@@ -184,13 +216,12 @@ def test_sizes_match_torchvision(depth, size):
     assert count(variables["params"]) == size
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152, 200])
-def test_depth_counts_its_layers(depth):
+def test_resnet_200_has_200_layers():
     """Convolutions on the main path and the classifier that is not here."""
-    variables, _ = shapes(create_encoder(depth=depth))
+    variables, _ = shapes(create_encoder(depth=200))
     names = flax.traverse_util.flatten_dict(variables["params"], sep="/")
     kernels = [n for n in names if n.endswith("kernel") and "shortcut" not in n]
-    assert len(kernels) + 1 == depth
+    assert len(kernels) + 1 == 200
 
 
 @pytest.mark.parametrize(
@@ -217,67 +248,79 @@ def test_total_stride(stem, factor):
     assert last.shape[1:3] == (64 // factor, 64 // factor)
 
 
+@pytest.mark.parametrize(("padding", "first"), [("torch", -1), ("same", 0)])
+def test_max_pool_windows(padding, first):
+    """Window i begins at pixel 2i - 1, or at pixel 2i as TensorFlow has it."""
+    encoder = create_encoder(depth=18, width=0.1, max_pool_padding=padding)
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    variables, _ = shapes(encoder, images)
+    apply = functools.partial(encoder.apply, capture_intermediates=in_stem)
+    _, state = jax.jit(apply)(by_formula(variables), images)
+    stem = state["intermediates"]["stem"]
+    before = np.maximum(stem["bn1"]["__call__"][0], 0)
+    windows = [np.arange(2 * i + first, 2 * i + first + 3) for i in range(8)]
+    windows = [w[(w >= 0) & (w < 16)] for w in windows]
+    want = [[before[:, r][:, :, c].max((1, 2)) for c in windows] for r in windows]
+    np.testing.assert_array_equal(stem["__call__"][0], np.transpose(want, (2, 0, 1, 3)))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_only_the_computation_has_the_dtype(dtype):
-    encoder, variables, images = initialised(depth=18, width=0.1, dtype=dtype)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    h, updates = jax.jit(
-        lambda v, x: encoder.apply(v, x, train=True, mutable=["batch_stats"])
-    )(variables, images)
-    assert h.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
-    _, state = jax.eval_shape(
-        lambda v, x: encoder.apply(v, x, capture_intermediates=True), variables, images
-    )
+    encoder = create_encoder(depth=18, dtype=dtype)
+    variables, _ = shapes(encoder)
+
+    def train(variables, images):
+        mutable = ["batch_stats", "intermediates"]
+        return encoder.apply(
+            variables, images, train=True, mutable=mutable, capture_intermediates=True
+        )
+
+    h, state = jax.eval_shape(train, variables, jnp.zeros((2, 32, 32, 3)))
+    kept = jax.tree.leaves([h, variables, state["batch_stats"]])
+    assert all(leaf.dtype == jnp.float32 for leaf in kept)
     inside = state["intermediates"]
-    assert inside["stem"]["__call__"][0].dtype == dtype
-    assert inside["group4"]["block2"]["conv2"]["__call__"][0].dtype == dtype
+    for module in (inside["stem"], inside["group4"]["block2"]["bn2"]):
+        assert module["__call__"][0].dtype == dtype
 
 
 def test_bfloat16_is_close_to_float32():
-    encoder, variables, images = initialised(depth=18, width=0.1, stem="cifar")
-    half = create_encoder(depth=18, width=0.1, stem="cifar", dtype=jnp.bfloat16)
-    want = jax.jit(encoder.apply)(variables, images)
-    got = jax.jit(half.apply)(variables, images)
+    want, variables = encoded(stem="cifar")
+    got, _ = encoded(variables, stem="cifar", dtype=jnp.bfloat16)
     assert_near(got, want, 0.03)
     assert not np.array_equal(got, want)
 
 
 @pytest.mark.parametrize(("depth", "last"), [(18, "bn2"), (50, "bn3")])
 def test_blocks_start_as_their_shortcut(depth, last):
-    _, variables, _ = initialised(depth=depth, width=0.1)
-    for path, scale in flax.traverse_util.flatten_dict(variables["params"]).items():
-        if path[-1] == "scale":
-            want = 0 if path[0].startswith("group") and path[-2] == last else 1
-            assert (scale == want).all(), path
+    encoder = create_encoder(depth=depth, width=0.1)
+    scales = fresh_parameters(encoder, lambda path: path[-1] == "scale")
+    ends = {name for name in scales if name.split("/")[-2] == last}
+    assert len(ends) == (8 if depth == 18 else 16)
+    for name, scale in scales.items():
+        assert (scale == (0 if name in ends else 1)).all(), name
 
 
 @pytest.mark.parametrize(
     ("kernel_init", "gain", "fan"), [("truncated_normal", 1, 2), ("he_normal", 2, 3)]
 )
 def test_kernels_have_the_spread_of_their_initialiser(kernel_init, gain, fan):
-    _, variables, _ = initialised(depth=18, width=0.5, kernel_init=kernel_init)
-    for group in ("group1", "group3"):  # group3's has twice the outputs
-        kernel = variables["params"][group]["block1"]["conv1"]["kernel"]
-        want = math.sqrt(gain / (9 * kernel.shape[fan]))
-        assert np.std(kernel) == pytest.approx(want, rel=0.05)
-        limit = 2.3 if kernel_init == "truncated_normal" else 10
-        assert np.abs(kernel).max() < limit * want
+    encoder = create_encoder(depth=18, kernel_init=kernel_init)
+    name = ("group2", "block1", "conv1", "kernel")  # 64 inputs, 128 outputs
+    (kernel,) = fresh_parameters(encoder, lambda path: path == name).values()
+    want = math.sqrt(gain / (9 * kernel.shape[fan]))
+    assert np.std(kernel) == pytest.approx(want, rel=0.02)
+    if kernel_init == "truncated_normal":
+        # Cut at two standard deviations of the normal, which is then widened.
+        assert np.abs(kernel).max() < 2 / 0.87962566 * want
 
 
 @pytest.mark.parametrize(
     "change",
     [{"stem": "cifar"}, {"max_pool_padding": "same"}, {"first_group_projection": True}],
 )
-def test_settings_change_the_representation(change):
-    encoder, variables, images = initialised(depth=18, width=0.1)
-    if "max_pool_padding" in change:
-        other = create_encoder(depth=18, width=0.1, **change)
-        other_variables = variables
-    else:
-        other, other_variables, _ = initialised(depth=18, width=0.1, **change)
-    before = jax.jit(encoder.apply)(variables, images)
-    after = jax.jit(other.apply)(other_variables, images)
+def test_settings_change_the_representation(torch_style, change):
+    before = torch_style
+    after, _ = encoded(**change)
     assert before.shape == after.shape
     assert np.abs(before - after).max() > 1e-3 * np.abs(before).max()
 
