@@ -55,7 +55,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         for name in flags.FLAGS:
-            _ = flags.FLAGS[name].value  # config files are read at first use
+            # A config file that is not there is complained about at first use only.
+            getattr(flags.FLAGS[name].value, "keys", None)
     except Exception as error:  # config files are programs and can raise anything
         _exit(error, _USAGE_ERROR)
     if len(rest) > 1:

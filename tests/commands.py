@@ -7,7 +7,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# A net and images small enough that a run takes seconds; batch 16 for 8 devices.
+# A net and images small enough that a run takes seconds.
 TINY = (
     "--config=configs/smoke.py",
     "--config.image_size=8",
@@ -19,9 +19,17 @@ TINY = (
 )
 
 
-def start(module: str, *arguments: str) -> subprocess.Popen:
-    """Starts `python -m simclr_jax.MODULE ARGUMENTS` in the checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
+def start(module: str, *arguments: str, optimized: bool = False) -> subprocess.Popen:
+    """Starts `python -m simclr_jax.MODULE ARGUMENTS` in the checkout, on two devices.
+
+    `optimized` compiles as users do; by default quickly.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimized else "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", f"simclr_jax.{module}", *arguments],
         cwd=ROOT,
@@ -32,8 +40,8 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
     )
 
 
-def run(module: str, *arguments: str) -> tuple[int, str, str]:
+def run(module: str, *arguments: str, optimized: bool = False) -> tuple[int, str, str]:
     """Runs a command to its end and returns (exit code, stdout, stderr)."""
-    process = start(module, *arguments)
+    process = start(module, *arguments, optimized=optimized)
     out, err = process.communicate(timeout=1200)
     return process.returncode, out, err

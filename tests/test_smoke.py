@@ -10,12 +10,19 @@ import pytest
 def test_the_smoke_run_learns(tmp_path):
     run = tmp_path / "run"
     code, _, err = commands.run(
-        "pretrain", "--config=configs/smoke.py", f"--workdir={run}"
+        "pretrain",
+        "--config=configs/smoke.py",
+        f"--workdir={run}",
+        optimized=True,
     )
     assert code == 0, err
     assert "Health: healthy" in err
     code, out, err = commands.run(
-        "evaluate", f"--workdir={run}", "--protocol=knn,linear", "--baselines"
+        "evaluate",
+        f"--workdir={run}",
+        "--protocol=knn,linear",
+        "--baselines",
+        optimized=True,
     )
     assert code == 0, err
     print(out)

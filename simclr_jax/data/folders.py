@@ -83,20 +83,16 @@ def _check_is_image(path: pathlib.Path) -> None:
 
 
 def read_image_file(path: pathlib.Path) -> bytes:
-    """The bytes of an image file, in a form that TensorFlow decodes to RGB exactly.
+    """The bytes of an image file, as JPEG or PNG.
 
-    Plain JPEG and PNG pass as they are. WebP, palettes, CMYK and images with an alpha
-    channel are brought to RGB by Pillow (alpha is dropped, as torchvision's loader
-    does) and handed on as uncompressed PNG, which costs a copy and no loss.
+    TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, 16 bits, alpha
+    (dropped, as torchvision's loader does). WebP and BMP become uncompressed PNG here,
+    which costs a copy and no loss.
     """
     content = path.read_bytes()
+    if content.startswith((b"\xff\xd8", b"\x89PNG")):
+        return content
+    buffer = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
-        plain_modes = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "L", "I;16")}
-        transparent = "transparency" in image.info
-        if image.mode in plain_modes.get(image.format or "", ()) and not transparent:
-            return content
-        buffer = io.BytesIO()
-        image.convert("RGBA" if transparent else image.mode).convert("RGB").save(
-            buffer, "PNG", compress_level=0
-        )
-        return buffer.getvalue()
+        image.convert("RGB").save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()

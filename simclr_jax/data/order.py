@@ -45,7 +45,8 @@ def permute(
       int64 array of the broadcast shape; for one epoch a bijection of range(size).
     """
     positions, epoch = np.broadcast_arrays(positions, epoch)
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    # Fewer than 3 bits a half would not mix; the walk is longer for tiny sizes instead.
+    half = np.uint64(max(3, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = [_hash(seed, 1, epoch, i) for i in range(_ROUNDS)]
     result = positions.astype(np.uint64)

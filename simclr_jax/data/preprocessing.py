@@ -79,12 +79,13 @@ class Preprocessing:
           ValueError: an image is not [H, W, 3], not of a supported dtype, or has float
             values outside [0, 1].
         """
-        if hasattr(images, "ndim") and images.ndim == 3:
-            images = [images]
+        if not isinstance(images, list | tuple):
+            images = np.asarray(images)
+            images = images[None] if images.ndim == 3 else images
         return np.stack([self._one(np.asarray(image)) for image in images])
 
     def _one(self, image: np.ndarray) -> np.ndarray:
-        if image.ndim != 3 or image.shape[-1] != 3:
+        if image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
             raise ValueError(f"image has shape {image.shape}: must be [H, W, 3]")
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / np.float32(255)
@@ -102,6 +103,11 @@ class Preprocessing:
         short = np.float32(min(height, width))
         side = int(np.rint(short * np.float32(self.crop_proportion)))
         y, x = (height - side + 1) // 2, (width - side + 1) // 2
+        if side == 0:
+            raise ValueError(
+                f"image has shape {image.shape}: too small for a central crop of "
+                f"{self.crop_proportion} of its side"
+            )
         image = image[y : y + side, x : x + side]
         if side != self.image_size:
             image = resize_bicubic(image, self.image_size)

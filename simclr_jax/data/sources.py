@@ -36,6 +36,8 @@ class ArraySource:
                 f"{name}: images have shape {images.shape}, must be [N, H, W, 3] or "
                 "[N, H, W, 1]"
             )
+        if len(images) == 0:
+            raise DataError(f"{name}: holds no images")
         if images.dtype != np.uint8:
             raise DataError(f"{name}: images have dtype {images.dtype}, must be uint8")
         self.name = name
@@ -135,7 +137,12 @@ def open_source(
     if kind == "npz":
         return _open_npz(argument.replace("{split}", split))
     if kind == "synthetic":
-        return SyntheticSource(num_examples=1_281_167, image_size=int(argument or 224))
+        size = argument or "224"
+        if not size.isdecimal() or int(size) < 1:
+            raise DataError(
+                f"dataset {dataset}: must be synthetic:SIZE with a side in pixels"
+            )
+        return SyntheticSource(num_examples=1_281_167, image_size=int(size))
     if dataset == "photographs":
         if split not in photographs.SPLITS:
             raise DataError(

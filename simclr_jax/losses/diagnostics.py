@@ -58,6 +58,8 @@ def effective_rank(x: jax.Array) -> jax.Array:
       A float32 scalar; 0 where all rows are equal.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    # Relative to a row first: the mean of equal rows is off by a rounding error.
+    x = x - x[0]
     x = x - jnp.mean(x, axis=0)
     # Scaled to unit mean variance first, so that the squares cannot underflow.
     scale = jnp.mean(x * x)

@@ -45,12 +45,16 @@ def nt_xent(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.
 
     flat = z.reshape(num_images * num_views, width)
     logits = jnp.matmul(flat, flat.T, precision=_PRECISION) / temperature
-    own = jnp.eye(num_images * num_views, dtype=bool)
-    log_partition = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+    image = jnp.arange(num_images * num_views) // num_views
+    logits = jnp.where(image[:, None] == image, -jnp.inf, logits)
+    negatives = jax.nn.logsumexp(logits, axis=1).reshape(num_images, num_views, 1)
 
-    # Positives come from the V x V similarities inside each image, not from picking
-    # entries of the sharded logits.
+    # Similarities inside each image come from V x V products, not from picking entries
+    # of the sharded logits, and appear once in the loss: a log partition that sums
+    # another rounding of them loses the digits of a nearly solved batch.
     pairs = jnp.einsum("bvk,bwk->bvw", z, z, precision=_PRECISION) / temperature
-    pairs = jnp.where(jnp.eye(num_views, dtype=bool), 0.0, pairs)
-    positives = jnp.sum(pairs, axis=2).reshape(-1) / (num_views - 1)
-    return jnp.mean(log_partition - positives)
+    own = jnp.eye(num_views, dtype=bool)
+    pairs = jnp.where(own, -jnp.inf, pairs)
+    log_p = jax.nn.log_softmax(jnp.concatenate([pairs, negatives], axis=2), axis=2)
+    total = jnp.sum(jnp.where(own, 0.0, log_p[..., :num_views]))
+    return -total / (num_images * num_views * (num_views - 1))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simclr_jax.data import augment
 from simclr_jax.data.preprocessing import Preprocessing, resize_bicubic
@@ -154,3 +155,17 @@ def test_takes_floats_in_0_1(dtype):
 def test_refuses_what_is_no_image(image, message):
     with pytest.raises(ValueError, match=message):
         Preprocessing(image_size=8, crop_proportion=0.875)(image)
+
+
+def test_a_picture_too_small_for_the_crop_is_refused():
+    prepare = Preprocessing(image_size=8, crop_proportion=0.1)
+    with pytest.raises(ValueError, match="too small"):
+        prepare(np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="must be"):
+        prepare(np.zeros((0, 4, 3), np.uint8))
+
+
+def test_a_pillow_image_is_taken():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    prepare = Preprocessing(image_size=8, crop_proportion=1.0)
+    np.testing.assert_array_equal(prepare(Image.fromarray(pixels)), prepare(pixels))

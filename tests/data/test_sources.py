@@ -657,3 +657,14 @@ def test_tfds_record_that_is_damaged_is_named(tmp_path):
         _open(tmp_path), _view, seed=0, batch_size=4, stop_step=1, threads=1
     )
     _assert_data_error(["record 2 of noise/train", "cannot be decoded"], list, batches)
+
+
+@pytest.mark.parametrize("dataset", ["synthetic:abc", "synthetic:0"])
+def test_a_synthetic_size_must_be_a_number(dataset):
+    _assert_data_error([dataset, "SIZE"], sources.open_source, dataset, split="train")
+
+
+def test_no_images_at_all_are_refused():
+    images = np.zeros((0, 4, 4, 3), np.uint8)
+    with pytest.raises(DataError, match="holds no images"):
+        sources.ArraySource(images, name="arrays")

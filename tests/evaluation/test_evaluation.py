@@ -1,5 +1,7 @@
 """Nearest neighbours and linear classifiers against plain definitions."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -159,7 +161,8 @@ def tiny_config():
 
 def make_pretrained():
     net = create_encoder(depth=18, width=0.0625, stem="cifar")
-    variables = net.init(jax.random.key(5), np.zeros((1, 8, 8, 3), np.float32))
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    variables = jax.jit(net.init)(jax.random.key(5), images)
     config = validation.resolve(tiny_config(), num_examples=100)
     return encoder.PretrainedEncoder(
         encoder=net,
@@ -199,7 +202,8 @@ def test_the_untrained_baseline_has_the_weights_that_training_started_from():
     pretrained = make_pretrained()
     config = validation.resolve(tiny_config(), num_examples=100)
     parts = recipe.make_recipe(config, num_classes=7)
-    state = step.init_state(parts, jax.random.key(config.seed), image_size=8)
+    init = functools.partial(step.init_state, parts, image_size=8)
+    state = jax.jit(init)(jax.random.key(config.seed))
     started_from = {
         "params": state.params["encoder"],
         "batch_stats": state.batch_stats["encoder"],

@@ -8,7 +8,12 @@ import pytest
 
 from configs import smoke
 from simclr_jax import load, parallel
-from simclr_jax.errors import CheckpointError, CheckpointNotFound, TrainingDiverged
+from simclr_jax.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    ConfigError,
+    TrainingDiverged,
+)
 from simclr_jax.training import checkpoints, loop, recipe, step, writers
 
 
@@ -65,6 +70,28 @@ def test_every_logged_step_has_every_metric(finished_run):
         assert wanted <= record.keys()
         assert record["chance"] == pytest.approx(np.log(31))
         assert 0 <= record["input_wait_share"] <= 1
+
+
+def test_a_finished_run_has_nothing_to_do(finished_run, caplog):
+    workdir, state = finished_run
+    with caplog.at_level("INFO", logger="simclr_jax"):
+        again = loop.train(tiny_config(), str(workdir))
+    assert "Nothing to do" in caplog.text
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(again.params), state.params
+    )
+
+
+def test_a_workdir_of_another_config_is_refused(finished_run):
+    workdir, _ = finished_run
+    with pytest.raises(ConfigError) as error:
+        loop.train(tiny_config(**{"loss.temperature": 0.2}), str(workdir))
+    message = str(error.value)
+    assert message.startswith(f"--workdir={workdir}: holds a run of another config")
+    assert "loss.temperature: 0.5 -> 0.2" in message
+    assert "--allow_config_change" in message
+    # What only concerns storing and watching may change freely.
+    loop.train(tiny_config(**{"log.every_steps": 7}), str(workdir))
 
 
 def test_the_encoder_of_a_checkpoint_is_that_of_the_state(finished_run):
