@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-_NORM_LEAVES = ("scale", "gamma", "beta")
+_NORM_LEAVES = ("scale", "gamma")
+_BIAS_LEAVES = ("bias", "beta")
 # The supervised head beside the contrastive model, by our name and the reference's.
 _PROBE_PARTS = ("probe", "head_supervised", "linear_head")
 
@@ -31,7 +32,7 @@ def parameter_role(path: Sequence[Any]) -> str:
         return "probe"
     if names[-1] in _NORM_LEAVES:
         return "norm"
-    return "bias" if names[-1] == "bias" else "kernel"
+    return "bias" if names[-1] in _BIAS_LEAVES else "kernel"
 
 
 def kernels_only(params: Any) -> Any:

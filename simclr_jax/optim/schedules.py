@@ -41,7 +41,8 @@ def warmup_cosine(
     Args:
       peak: the largest rate.
       warmup_steps: length of the warm-up; 0 starts at the peak.
-      total_steps: warm-up included; the rate stays 0 from there on.
+      total_steps: warm-up included; the rate stays 0 from there on, unless the warm-up
+        is as long, whose end then comes first.
 
     Returns:
       step -> rate, for integers and traced arrays.
