@@ -82,7 +82,7 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.name = "lars"  # lars, sgd or adamw
     optimizer.learning_rate = 0.075  # before scaling: 0.075 * sqrt(4096) = 4.8
     optimizer.scaling = "sqrt"  # base * sqrt(B); linear: base * B / 256; or none
-    optimizer.weight_decay = 1e-4  # of kernels; never of BatchNorm and biases
+    optimizer.weight_decay = 1e-4  # of kernels, the probe's too; not BatchNorm, biases
     optimizer.momentum = 0.9  # lars, sgd
     optimizer.nesterov = False  # lars, sgd
     optimizer.trust_coefficient = 0.001  # lars

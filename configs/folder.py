@@ -2,8 +2,10 @@
 
     python -m simclr_jax.pretrain --config=configs/folder.py:IMAGES --workdir=RUN
 
-Sub-folders, if every image lies in one, are taken as classes, for the online probe
-only: pretraining needs no label. ResNet-18 and a batch of 128 also run, slowly, without
+Pretraining needs no label. To evaluate with labels, put the images into class folders
+under IMAGES/train and IMAGES/val and pretrain with `--config.data.split=train`; without
+that split, sub-folders in which every image lies are classes for the online probe.
+ResNet-18 and a batch of 128 also run, slowly, without
 an accelerator; with one, take `--config.encoder.depth=50` and raise
 `--config.batch.batch_size` as far as memory and the number of images allow. There is no
 published figure to expect: look at the views first (`simclr_jax.preview`), then at the
@@ -29,6 +31,7 @@ def get_config(folder: str = "images") -> config_dict.ConfigDict:
     config.evaluation.train_split = "train"
     config.evaluation.test_split = "val"
     config.evaluation.batch_size = 128
+    config.evaluation.knn_k = 20
     config.evaluation.sgd_batch_size = 128
     config.checkpoint.every_steps = 500
     return config

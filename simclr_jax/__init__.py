@@ -1,4 +1,4 @@
-"""SimCLR pretraining in JAX: the same code from a laptop to a TPU pod.
+"""SimCLR pretraining in JAX: the same code on a laptop and on accelerators.
 
 Dimension letters used in every docstring of the package:
 

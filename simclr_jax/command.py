@@ -73,10 +73,7 @@ def _guarded(main: Callable[[], None]) -> None:
     except RunFailed as error:
         _exit(error, _FAILED)
     except KeyboardInterrupt:
-        _exit(
-            "interrupted; the same command goes on from the last checkpoint",
-            _INTERRUPTED,
-        )
+        _exit("interrupted", _INTERRUPTED)
 
 
 def _set_up_logging() -> None:

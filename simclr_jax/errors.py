@@ -31,3 +31,9 @@ class CheckpointError(RunFailed):
 
 class EncoderChanged(RunFailed):
     """An evaluation altered the encoder that it was to measure."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line of at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -2,8 +2,8 @@
 
     python -m simclr_jax.preview --config=configs/smoke.py --output=views.png
 
-Each row is one training image, first as evaluation sees it, then the views that the
-first epochs of a run with this config would train on.
+Each row is one training image: first as evaluation sees it, then views drawn just as
+training draws them.
 """
 
 from absl import flags

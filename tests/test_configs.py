@@ -108,14 +108,25 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     config.augment.operations = tuple(names)
 
     seen: set[str] = set()
-    claim, override = run_directory.claim, protocols._with_overrides
+    check, write = run_directory.check, run_directory.write_config
+    as_json, override = run_directory.as_json, protocols._with_overrides
     # What looks at every key whatever it means does not count.
     monkeypatch.setattr(validation, "validate", lambda config: None)
     monkeypatch.setattr(validation, "check_devices", lambda config, devices: None)
     monkeypatch.setattr(
         run_directory,
-        "claim",
-        lambda workdir, config, **kwargs: claim(workdir, config._config, **kwargs),
+        "check",
+        lambda workdir, config, **kwargs: check(workdir, config._config, **kwargs),
+    )
+    monkeypatch.setattr(
+        run_directory,
+        "write_config",
+        lambda workdir, config: write(workdir, config._config),
+    )
+    monkeypatch.setattr(
+        run_directory,
+        "as_json",
+        lambda config: as_json(getattr(config, "_config", config)),
     )
     monkeypatch.setattr(
         protocols,

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import logging
 import pathlib
 
 import numpy as np
@@ -11,7 +12,9 @@ from simclr_jax.data.records import NO_LABEL, decode_rgb
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
+_LOG = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 class FolderSource:
@@ -36,6 +39,8 @@ class FolderSource:
         everything = [path for path in sorted(root.rglob("*")) if path.is_file()]
         self._paths = [p for p in everything if p.suffix.lower() in IMAGE_SUFFIXES]
         self.num_ignored = len(everything) - len(self._paths)
+        if self.num_ignored:
+            _LOG.info("%s: ignored %d other files", self.name, self.num_ignored)
         if not self._paths:
             raise DataError(
                 f"dataset {self.name}: holds no image (looked for "
@@ -50,7 +55,13 @@ class FolderSource:
         parts = [path.relative_to(root).parts for path in self._paths]
         labelled = all(len(part) > 1 for part in parts)
         classes = sorted({part[0] for part in parts}) if labelled else []
+        if split == "all" and len(classes) > 1 and _SPLITS.issuperset(classes):
+            raise DataError(
+                f"dataset {self.name}: its sub-folders {', '.join(classes)} are "
+                "splits, not classes; choose one with config.data.split"
+            )
         self.num_classes = len(classes) if len(classes) > 1 else None
+        self.class_names = classes if len(classes) > 1 else None
         self._labels = np.full(self.num_examples, NO_LABEL, np.int32)
         if self.num_classes:
             self._labels = np.array([classes.index(p[0]) for p in parts], np.int32)

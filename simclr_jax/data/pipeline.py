@@ -15,7 +15,7 @@ import numpy as np
 from simclr_jax.data import order
 from simclr_jax.data.records import Source
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError
+from simclr_jax.errors import DataError, first_line
 
 # Records fetched by one call into Python: large enough to hide the call's cost, small
 # enough that the calls of one batch run side by side.
@@ -223,9 +223,10 @@ def _raise_naming_record(
             records, labels = source.read(np.array([index]))
             source.decode(tf.constant(records[0]), tf.constant(labels[0]))
         except (tf.errors.OpError, OSError, ValueError) as cause:
-            message = str(cause).splitlines()[0]
             raise DataError(
-                f"{source.describe(int(index))}: cannot be decoded ({message})"
+                f"{source.describe(int(index))}: cannot be decoded "
+                f"({first_line(cause)})"
             ) from cause
-    message = str(error).splitlines()[0]
-    raise DataError(f"{source.name}: reading a batch failed ({message})") from error
+    raise DataError(
+        f"{source.name}: reading a batch failed ({first_line(error)})"
+    ) from error

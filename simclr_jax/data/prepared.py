@@ -78,6 +78,7 @@ class TFDSSource:
         self.num_examples = info.num_examples
         label_feature = dict(features).get(label_key)
         self.num_classes = getattr(label_feature, "num_classes", None)
+        self.class_names: list[str] | None = None
         self.record_spec = tf.TensorSpec((None,), tf.string)
         self._image_key = image_key
         self._label_key = label_key if self.num_classes else None

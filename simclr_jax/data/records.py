@@ -21,12 +21,15 @@ class Source(Protocol):
       name: for messages.
       num_examples: how many.
       num_classes: labels are in [0, num_classes); None for unlabelled images.
+      class_names: where the numbers come from names that another split may number
+        otherwise; None elsewhere.
       record_spec: of the records of one `read`, leading axis first.
     """
 
     name: str
     num_examples: int
     num_classes: int | None
+    class_names: list[str] | None
     record_spec: tf.TensorSpec
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

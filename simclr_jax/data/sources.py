@@ -42,7 +42,8 @@ class ArraySource:
             raise DataError(f"{name}: images have dtype {images.dtype}, must be uint8")
         self.name = name
         self.num_examples = len(images)
-        self.num_classes = None
+        self.num_classes: int | None = None
+        self.class_names: list[str] | None = None
         self.record_spec = tf.TensorSpec((None, *images.shape[1:]), tf.uint8)
         self._images = images
         self._labels = np.full(len(images), NO_LABEL, np.int32)

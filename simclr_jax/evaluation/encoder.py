@@ -26,6 +26,7 @@ class PretrainedEncoder:
       variables: {'params', 'batch_stats'} of the encoder, float32, replicated.
       preprocessing: what images go through before the encoder.
       config: of the run, as JSON values.
+      config_hash: names the config that made these weights.
       step: number of updates that made these weights.
     """
 
@@ -33,6 +34,7 @@ class PretrainedEncoder:
     variables: Tree
     preprocessing: Preprocessing
     config: dict[str, Any]
+    config_hash: str
     step: int
 
     def encode(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
@@ -92,6 +94,7 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
         variables=variables,
         preprocessing=preprocessing,
         config=run_directory.read_config(workdir),
+        config_hash=description["config_hash"],
         step=step,
     )
 

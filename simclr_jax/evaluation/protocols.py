@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import features, knn, linear, linear_sgd
 from simclr_jax.evaluation.encoder import PretrainedEncoder
 from simclr_jax.evaluation.features import Encode
-from simclr_jax.training import inputs, validation
+from simclr_jax.training import inputs, run_directory, validation
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,11 +76,6 @@ Result = tuple[float, dict[str, Any]]
 
 def _knn(task: Task) -> Result:
     evaluation = task.config.evaluation
-    if evaluation.knn_k > task.train.num_examples:
-        raise ConfigError(
-            f"config.evaluation.knn_k={evaluation.knn_k}: must not exceed the "
-            f"{task.train.num_examples} images of {task.train.name}"
-        )
     settings = {"k": evaluation.knn_k, "temperature": evaluation.knn_temperature}
     value = knn.knn_accuracy(
         *task.train_features, *task.test_features, **settings, mesh=task.mesh
@@ -105,7 +99,8 @@ def _linear(task: Task) -> Result:
 def _linear_sgd(task: Task) -> Result:
     evaluation, config = task.config.evaluation, task.config
     batch_size = evaluation.sgd_batch_size
-    steps = round(evaluation.sgd_epochs * (task.train.num_examples // batch_size))
+    steps_per_epoch = task.train.num_examples // batch_size
+    steps = max(1, round(evaluation.sgd_epochs * steps_per_epoch))
     settings = {
         "epochs": evaluation.sgd_epochs,
         "batch_size": batch_size,
@@ -178,7 +173,15 @@ def evaluate(
     pretrained = encoders.load(workdir, step=step)
     config = _with_overrides(pretrained.config, overrides)
     validation.validate(config)
-    tasks = _make_tasks(pretrained, config, baselines=baselines)
+    preprocessing = pretrained.preprocessing
+    if any(override.startswith("image_size=") for override in overrides):
+        preprocessing = dataclasses.replace(preprocessing, image_size=config.image_size)
+    if any(o.startswith("evaluation.crop_proportion=") for o in overrides):
+        preprocessing = dataclasses.replace(
+            preprocessing, crop_proportion=config.evaluation.crop_proportion
+        )
+    tasks = _make_tasks(pretrained, config, preprocessing, baselines=baselines)
+    _check_sizes(config, protocols, tasks["pretrained"].train)
 
     values: dict[str, dict[str, float]] = {name: {} for name in tasks}
     for protocol in protocols:
@@ -210,7 +213,7 @@ def evaluate(
             "num_train": task.train.num_examples,
             "num_test": task.test.num_examples,
             "checkpoint_step": pretrained.step,
-            "config_hash": validation.config_hash(pretrained.config),
+            "config_hash": pretrained.config_hash,
             "encoder_checksum_before": before,
             "encoder_checksum_after": after,
         }
@@ -218,16 +221,38 @@ def evaluate(
     return values
 
 
+def _check_sizes(
+    config: config_dict.ConfigDict, protocols: Sequence[str], train: Source
+) -> None:
+    """Checks before the work that there are training images enough for it."""
+    for protocol, key in (("knn", "knn_k"), ("linear_sgd", "sgd_batch_size")):
+        value = config.evaluation[key]
+        if protocol in protocols and value > train.num_examples:
+            raise ConfigError(
+                f"config.evaluation.{key}={value}: must not exceed the "
+                f"{train.num_examples} images of {train.name} (lower it with "
+                f"--set=evaluation.{key}=...)"
+            )
+
+
 def _make_tasks(
-    pretrained: PretrainedEncoder, config: config_dict.ConfigDict, *, baselines: bool
+    pretrained: PretrainedEncoder,
+    config: config_dict.ConfigDict,
+    preprocessing: Preprocessing,
+    *,
+    baselines: bool,
 ) -> dict[str, Task]:
     """What to measure, by name."""
     train = _open_labelled(config, config.evaluation.train_split)
     test = _open_labelled(config, config.evaluation.test_split)
+    if train.class_names != test.class_names:
+        raise DataError(
+            f"dataset {config.data.dataset}: the classes of {train.name} "
+            f"({train.class_names}) and {test.name} ({test.class_names}) must be the "
+            "same"
+        )
     mesh = parallel.create_mesh()
     validation.check_devices(config, mesh.size)
-    # As stored with the weights, unless the config is overridden.
-    preprocessing = Preprocessing(config.image_size, config.evaluation.crop_proportion)
     encodes: dict[str, Encode] = {}
     if baselines:
         encodes["pixels"] = features.pixels
@@ -255,31 +280,51 @@ def _open_labelled(config: config_dict.ConfigDict, split: str) -> Source:
     return source
 
 
+# Keys that `--set` may change: those that say what is measured on, and how.
+_SETTABLE = ("evaluation.", "data.", "augment.crop.", "image_size", "seed")
+
+
 def _with_overrides(
     config: dict[str, Any], overrides: Sequence[str]
 ) -> config_dict.ConfigDict:
     result = config_dict.ConfigDict(config)
+    flat = validation.flatten(result)
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or key not in validation.flatten(result):
+        if not separator or key not in flat or not key.startswith(_SETTABLE):
             raise ConfigError(
-                f"--set={override}: must be KEY=VALUE with a key of the run's config"
+                f"--set={override}: must be KEY=VALUE with a key that starts with "
+                f"{', '.join(_SETTABLE)}"
             )
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
+        value = _parse_like(flat[key], text)
+        if value is None:
+            kind = type(flat[key]).__name__
+            raise ConfigError(f"--set={override}: the value must be of type {kind}")
         with result.ignore_type():
             result.update_from_flattened_dict({key: value})
     return result
 
 
+def _parse_like(current: Any, text: str) -> Any:
+    """The value that a text stands for, or None if it is not of the type of another."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if current is None or isinstance(value, type(current)):
+        return value
+    if isinstance(current, str):
+        return text
+    if isinstance(current, float) and isinstance(value, int):
+        return float(value)
+    if isinstance(current, tuple | list) and isinstance(value, list):
+        return tuple(value)
+    return None
+
+
 def _write(workdir: str, protocol: str, receipt: dict[str, Any]) -> None:
     path = pathlib.Path(workdir) / "eval" / f"{protocol}.json"
-    path.parent.mkdir(exist_ok=True)
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
-    os.replace(replacement, path)
+    run_directory.write_file(path, json.dumps(receipt, indent=2) + "\n")
     _LOG.info("wrote %s", path)
 
 

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
-from simclr_jax.errors import CheckpointError, CheckpointNotFound
+from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
 from simclr_jax.models.simclr import Tree
 from simclr_jax.training.step import TrainState
 
@@ -110,10 +110,10 @@ def _fields(state: TrainState) -> dict[str, Any]:
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0][:300]
     return (
-        f"checkpoint {path}: cannot be restored ({first_line}). If its files are "
-        "damaged, remove this folder; the run then goes on from the one before."
+        f"checkpoint {path}: cannot be restored ({first_line(error)}). Either the "
+        "config changed since, or its files are damaged; in that case remove this "
+        "folder, and the run goes on from the one before."
     )
 
 
@@ -140,9 +140,16 @@ def open_for_reading(workdir: str, step: int | None) -> tuple[pathlib.Path, int]
 
 
 def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
-    """The JSON item of a checkpoint folder."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(checkpoint / "description")
+    """The JSON item of a checkpoint folder.
+
+    Raises:
+      CheckpointError: the files are damaged.
+    """
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(checkpoint / "description")
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(_damaged(checkpoint, error)) from error
 
 
 def read_encoder(checkpoint: pathlib.Path, like: Tree, sharding: NamedSharding) -> Tree:

@@ -40,7 +40,9 @@ def train(
       The final state.
 
     Raises:
-      ConfigError, DataError: something cannot be run; raised before any device work.
+      ConfigError, DataError: something cannot be run; raised before any device work,
+        unless an image turns out to be damaged when it is read.
+      CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. The checkpoints
         written before stay.
     """
@@ -48,9 +50,7 @@ def train(
     source = inputs.open_source(config, config.data.split)
     config = validation.resolve(config, num_examples=source.num_examples)
     validation.check_devices(config, jax.device_count())
-    saved_config = run_directory.claim(
-        workdir, config, allow_config_change=allow_config_change
-    )
+    run_directory.check(workdir, config, allow_config_change=allow_config_change)
 
     mesh = parallel.create_mesh()
     parts = recipe.make_recipe(config, num_classes=source.num_classes)
@@ -60,9 +60,10 @@ def train(
             "image_size": config.image_size,
             "crop_proportion": config.evaluation.crop_proportion,
         },
-        "config_hash": validation.config_hash(saved_config),
+        "config_hash": validation.config_hash(run_directory.as_json(config)),
     }
     with contextlib.ExitStack() as stack:
+        run_directory.make_folder(workdir)
         checkpoints = Checkpoints(
             workdir,
             keep_last=config.checkpoint.keep_last,
@@ -70,6 +71,8 @@ def train(
         )
         stack.callback(checkpoints.close)
         state = _initial_or_restored(config, parts, mesh, checkpoints)
+        # Only now: a config whose state cannot be restored must not replace another.
+        run_directory.write_config(workdir, config)
         start_step = int(state.step)
         _log_start(config, source, state)
         batches = _open_batches(config, source, start_step)

@@ -13,40 +13,72 @@ from simclr_jax.training.validation import differing_keys
 _CONFIG = "config.json"
 
 
-def claim(
+def check(
     workdir: str, config: config_dict.ConfigDict, *, allow_config_change: bool
-) -> dict[str, Any]:
-    """Makes the run directory, or checks that it belongs to this config.
+) -> None:
+    """Checks that a run directory is free, or belongs to this config.
 
     Args:
-      workdir: the run directory; made if it is not there.
+      workdir: the run directory; need not be there.
       config: resolved.
-      allow_config_change: take the directory over even if its config differs.
-
-    Returns:
-      The config as JSON values, as written to `config.json`.
+      allow_config_change: accept a directory whose config differs.
 
     Raises:
-      ConfigError: the directory is another config's, or a file.
+      ConfigError: the directory is another config's, or no folder.
     """
-    path = pathlib.Path(workdir) / _CONFIG
-    if path.parent.exists() and not path.parent.is_dir():
+    folder = pathlib.Path(workdir)
+    if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--workdir={workdir}: must be a folder, and is a file")
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-    new = json.loads(text)
-    if path.exists() and not allow_config_change:
-        changes = differing_keys(read_config(workdir), new)
+    if (folder / _CONFIG).exists() and not allow_config_change:
+        changes = differing_keys(read_config(workdir), as_json(config))
         if changes:
             raise ConfigError(
                 f"--workdir={workdir}: holds a run of another config "
                 f"({'; '.join(changes)}); use a new workdir, or --allow_config_change "
                 "to go on with the new values"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def make_folder(workdir: str) -> None:
+    """Makes the run directory.
+
+    Raises:
+      ConfigError: it cannot be made.
+    """
+    try:
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be made ({error})") from error
+
+
+def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
+    """Writes `config.json`, atomically.
+
+    Raises:
+      ConfigError: the directory cannot be written.
+    """
+    text = json.dumps(as_json(config), indent=2, sort_keys=True)
+    write_file(pathlib.Path(workdir) / _CONFIG, text + "\n")
+
+
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a file of a run, so that it is there as a whole or not at all.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
     replacement = path.with_suffix(".tmp")
-    replacement.write_text(text + "\n", encoding="utf-8")
-    os.replace(replacement, path)
-    return new
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replacement.write_text(text, encoding="utf-8")
+        os.replace(replacement, path)
+    except OSError as error:
+        raise ConfigError(f"file {path}: cannot be written ({error})") from error
+
+
+def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as it comes back from `config.json`."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
 def read_config(workdir: str) -> dict[str, Any]:
@@ -61,6 +93,9 @@ def read_config(workdir: str) -> dict[str, Any]:
             f"--workdir={workdir}: is no run directory (has no {_CONFIG})"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError(f"file {path}: is no valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"file {path}: must hold a JSON object")
+    return config

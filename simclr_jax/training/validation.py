@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,14 +24,19 @@ Rule = tuple[str, Callable[[Any], bool], str]
 
 
 def _positive(*keys: str) -> list[Rule]:
-    return [(key, lambda v: v > 0, "must be positive") for key in keys]
+    return [(key, lambda v: 0 < v < math.inf, "must be positive") for key in keys]
 
 
 def _not_negative(*keys: str) -> list[Rule]:
-    return [(key, lambda v: v >= 0, "must not be negative") for key in keys]
+    rule = "must be finite and not negative"
+    return [(key, lambda v: 0 <= v < math.inf, rule) for key in keys]
 
 
 def _at_least_one(*keys: str) -> list[Rule]:
+    return [(key, lambda v: v >= 1, "must be at least 1") for key in keys]
+
+
+def _none_or_at_least_one(*keys: str) -> list[Rule]:
     return [(key, lambda v: v is None or v >= 1, "must be at least 1") for key in keys]
 
 
@@ -52,7 +58,7 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
 _RULES: list[Rule] = [
     *_not_negative("seed"),
     ("image_size", lambda v: v >= 8, "must be at least 8"),
-    *_at_least_one("data.threads"),
+    *_none_or_at_least_one("data.threads"),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
     *_one_of("augment.crop.sampler", ("reference", "torchvision")),
     *_positive(
@@ -89,7 +95,8 @@ _RULES: list[Rule] = [
     *_positive("encoder.batch_norm_epsilon"),
     *_one_of("encoder.compute_dtype", ("float32", "bfloat16")),
     *_one_of("head.kind", models.HEAD_KINDS),
-    *_at_least_one("head.num_layers", "head.hidden_dim", "head.output_dim"),
+    *_at_least_one("head.num_layers", "head.output_dim"),
+    *_none_or_at_least_one("head.hidden_dim"),
     *_one_of("loss.name", losses.LOSSES),
     *_positive("loss.temperature"),
     *_one_of("optimizer.name", recipe.OPTIMIZERS),
@@ -99,13 +106,12 @@ _RULES: list[Rule] = [
     *_decay("optimizer.momentum", "optimizer.b1", "optimizer.b2"),
     *_positive("schedule.train_epochs"),
     *_not_negative("schedule.warmup_epochs"),
-    *_at_least_one("schedule.train_steps"),
+    *_none_or_at_least_one("schedule.train_steps", "checkpoint.keep_every_steps"),
     ("schedule.warmup_steps", lambda v: v is None or v >= 0, "must not be negative"),
     *_at_least_one(
         "log.every_steps",
         "checkpoint.every_steps",
         "checkpoint.keep_last",
-        "checkpoint.keep_every_steps",
         "evaluation.batch_size",
         "evaluation.knn_k",
         "evaluation.lbfgs_steps",
@@ -164,7 +170,9 @@ def validate(config: config_dict.ConfigDict) -> None:
         if not valid:
             raise ConfigError(f"config.{key}={value!r}: {rule}")
     for low, high in _ORDERED:
-        if flat[low] > flat[high]:
+        with _as_config_error(high):
+            ordered = flat[low] <= flat[high]
+        if not ordered:
             raise ConfigError(
                 f"config.{low}={flat[low]!r}: must not exceed "
                 f"config.{high}={flat[high]!r}"
@@ -247,7 +255,11 @@ def check_devices(config: config_dict.ConfigDict, num_devices: int) -> None:
     Raises:
       ConfigError: the global batch is not divisible by the devices.
     """
-    for key in ("batch.batch_size", "evaluation.batch_size"):
+    for key in (
+        "batch.batch_size",
+        "evaluation.batch_size",
+        "evaluation.sgd_batch_size",
+    ):
         size = flatten(config)[key]
         if size % num_devices:
             raise ConfigError(
@@ -268,8 +280,9 @@ def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """16 hex digits that name a config (as read from JSON, or its `to_dict`)."""
-    canonical = json.dumps(config, sort_keys=True, default=list)
+    """16 hex digits that name what a config (as read from JSON) computes."""
+    named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
+    canonical = json.dumps(named, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -178,8 +178,6 @@ def test_split_is_a_sub_folder(tmp_path):
     assert (train.num_examples, train.num_classes) == (2, 2)
     test = sources.open_source(f"folder:{tmp_path}", split="test")
     assert (test.num_examples, test.num_classes) == (1, None)
-    everything = sources.open_source(f"folder:{tmp_path}", split="all")
-    assert everything.num_examples == 3
     missing = tmp_path / "validation"
     _assert_data_error(
         [missing, "sub-folder"],
@@ -668,3 +666,14 @@ def test_no_images_at_all_are_refused():
     images = np.zeros((0, 4, 4, 3), np.uint8)
     with pytest.raises(DataError, match="holds no images"):
         sources.ArraySource(images, name="arrays")
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+    for name in ("train/a/1.png", "train/b/2.png", "val/b/3.png"):
+        _save(tmp_path / name)
+    _assert_data_error(
+        ["train, val", "config.data.split"], folders.FolderSource, str(tmp_path)
+    )
+    train = folders.FolderSource(str(tmp_path), split="train")
+    assert train.class_names == ["a", "b"]
+    assert folders.FolderSource(str(tmp_path), split="val").class_names is None

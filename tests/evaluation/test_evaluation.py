@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
+from PIL import Image
 
 from configs import smoke
 from simclr_jax import parallel
-from simclr_jax.errors import EncoderChanged
+from simclr_jax.errors import DataError, EncoderChanged
 from simclr_jax.evaluation import encoder, features, knn, linear, linear_sgd, protocols
 from simclr_jax.models import create_encoder
 from simclr_jax.training import recipe, step, validation
@@ -169,6 +170,7 @@ def make_pretrained():
         variables=jax.tree.map(np.array, variables),
         preprocessing=encoder.Preprocessing(8, 1.0),
         config=config.to_dict(),
+        config_hash="0" * 16,
         step=1,
     )
 
@@ -228,12 +230,37 @@ def test_the_table_has_a_row_for_each_representation():
 
 
 def test_overrides_take_keys_of_the_config_only():
-    config = {"evaluation": {"knn_k": 200}, "data": {"data_dir": None}}
+    config = {
+        "evaluation": {"knn_k": 200},
+        "loss": {"temperature": 1.0},
+        "data": {"data_dir": None},
+    }
     result = protocols._with_overrides(
         config, ["evaluation.knn_k=20", "data.data_dir=/data", "data.data_dir=a=b"]
     )
     assert result.evaluation.knn_k == 20
     assert result.data.data_dir == "a=b"
-    for bad in ("evaluation.k=20", "evaluation.knn_k"):
+    bad_ones = ("evaluation.k=20", "evaluation.knn_k", "evaluation.knn_k=2.5")
+    for bad in (*bad_ones, "evaluation.knn_k=null", "loss.temperature=1"):
         with pytest.raises(protocols.ConfigError, match="--set="):
             protocols._with_overrides(config, [bad])
+
+
+def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
+    for name in ("train/a", "train/b", "train/c", "val/b", "val/c"):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "1.png")
+    monkeypatch.setattr(protocols.encoders, "load", lambda *_, **__: make_pretrained())
+    overrides = [f"data.dataset=folder:{tmp_path}/images", "evaluation.test_split=val"]
+    with pytest.raises(DataError, match="must be the same"):
+        protocols.evaluate(str(tmp_path), ["knn"], overrides=overrides)
+
+
+def test_too_many_neighbours_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(protocols.encoders, "load", lambda *_, **__: make_pretrained())
+    with pytest.raises(protocols.ConfigError, match=r"knn_k=9000: .* 7200 images"):
+        protocols.evaluate(
+            str(tmp_path), ["linear", "knn"], overrides=["evaluation.knn_k=9000"]
+        )
+    assert not (tmp_path / "eval").exists()

@@ -173,3 +173,19 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(tmp_path):
     assert kept == [4, 8, 12, 14]
     folder, _ = checkpoints.open_for_reading(str(tmp_path), 8)
     assert checkpoints.read_description(folder) == {"step": 8}
+
+
+def test_a_change_that_cannot_be_restored_leaves_the_run_as_it_was(finished_run):
+    workdir, _ = finished_run
+    before = (workdir / "config.json").read_text()
+    deeper = tiny_config(**{"encoder.depth": 34})
+    with pytest.raises(CheckpointError, match="config changed"):
+        loop.train(deeper, str(workdir), allow_config_change=True)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match="--workdir="):
+            loop.train(tiny_config(), str(bad))
