@@ -7,6 +7,7 @@ _CHANCE_MARGIN = 0.01
 # A projection that varies along one direction only, or hardly varies, has collapsed.
 _COLLAPSED_RANK = 1.5
 _COLLAPSED_SIMILARITY = 0.99
+_PATIENCE = 3
 
 _CAUSES = {
     "at chance": "the views of an image are no more alike than those of two images; "
@@ -20,8 +21,10 @@ class HealthMonitor:
     """Follows the metrics of a run and says in words how it is doing."""
 
     def __init__(self) -> None:
+        self._verdict = "too early to tell"
         self._state = ""
         self._since = 0
+        self._count = 0
 
     def update(self, step: int, metrics: Mapping[str, float]) -> str:
         """Takes the metrics of one logged step.
@@ -32,14 +35,18 @@ class HealthMonitor:
 
         Returns:
           'healthy', or 'at chance since step S: ...' or 'collapsed since step S: ...'
-          with what to try.
+          with what to try. A problem counts once it shows in three logged steps in a
+          row; until then the verdict stays, at first 'too early to tell'.
         """
         state = _state(metrics)
         if state != self._state:
-            self._state, self._since = state, step
+            self._state, self._since, self._count = state, step, 0
+        self._count += 1
         if state == "healthy":
-            return state
-        return f"{state} since step {self._since}: {_CAUSES[state]}"
+            self._verdict = state
+        elif self._count >= _PATIENCE:
+            self._verdict = f"{state} since step {self._since}: {_CAUSES[state]}"
+        return self._verdict
 
 
 def _state(metrics: Mapping[str, float]) -> str:

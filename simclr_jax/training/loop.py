@@ -232,7 +232,7 @@ class _Reporter:
             "%s", progress_line(done, self._total_steps, values, secs_left=secs_left)
         )
         if verdict != self._verdict:
-            level = logging.INFO if verdict == "healthy" else logging.WARNING
+            level = logging.WARNING if "since" in verdict else logging.INFO
             _LOG.log(level, "Health: %s", verdict)
             self._verdict = verdict
         self._mark, self._waited_secs = (done, time.monotonic()), 0.0

@@ -22,10 +22,21 @@ def test_at_chance_says_since_when():
     monitor = HealthMonitor()
     stuck = {**GOOD, "loss": math.log(511) - 0.01}
     assert monitor.update(10, GOOD) == "healthy"
-    assert monitor.update(20, stuck).startswith("at chance since step 20: ")
-    assert monitor.update(30, stuck).startswith("at chance since step 20: ")
-    assert monitor.update(40, GOOD) == "healthy"
-    assert monitor.update(50, stuck).startswith("at chance since step 50: ")
+    # One bad batch, or two, is no verdict.
+    assert monitor.update(20, stuck) == "healthy"
+    assert monitor.update(30, stuck) == "healthy"
+    assert monitor.update(40, stuck).startswith("at chance since step 20: ")
+    assert monitor.update(50, stuck).startswith("at chance since step 20: ")
+    assert monitor.update(60, GOOD) == "healthy"
+    assert monitor.update(70, stuck) == "healthy"
+
+
+def test_a_bad_start_is_no_verdict():
+    monitor = HealthMonitor()
+    stuck = {**GOOD, "loss": math.log(511)}
+    assert monitor.update(1, stuck) == "too early to tell"
+    assert monitor.update(2, stuck) == "too early to tell"
+    assert monitor.update(3, stuck).startswith("at chance since step 1: ")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +45,8 @@ def test_at_chance_says_since_when():
 def test_collapsed(sign):
     # A collapsed projection is at chance too; the cause is the better word.
     metrics = {**GOOD, "loss": math.log(511), **sign}
-    verdict = HealthMonitor().update(5, metrics)
+    monitor = HealthMonitor()
+    for step in (5, 6, 7):
+        verdict = monitor.update(step, metrics)
     assert verdict.startswith("collapsed since step 5: ")
     assert "learning rate" in verdict
