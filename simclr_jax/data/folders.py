@@ -64,7 +64,8 @@ class FolderSource:
         self.class_names = classes if len(classes) > 1 else None
         self._labels = np.full(self.num_examples, NO_LABEL, np.int32)
         if self.num_classes:
-            self._labels = np.array([classes.index(p[0]) for p in parts], np.int32)
+            number = {name: i for i, name in enumerate(classes)}
+            self._labels = np.array([number[p[0]] for p in parts], np.int32)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""

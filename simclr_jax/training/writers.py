@@ -3,10 +3,11 @@
 import contextlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from simclr_jax.training.run_directory import write_file
 
 FILE_NAME = "metrics.jsonl"
 
@@ -72,11 +73,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= step]
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text(
-        "".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8"
-    )
-    os.replace(replacement, path)
+    write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def progress_line(
