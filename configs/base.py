@@ -58,9 +58,12 @@ def get_config() -> config_dict.ConfigDict:
     config.encoder = encoder = config_dict.ConfigDict()
     encoder.depth = 50  # 18, 34, 50, 101, 152 or 200
     encoder.width = 1.0  # multiplies every layer's filters; any positive number
+    encoder.sk_ratio = 0.0  # 0.0625: SimCLRv2's selective-kernel nets
+    encoder.se_ratio = 0.0  # above 0: squeeze-and-excitation of that ratio
     encoder.stem = "auto"  # cifar up to 32 pixels, imagenet above; or by name
     encoder.first_group_projection = False  # True: Google's ResNet-18 and 34
     encoder.max_pool_padding = "torch"  # same: TensorFlow's, as in Google's weights
+    encoder.normalization = "none"  # of pixels; imagenet: as torchvision's weights
     encoder.kernel_init = "truncated_normal"  # std 1/sqrt(fan_in); or he_normal
     encoder.batch_norm_momentum = 0.9
     encoder.batch_norm_epsilon = 1e-5
@@ -75,8 +78,14 @@ def get_config() -> config_dict.ConfigDict:
     head.output_dim = 128
 
     config.loss = loss = config_dict.ConfigDict()
+    # nt_xent, nt_logistic, margin_triplet (paper Table 2), dcl, dclw, or sup_con (which
+    # needs labels).
     loss.name = "nt_xent"
-    loss.temperature = 0.1  # 0.5 for CIFAR-10 at batch 512
+    loss.temperature = 0.1  # 0.5 for CIFAR-10 at batch 512; margin_triplet has none
+    loss.normalize = True  # False: inner products instead of cosines
+    loss.semi_hard = False  # nt_logistic, margin_triplet: one semi-hard negative
+    loss.margin = 0.4  # margin_triplet
+    loss.weight_temperature = 0.5  # dclw: sigma of the weights of positives
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "lars"  # lars, sgd or adamw

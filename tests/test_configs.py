@@ -7,6 +7,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import base, cifar10, folder, imagenet, smoke
+from simclr_jax import losses
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import protocols
 from simclr_jax.training import loop, recipe, run_directory, validation
@@ -136,6 +137,9 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     workdir = str(tmp_path / "run")
     loop.train(Recorder(config, seen), workdir)
     protocols.evaluate(workdir, list(protocols.PROTOCOLS))
+    for name in losses.LOSSES:
+        config.loss.name = name
+        recipe.make_loss(Recorder(config, seen), num_classes=3)
     for name in recipe.OPTIMIZERS:
         config.optimizer.name = name
         recipe.make_optimizer(Recorder(config.optimizer, seen, "optimizer."), 0.1)

@@ -1,20 +1,55 @@
 """Contrastive objectives and what is read off them, on whole global batches."""
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from simclr_jax.losses.dcl import dcl, dclw
 from simclr_jax.losses.diagnostics import (
     chance_level,
     contrastive_metrics,
     effective_rank,
 )
-from simclr_jax.losses.nt_xent import l2_normalize, nt_xent
+from simclr_jax.losses.margin_triplet import margin_triplet
+from simclr_jax.losses.nt_logistic import nt_logistic
+from simclr_jax.losses.nt_xent import nt_xent
+from simclr_jax.losses.similarities import l2_normalize
+from simclr_jax.losses.sup_con import sup_con
 
-# Objectives by their name in the config: loss(z [B, V, K], *, temperature) -> scalar.
-LOSSES = {"nt_xent": nt_xent}
+
+class Objective(NamedTuple):
+    """A loss and the value of it that tells nothing about the images."""
+
+    # z [B, V, K], labels [B] if it has such a parameter, settings by keyword -> scalar
+    loss: Callable[..., jax.Array]
+    # B, V, settings by keyword -> the loss where all similarities are 0
+    chance: Callable[..., float]
+
+
+# Objectives by their name in the config. A loss gets those keys of the config's group
+# `loss` that its signature names.
+LOSSES = {
+    "nt_xent": Objective(nt_xent, lambda b, v, **_: chance_level(b, v)),
+    "nt_logistic": Objective(nt_logistic, lambda b, v, **_: 2 * math.log(2)),
+    "margin_triplet": Objective(margin_triplet, lambda b, v, *, margin, **_: margin),
+    "dcl": Objective(dcl, lambda b, v, **_: math.log(b * v - v)),
+    "dclw": Objective(dclw, lambda b, v, **_: math.log(b * v - v)),
+    "sup_con": Objective(sup_con, lambda b, v, **_: chance_level(b, v)),
+}
 
 __all__ = [
     "LOSSES",
+    "Objective",
     "chance_level",
     "contrastive_metrics",
+    "dcl",
+    "dclw",
     "effective_rank",
     "l2_normalize",
+    "margin_triplet",
+    "nt_logistic",
     "nt_xent",
+    "sup_con",
 ]

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses.nt_xent import l2_normalize
+from simclr_jax.losses.similarities import l2_normalize
 
 
 def chance_level(num_images: int, num_views: int = 2) -> float:

@@ -26,11 +26,21 @@ class ProjectionHead(nn.Module):
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, h: jax.Array, train: bool = False) -> jax.Array:
         """Projects h [N, D] to z [N, K] float32; `train` as in the encoder."""
+        return self.layers(h, train)[-1]
+
+    @nn.compact
+    def layers(self, h: jax.Array, train: bool = False) -> list[jax.Array]:
+        """All that lies between h and z: [h, after layer 1, ..., z].
+
+        SimCLRv2 fine-tunes from the output of the first layer (section 2.2): its
+        `ft_proj_selector` is an index into this list. Outputs of hidden layers are
+        behind their ReLU.
+        """
+        outputs = [h]
         if self.kind == "none":
-            return h
+            return outputs
         num_layers = 1 if self.kind == "linear" else self.num_layers
         x = h.astype(self.dtype)
         for i in range(1, num_layers + 1):
@@ -54,7 +64,8 @@ class ProjectionHead(nn.Module):
             )(x)
             if not last:
                 x = nn.relu(x)
-        return x
+            outputs.append(x)
+        return outputs
 
 
 def create_projection_head(

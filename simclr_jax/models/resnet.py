@@ -3,15 +3,24 @@
 Post-activation ResNets (He et al., 2016) as SimCLR uses them: the width multiplier
 scales every layer including the stem, bottleneck blocks stride on the 3x3 convolution,
 and the last BatchNorm of each block starts at zero so that a fresh network is shallow.
+SimCLRv2's largest nets add selective kernels and ResNet-D's stem and shortcuts.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from simclr_jax.models.blocks import (
+    BASE_FILTERS,
+    EXPANSION,
+    Convolution,
+    Norm,
+    ResidualBlock,
+    Stem,
+)
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -32,97 +41,34 @@ KERNEL_INITS = {
     # std sqrt(2/fan_out): torchvision's ResNets.
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
 }
-_BASE_FILTERS = 64
-_EXPANSION = 4  # a bottleneck block ends with 4x the filters of its 3x3 convolution
+# Means and standard deviations of RGB in [0, 1], taken out of images first.
+NORMALIZATIONS = {
+    "none": None,
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 def _convolution(
-    filters: int, size: int, *, stride: int = 1, dtype: Any, kernel_init: Any, name: str
+    filters: int,
+    size: int,
+    *,
+    stride: int = 1,
+    use_bias: bool = False,
+    dtype: Any,
+    kernel_init: Any,
+    name: str,
 ) -> nn.Conv:
-    """A bias-free convolution, padded alike on both sides for any stride."""
+    """A convolution padded alike on both sides for any stride."""
     return nn.Conv(
         filters,
         (size, size),
         strides=stride,
         padding=(size - 1) // 2,
-        use_bias=False,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=kernel_init,
         name=name,
     )
-
-
-class Stem(nn.Module):
-    """First layers: 7x7/2 convolution and max-pool (ImageNet) or 3x3/1 (CIFAR)."""
-
-    kind: str
-    filters: int
-    max_pool_padding: str
-    convolution: Callable[..., nn.Conv]
-    norm: Callable[..., nn.BatchNorm]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps [N, H, W, 3] to [N, H/4, W/4, F] (ImageNet) or [N, H, W, F]."""
-        size, stride = (7, 2) if self.kind == "imagenet" else (3, 1)
-        x = self.convolution(self.filters, size, stride=stride, name="conv1")(x)
-        x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
-        if self.kind == "cifar":
-            return x
-        # flax pads max-pools with -inf. 'SAME' pads an even side after it only.
-        padding = ((1, 1), (1, 1)) if self.max_pool_padding == "torch" else "SAME"
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 in a bottleneck, and a shortcut."""
-
-    filters: int
-    stride: int
-    bottleneck: bool
-    projection_shortcut: bool
-    convolution: Callable[..., nn.Conv]
-    norm: Callable[..., nn.BatchNorm]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
-        norm = functools.partial(self.norm, use_running_average=not train)
-        if self.bottleneck:
-            widths = [self.filters, self.filters, _EXPANSION * self.filters]
-            sizes, strides = [1, 3, 1], [1, self.stride, 1]
-        else:
-            widths = [self.filters, self.filters]
-            sizes, strides = [3, 3], [self.stride, 1]
-
-        shortcut = x
-        if self.projection_shortcut:
-            shortcut = _Shortcut(
-                widths[-1], self.stride, self.convolution, self.norm, name="shortcut"
-            )(x, train)
-
-        last = len(widths)
-        for i, (width, size, stride) in enumerate(
-            zip(widths, sizes, strides, strict=True), start=1
-        ):
-            x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
-            if i < last:
-                x = nn.relu(norm(name=f"bn{i}")(x))
-            else:
-                x = norm(name=f"bn{i}", scale_init=nn.initializers.zeros)(x)
-        return nn.relu(x + shortcut)
-
-
-class _Shortcut(nn.Module):
-    filters: int
-    stride: int
-    convolution: Callable[..., nn.Conv]
-    norm: Callable[..., nn.BatchNorm]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = self.convolution(self.filters, 1, stride=self.stride, name="conv")(x)
-        return self.norm(use_running_average=not train, name="bn")(x)
 
 
 class Group(nn.Module):
@@ -133,8 +79,10 @@ class Group(nn.Module):
     stride: int
     bottleneck: bool
     first_projection: bool
-    convolution: Callable[..., nn.Conv]
-    norm: Callable[..., nn.BatchNorm]
+    sk_ratio: float
+    se_ratio: float
+    convolution: Convolution
+    norm: Norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -145,6 +93,8 @@ class Group(nn.Module):
                 stride=self.stride if i == 0 else 1,
                 bottleneck=self.bottleneck,
                 projection_shortcut=self.first_projection and i == 0,
+                sk_ratio=self.sk_ratio,
+                se_ratio=self.se_ratio,
                 convolution=self.convolution,
                 norm=self.norm,
                 name=f"block{i + 1}",
@@ -157,9 +107,12 @@ class ResNet(nn.Module):
 
     depth: int
     width: float = 1
+    sk_ratio: float = 0.0
+    se_ratio: float = 0.0
     stem: str = "imagenet"
     first_group_projection: bool = False
     max_pool_padding: str = "torch"
+    normalization: str = "none"
     kernel_init: str = "truncated_normal"
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
@@ -169,10 +122,10 @@ class ResNet(nn.Module):
     def feature_width(self) -> int:
         """D, the width of h: 512 or 2048 (bottleneck) times the width multiplier."""
         bottleneck, _ = DEPTHS[self.depth]
-        return self._filters(3) * (_EXPANSION if bottleneck else 1)
+        return self._filters(3) * (EXPANSION if bottleneck else 1)
 
     def _filters(self, group: int) -> int:
-        return max(1, round(_BASE_FILTERS * self.width)) * 2**group
+        return max(1, round(BASE_FILTERS * self.width)) * 2**group
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -198,15 +151,19 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
         bottleneck, blocks = DEPTHS[self.depth]
-        x = images.astype(self.dtype)
+        x = images
+        if (normalization := NORMALIZATIONS[self.normalization]) is not None:
+            mean, std = (jnp.asarray(v, jnp.float32) for v in normalization)
+            x = (x - mean) / std
         x = Stem(
             self.stem,
             self._filters(0),
+            self.sk_ratio > 0,
             self.max_pool_padding,
             convolution,
             norm,
             name="stem",
-        )(x, train)
+        )(x.astype(self.dtype), train)
         for group, num_blocks in enumerate(blocks):
             x = Group(
                 filters=self._filters(group),
@@ -216,6 +173,8 @@ class ResNet(nn.Module):
                 # Shapes change at the start of every group but the first of a
                 # basic-block net, where torchvision has an identity shortcut.
                 first_projection=group > 0 or bottleneck or self.first_group_projection,
+                sk_ratio=self.sk_ratio,
+                se_ratio=self.se_ratio,
                 convolution=convolution,
                 norm=norm,
                 name=f"group{group + 1}",
@@ -227,9 +186,12 @@ def create_encoder(
     *,
     depth: int,
     width: float = 1,
+    sk_ratio: float = 0.0,
+    se_ratio: float = 0.0,
     stem: str = "imagenet",
     first_group_projection: bool = False,
     max_pool_padding: str = "torch",
+    normalization: str = "none",
     kernel_init: str = "truncated_normal",
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
@@ -240,10 +202,18 @@ def create_encoder(
     Args:
       depth: 18, 34, 50, 101, 152 or 200.
       width: multiplier of every layer's filters, any positive number.
+      sk_ratio: above 0 gives SimCLRv2's selective-kernel nets (0.0625 in the paper):
+        two-stream 3x3 convolutions in bottlenecks, whose attention has this share of
+        the filters (at least 32), and ResNet-D's stem and shortcuts.
+      se_ratio: above 0 ends each block with squeeze-and-excitation, whose middle has
+        this share of the block's 3x3 filters.
       stem: 'imagenet' (7x7/2 convolution, 3x3/2 max-pool) or 'cifar' (3x3/1).
       first_group_projection: True puts a projection shortcut into the first group of
         ResNet-18 and 34 too, as in Google's code; torchvision has an identity there.
       max_pool_padding: 'torch' pads one pixel on each side; 'same' is TensorFlow's.
+      normalization: 'none', as SimCLR; 'imagenet' first takes out ImageNet's mean and
+        standard deviation, as torchvision's weights expect. Images come in [0, 1] with
+        either.
       kernel_init: a name in `KERNEL_INITS`.
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
@@ -260,9 +230,13 @@ def create_encoder(
         raise ValueError(f"depth={depth}: must be one of {', '.join(map(str, DEPTHS))}")
     if not width > 0:
         raise ValueError(f"width={width}: must be positive")
+    for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{name}={ratio}: must be between 0 and 1")
     for name, value, allowed in (
         ("stem", stem, STEMS),
         ("max_pool_padding", max_pool_padding, MAX_POOL_PADDINGS),
+        ("normalization", normalization, NORMALIZATIONS),
         ("kernel_init", kernel_init, KERNEL_INITS),
     ):
         if value not in allowed:
@@ -270,9 +244,12 @@ def create_encoder(
     return ResNet(
         depth=depth,
         width=width,
+        sk_ratio=sk_ratio,
+        se_ratio=se_ratio,
         stem=stem,
         first_group_projection=first_group_projection,
         max_pool_padding=max_pool_padding,
+        normalization=normalization,
         kernel_init=kernel_init,
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,

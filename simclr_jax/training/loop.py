@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from simclr_jax import losses, optim, parallel
+from simclr_jax import optim, parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.records import Source
 from simclr_jax.errors import TrainingDiverged
@@ -22,8 +22,6 @@ from simclr_jax.training.step import Metrics, TrainState
 from simclr_jax.training.writers import MetricsWriter, progress_line
 
 _LOG = logging.getLogger(__name__)
-
-_NUM_VIEWS = 2
 
 
 def train(
@@ -83,7 +81,7 @@ def train(
             active=jax.process_index() == 0,
         )
         stack.callback(writer.close)
-        reporter = _Reporter(config, writer, start_step)
+        reporter = _Reporter(config, writer, start_step, parts.chance)
         return _run_steps(
             config, parts, mesh, state, batches, reporter, checkpoints, description
         )
@@ -114,7 +112,7 @@ def _open_batches(
         inputs.make_view(config),
         seed=config.seed,
         batch_size=config.batch.batch_size,
-        num_views=_NUM_VIEWS,
+        num_views=recipe.NUM_VIEWS,
         start_step=start_step,
         stop_step=config.schedule.train_steps,
         host_index=jax.process_index(),
@@ -178,13 +176,17 @@ class _Reporter:
     """Checks and logs the metrics of each step, and keeps the time."""
 
     def __init__(
-        self, config: config_dict.ConfigDict, writer: MetricsWriter, start_step: int
+        self,
+        config: config_dict.ConfigDict,
+        writer: MetricsWriter,
+        start_step: int,
+        chance: float,
     ) -> None:
         self.start_step = start_step
         self._every_steps = config.log.every_steps
         self._total_steps = config.schedule.train_steps
         self._batch_size = config.batch.batch_size
-        self._chance = losses.chance_level(self._batch_size, _NUM_VIEWS)
+        self._chance = chance
         self._writer = writer
         self._health = HealthMonitor()
         self._verdict = ""

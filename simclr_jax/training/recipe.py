@@ -1,6 +1,7 @@
 """The parts of a train step, made from a config."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,13 @@ import optax
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
+from simclr_jax.errors import ConfigError
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
+# z [B, V, K], labels [B] -> scalar
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+_ARRAYS = ("z", "labels")
+NUM_VIEWS = 2
 OPTIMIZERS = ("lars", "sgd", "adamw")
 
 
@@ -21,8 +27,9 @@ class Recipe:
 
     Attributes:
       model: encoder, head and optional probe.
-      loss: z [B, V, K], temperature -> scalar.
-      temperature: of the loss.
+      loss: z [B, V, K], labels [B] -> scalar.
+      chance: the loss of an encoder that tells no two images apart.
+      temperature: at which the contrastive diagnostics are taken.
       optimizer: of all parameters.
       schedule: step -> learning rate; for the log, since `optimizer` holds it too.
       probe_weight_decay: of the probe's kernel, as half the squared norm in its loss;
@@ -30,7 +37,8 @@ class Recipe:
     """
 
     model: models.SimCLR
-    loss: Callable[..., jax.Array]
+    loss: Loss
+    chance: float
     temperature: float
     optimizer: optax.GradientTransformation
     schedule: Schedule
@@ -43,9 +51,12 @@ def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
     return {
         "depth": encoder.depth,
         "width": encoder.width,
+        "sk_ratio": encoder.sk_ratio,
+        "se_ratio": encoder.se_ratio,
         "stem": encoder.stem,
         "first_group_projection": encoder.first_group_projection,
         "max_pool_padding": encoder.max_pool_padding,
+        "normalization": encoder.normalization,
         "kernel_init": encoder.kernel_init,
         "batch_norm_momentum": encoder.batch_norm_momentum,
         "batch_norm_epsilon": encoder.batch_norm_epsilon,
@@ -77,6 +88,33 @@ def make_model(
         head=head,
         num_classes=num_classes if config.probe.enabled else None,
     )
+
+
+def make_loss(
+    config: config_dict.ConfigDict, *, num_classes: int | None
+) -> tuple[Loss, float]:
+    """The config's objective, and its value at chance.
+
+    Args:
+      config: the whole config; the objective's settings are in its group `loss`.
+      num_classes: of the training labels; None where there are none.
+
+    Raises:
+      ConfigError: the objective needs labels and there are none.
+    """
+    name = config.loss.name
+    objective = losses.LOSSES[name]
+    parameters = inspect.signature(objective.loss).parameters
+    settings = {key: config.loss[key] for key in parameters if key not in _ARRAYS}
+    chance = objective.chance(config.batch.batch_size, NUM_VIEWS, **settings)
+    if "labels" not in parameters:
+        return lambda z, labels: objective.loss(z, **settings), chance
+    if num_classes is None:
+        raise ConfigError(
+            f"config.loss.name={name!r}: needs labels, and config.data.dataset="
+            f"{config.data.dataset!r} has none"
+        )
+    return lambda z, labels: objective.loss(z, labels, **settings), chance
 
 
 def make_optimizer(
@@ -114,6 +152,9 @@ def make_recipe(config: config_dict.ConfigDict, *, num_classes: int | None) -> R
     Args:
       config: resolved, so with training and warm-up steps decided.
       num_classes: of the training labels; None where there are none.
+
+    Raises:
+      ConfigError: the loss needs labels and there are none.
     """
     schedule = optim.warmup_cosine(
         optim.scaled_learning_rate(
@@ -124,9 +165,11 @@ def make_recipe(config: config_dict.ConfigDict, *, num_classes: int | None) -> R
         warmup_steps=config.schedule.warmup_steps,
         total_steps=config.schedule.train_steps,
     )
+    loss, chance = make_loss(config, num_classes=num_classes)
     return Recipe(
         model=make_model(config, num_classes=num_classes),
-        loss=losses.LOSSES[config.loss.name],
+        loss=loss,
+        chance=chance,
         temperature=config.loss.temperature,
         optimizer=make_optimizer(config.optimizer, schedule),
         schedule=schedule,

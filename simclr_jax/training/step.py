@@ -57,7 +57,8 @@ def train_step(
 
     Args:
       state: before the update.
-      batch: `images` uint8 [B, V, H, W, C]; `labels` int32 [B], -1 for none.
+      batch: `images` [B, V, H, W, C], uint8 or floats in [0, 1]; `labels` int32 [B],
+        -1 for none.
       recipe: static.
 
     Returns:
@@ -67,14 +68,15 @@ def train_step(
     # One reshape, not a concatenation of two views: with the batch split over devices
     # the latter would move the images themselves between them.
     images = batch["images"].reshape(-1, *batch["images"].shape[2:])
-    images = images.astype(jnp.float32) / 255.0
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255.0
 
     def objective(params: Tree) -> tuple[jax.Array, tuple[Metrics, Tree]]:
         outputs, batch_stats = recipe.model.apply(
             params, state.batch_stats, images, train=True
         )
         z = outputs.z.reshape(num_images, num_views, -1)
-        loss = recipe.loss(z, temperature=recipe.temperature)
+        loss = recipe.loss(z, batch["labels"])
         metrics = {
             "loss": loss,
             **losses.contrastive_metrics(z, temperature=recipe.temperature),

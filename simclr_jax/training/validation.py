@@ -65,6 +65,8 @@ _RULES: list[Rule] = [
         "augment.crop.area_min", "augment.crop.ratio_min", "augment.blur.sigma_min"
     ),
     *_share(
+        "encoder.sk_ratio",
+        "encoder.se_ratio",
         "augment.crop.area_max",
         "augment.flip.probability",
         "augment.color_jitter.probability",
@@ -90,6 +92,7 @@ _RULES: list[Rule] = [
     *_positive("encoder.width"),
     *_one_of("encoder.stem", ("auto", *models.STEMS)),
     *_one_of("encoder.max_pool_padding", resnet.MAX_POOL_PADDINGS),
+    *_one_of("encoder.normalization", resnet.NORMALIZATIONS),
     *_one_of("encoder.kernel_init", models.KERNEL_INITS),
     *_decay("encoder.batch_norm_momentum"),
     *_positive("encoder.batch_norm_epsilon"),
@@ -98,7 +101,7 @@ _RULES: list[Rule] = [
     *_at_least_one("head.num_layers", "head.output_dim"),
     *_none_or_at_least_one("head.hidden_dim"),
     *_one_of("loss.name", losses.LOSSES),
-    *_positive("loss.temperature"),
+    *_positive("loss.temperature", "loss.weight_temperature", "loss.margin"),
     *_one_of("optimizer.name", recipe.OPTIMIZERS),
     *_positive("optimizer.learning_rate", "optimizer.trust_coefficient"),
     *_one_of("optimizer.scaling", optim.SCALING_RULES),

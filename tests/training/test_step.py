@@ -1,5 +1,6 @@
 """The train step: on any mesh the same, and what each metric means."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,7 +23,8 @@ def make_recipe(optimizer: optax.GradientTransformation) -> recipe.Recipe:
     )
     return recipe.Recipe(
         model=model,
-        loss=losses.nt_xent,
+        loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
+        chance=losses.chance_level(NUM_IMAGES),
         temperature=0.5,
         optimizer=optimizer,
         schedule=lambda step: 0.1,
@@ -183,8 +185,11 @@ def test_bfloat16_trains_with_float32_state(depth):
         ),
         head=models.create_projection_head(num_layers=2, dtype=jnp.bfloat16),
     )
-    parts = recipe.Recipe(
-        model, losses.nt_xent, 0.05, optim.lars(0.1, weight_decay=1e-4), lambda s: 0.1
+    parts = dataclasses.replace(
+        LARS,
+        model=model,
+        loss=lambda z, labels: losses.nt_xent(z, temperature=0.05),
+        temperature=0.05,
     )
     init = functools.partial(step.init_state, parts, image_size=8)
     state = jax.eval_shape(init, jax.random.key(0))
