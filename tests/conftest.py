@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and one compilation cache for the whole test session."""
+"""Eight virtual CPU devices, one compilation cache, and the fidelity page."""
 
 import os
 import pathlib
@@ -21,5 +21,38 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from fidelity import Fidelity  # noqa: E402
+from fidelity import page as fidelity_page  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fidelity-page", help="Write the comparisons made to this file.")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "fidelity" in getattr(item, "fixturenames", ()):
+            item.add_marker("fidelity")
+
+
+@pytest.fixture
+def fidelity(request):
+    return Fidelity(request.node.user_properties)
+
+
+_rows = []
+
+
+def pytest_runtest_logreport(report):
+    # Properties travel with the reports from the workers to the process that prints.
+    if report.when == "call" and report.passed:
+        _rows.extend(row for name, row in report.user_properties if name == "fidelity")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    path = session.config.getoption("--fidelity-page")
+    if path and exitstatus == 0 and not hasattr(session.config, "workerinput"):
+        pathlib.Path(path).write_text(fidelity_page(_rows))
