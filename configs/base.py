@@ -121,6 +121,8 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.test_split = "validation"
     evaluation.batch_size = 1024
     evaluation.crop_proportion = 0.875  # central crop; 1 leaves images of the size be
+    evaluation.resize = "bicubic"  # bicubic_legacy: TensorFlow 1's, of Google's weights
+    evaluation.layer = 0  # 0: h; i: the head's output after layer i; -1: z
     # Nearest neighbours (Wu et al., 2018).
     evaluation.knn_k = 200
     evaluation.knn_temperature = 0.07

@@ -32,6 +32,7 @@ def pytest_addoption(parser):
     parser.addoption("--fidelity-page", help="Write the comparisons made to this file.")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks for markers
 def pytest_collection_modifyitems(items):
     for item in items:
         if "fidelity" in getattr(item, "fixturenames", ()):

@@ -29,10 +29,10 @@ JAX_DISABLE_MOST_OPTIMIZATIONS=0 bash launch/test.sh -m fidelity \\
   --fidelity-page=docs/fidelity.md
 ```
 
-on {machine}, {versions}. *Values* counts the numbers compared. A tolerance `r + a` means
-|ours - theirs| <= r |theirs| + a for every one of them; *of largest* relates the
+on {machine}, {versions}. *Values* counts the numbers compared. A tolerance `r + a`
+means |ours - theirs| <= r |theirs| + a for every one of them; *of largest* relates the
 difference to the array's largest value. *Used* is the largest difference as a share of
-its tolerance: 100 % would fail.
+its tolerance: more than 100 % would fail.
 
 The recorded outputs come from google-research/simclr, folder `tf2`, commit 383d414, run
 unmodified in float32 on a CPU; see [`tests/golden`](../tests/golden/README.md).

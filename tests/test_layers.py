@@ -16,21 +16,23 @@ LAYERS = (
     ("errors",),
     ("losses", "models", "optim"),
     ("data", "parallel"),
-    ("training", "evaluation"),
-    ("command", "pretrain", "evaluate", "preview"),
+    ("training", "evaluation", "interop"),
+    ("command", "pretrain", "evaluate", "convert", "preview"),
 )
 SAME_LAYER = {
     ("evaluation", "training"),
+    ("interop", "training"),
+    ("convert", "command"),
     ("pretrain", "command"),
     ("evaluate", "command"),
     ("preview", "command"),
 }
 # What only some packages may import.
 RESERVED = {
-    "tensorflow": {"data"},
+    "tensorflow": {"data", "interop"},
     "tensorflow_datasets": {"data"},
     "flax": {"models"},
-    "ml_collections": {"training", "evaluation", "command"},
+    "ml_collections": {"training", "evaluation", "interop", "command"},
     "orbax": {"training"},
 }
 

@@ -417,7 +417,11 @@ def compose(
 
 
 def center_crop_and_resize(
-    image: tf.Tensor, *, image_size: int, crop_proportion: float
+    image: tf.Tensor,
+    *,
+    image_size: int,
+    crop_proportion: float,
+    resize: str = "bicubic",
 ) -> tf.Tensor:
     """Evaluation preprocessing: the central square, resized, clipped to [0, 1].
 
@@ -428,6 +432,7 @@ def center_crop_and_resize(
       image: [H, W, 3], uint8 or float32.
       image_size: side of the result in pixels.
       crop_proportion: side of the crop as a share of the image's shorter side.
+      resize: one of `preprocessing.RESIZES`.
 
     Returns:
       float32 [image_size, image_size, 3].
@@ -436,5 +441,10 @@ def center_crop_and_resize(
     short = tf.cast(tf.minimum(shape[0], shape[1]), tf.float32)
     side = tf.cast(tf.round(short * crop_proportion), tf.int32)  # half to even
     y, x = (shape[0] - side + 1) // 2, (shape[1] - side + 1) // 2
-    resized = crop_and_resize(image, (y, x, side, side), (image_size, image_size))
+    size = (image_size, image_size)
+    if resize == "bicubic_legacy":
+        crop = tf.image.crop_to_bounding_box(image, y, x, side, side)
+        resized = tf.raw_ops.ResizeBicubic(images=to_float(crop)[None], size=size)[0]
+    else:
+        resized = crop_and_resize(image, (y, x, side, side), size)
     return tf.clip_by_value(resized, 0.0, 1.0)

@@ -9,42 +9,47 @@ from typing import Any
 
 import numpy as np
 
+# bicubic: tf.image.resize's. bicubic_legacy: that of TensorFlow 1, with which Google's
+# published SimCLR weights were trained.
+RESIZES = ("bicubic", "bicubic_legacy")
 _TAPS = 4
-_A = -0.5  # Keys' cubic
 # TensorFlow looks its weights up in a table of 1024 sub-pixel positions.
 _TABLE_SIZE = 1024
 
 
-def _cubic(distance: np.ndarray) -> np.ndarray:
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     x = np.abs(distance)
-    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
-    far = ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+def _taps(old: int, new: int, *, legacy: bool) -> tuple[np.ndarray, np.ndarray]:
     """Source indices and weights [new, 4] of bicubic resizing along one axis.
 
-    Half-pixel centres, no antialiasing; taps outside the image are dropped and the
-    others scaled to sum 1.
+    No antialiasing. Pixel centres lie at halves and Keys' cubic has a = -0.5; taps
+    outside the image are dropped and the others scaled to sum 1. Legacy: centres lie at
+    whole numbers, a = -0.75, and the outermost pixels stand in for those outside.
     """
     # float32 like TensorFlow's, so that positions round to the same table entry.
     scale = np.float32(old) / np.float32(new)
-    centre = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
-    centre = centre - np.float32(0.5)
+    half = np.float32(0.0 if legacy else 0.5)
+    centre = (np.arange(new, dtype=np.float32) + half) * scale - half
     base = np.floor(centre)
     fraction = np.rint((centre - base) * np.float32(_TABLE_SIZE)) / _TABLE_SIZE
     index = base.astype(np.int64)[:, None] + np.arange(-1, _TAPS - 1)
-    weights = _cubic(fraction[:, None].astype(np.float64) - np.arange(-1, _TAPS - 1))
-    weights = np.where((index >= 0) & (index < old), weights, 0.0)
-    weights = weights / weights.sum(axis=1, keepdims=True)
+    distance = fraction[:, None].astype(np.float64) - np.arange(-1, _TAPS - 1)
+    weights = _cubic(distance, -0.75 if legacy else -0.5)
+    if not legacy:
+        weights = np.where((index >= 0) & (index < old), weights, 0.0)
+        weights = weights / weights.sum(axis=1, keepdims=True)
     return np.clip(index, 0, old - 1), weights.astype(np.float32)
 
 
-def resize_bicubic(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes float32 [H, W, C] to [size, size, C] like tf.image.resize 'bicubic'."""
+def resize_bicubic(image: np.ndarray, size: int, *, legacy: bool = False) -> np.ndarray:
+    """Resizes float32 [H, W, C] to [size, size, C], as TensorFlow does (`RESIZES`)."""
     for axis in (0, 1):
-        index, weights = _taps(image.shape[axis], size)
+        index, weights = _taps(image.shape[axis], size, legacy=legacy)
         shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
         image = sum(
             np.take(image, index[:, tap], axis=axis) * weights[:, tap].reshape(shape)
@@ -60,10 +65,12 @@ class Preprocessing:
     Attributes:
       image_size: side of the encoder's input in pixels.
       crop_proportion: side of the crop as a share of the image's shorter side.
+      resize: one of `RESIZES`.
     """
 
     image_size: int
     crop_proportion: float
+    resize: str = "bicubic"
 
     def __call__(self, images: Any) -> np.ndarray:
         """Prepares images for the encoder.
@@ -110,5 +117,6 @@ class Preprocessing:
             )
         image = image[y : y + side, x : x + side]
         if side != self.image_size:
-            image = resize_bicubic(image, self.image_size)
+            legacy = self.resize == "bicubic_legacy"
+            image = resize_bicubic(image, self.image_size, legacy=legacy)
         return np.clip(image, 0.0, 1.0)

@@ -1,7 +1,9 @@
 """A pretrained encoder with its preprocessing, read from a run."""
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -11,10 +13,9 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.models.resnet import ResNet
+from simclr_jax.models import ProjectionHead, ResNet, SimCLR
 from simclr_jax.models.simclr import Tree
 from simclr_jax.training import checkpoints, recipe, run_directory
-from simclr_jax.training import step as training_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,33 +23,99 @@ class PretrainedEncoder:
     """What `simclr_jax.load` returns.
 
     Attributes:
-      encoder: the Linen module f.
+      model: encoder, projection head and probe, as modules.
       variables: {'params', 'batch_stats'} of the encoder, float32, replicated.
+      heads: {'params', 'batch_stats'} of projection head and probe, by part; parts
+        without any, and empty collections, are left out.
       preprocessing: what images go through before the encoder.
       config: of the run, as JSON values.
       config_hash: names the config that made these weights.
       step: number of updates that made these weights.
     """
 
-    encoder: ResNet
+    model: SimCLR
     variables: Tree
+    heads: Tree
     preprocessing: Preprocessing
     config: dict[str, Any]
     config_hash: str
     step: int
 
-    def encode(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
+    @property
+    def encoder(self) -> ResNet:
+        """The Linen module f."""
+        return self.model.encoder
+
+    @property
+    def head(self) -> ProjectionHead:
+        """The Linen module g; of kind 'none' where there is no projection head."""
+        return self.model.head
+
+    def encode(
+        self, images: Any, *, layer: int = 0, batch_size: int = 256
+    ) -> np.ndarray:
         """Turns images into representations.
 
         Args:
           images: [N, H, W, 3], one image [H, W, 3], or a sequence of images of any
             sizes; NumPy or JAX, uint8 in [0, 255] or floats in [0, 1]. Preprocessing
             is applied.
+          layer: 0 gives h; i the output of layer i of the projection head, as
+            SimCLRv2 fine-tunes from; -1 gives z.
           batch_size: images on the device at a time.
 
         Returns:
-          h [N, D] float32.
+          h (or what `layer` says) [N, D] float32.
+
+        Raises:
+          ValueError: the head has no such layer, or an image cannot be used.
         """
+        return self._in_batches(self.layer(layer), images, batch_size)
+
+    def classify(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
+        """Logits [N, classes] float32 of the linear probe on h.
+
+        Args:
+          images: as for `encode`.
+          batch_size: images on the device at a time.
+
+        Raises:
+          ValueError: the weights have no probe, or an image cannot be used.
+        """
+        if self.model.num_classes is None:
+            raise ValueError("these weights have no probe: they give no classes")
+        probe = self.heads["params"]["probe"]
+        h = self.encode(images, batch_size=batch_size)
+        return h @ np.asarray(probe["kernel"]) + np.asarray(probe["bias"])
+
+    def layer(self, layer: int) -> Callable[[jax.Array], jax.Array]:
+        """The function from prepared images [N, S, S, 3] in [0, 1] to a layer.
+
+        Uses the running BatchNorm statistics and returns no new ones.
+
+        Args:
+          layer: as for `encode`.
+
+        Raises:
+          ValueError: the head has no such layer.
+        """
+        num_layers = self.head.num_outputs
+        if not -num_layers <= layer < num_layers:
+            raise ValueError(
+                f"layer={layer}: must be between 0 (h) and {num_layers - 1}, or -1, "
+                f"for a projection head of {num_layers - 1} layers"
+            )
+        head = {
+            name: parts["head"] for name, parts in self.heads.items() if "head" in parts
+        }
+        return functools.partial(_encode, self.model, layer, self.variables, head)
+
+    def _in_batches(
+        self,
+        encode: Callable[[jax.Array], jax.Array],
+        images: Any,
+        batch_size: int,
+    ) -> np.ndarray:
         inputs = self.preprocessing(images)
         parts = []
         for start in range(0, len(inputs), batch_size):
@@ -56,42 +123,45 @@ class PretrainedEncoder:
             # One compilation: the last batch is filled up.
             filled = np.zeros((min(batch_size, len(inputs)), *part.shape[1:]), "f4")
             filled[: len(part)] = part
-            h = encode_prepared(self.encoder, self.variables, filled)
-            parts.append(np.asarray(h)[: len(part)])
+            parts.append(np.asarray(encode(jnp.asarray(filled)))[: len(part)])
         return np.concatenate(parts)
 
 
-def _encode(encoder: ResNet, variables: Tree, images: jax.Array) -> jax.Array:
-    return cast(jax.Array, encoder.apply(variables, images, train=False))
-
-
-_encode_jitted = jax.jit(_encode, static_argnums=0)
-
-
-def encode_prepared(
-    encoder: ResNet, variables: Tree, images: jax.Array | np.ndarray
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    model: SimCLR, layer: int, variables: Tree, head: Tree, images: jax.Array
 ) -> jax.Array:
-    """Representations h [N, D] of prepared images [N, S, S, 3] in [0, 1].
-
-    Uses the running BatchNorm statistics and returns no new ones.
-    """
-    return _encode_jitted(encoder, variables, images)
+    h = model.encoder.apply(variables, images, train=False)
+    if layer == 0:
+        return cast(jax.Array, h)
+    outputs = model.head.apply(head, h, train=False, method="layers")
+    return cast(list[jax.Array], outputs)[layer].astype(jnp.float32)
 
 
 def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     """Reads the encoder of a run; see `simclr_jax.load`."""
     folder, step = checkpoints.open_for_reading(workdir, step)
     description = checkpoints.read_description(folder)
-    encoder = recipe.make_encoder(description["encoder"])
+    model = SimCLR(
+        encoder=recipe.make_encoder(description["encoder"]),
+        head=recipe.make_head(description["head"]),
+        num_classes=description["num_classes"],
+    )
     preprocessing = Preprocessing(**description["preprocessing"])
-    variables = checkpoints.read_encoder(
-        folder,
-        like=_shapes(encoder, preprocessing.image_size),
-        sharding=parallel.replicated(parallel.create_mesh()),
+    size = preprocessing.image_size
+    params, batch_stats = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, size, size, 3))
+    )
+    like = checkpoints.split_variables({"params": params, "batch_stats": batch_stats})
+    sharding = parallel.replicated(parallel.create_mesh())
+    variables, heads = (
+        checkpoints.read_variables(folder, item, shapes, sharding) if shapes else {}
+        for item, shapes in zip(("encoder", "heads"), like, strict=True)
     )
     return PretrainedEncoder(
-        encoder=encoder,
+        model=model,
         variables=variables,
+        heads=heads,
         preprocessing=preprocessing,
         config=run_directory.read_config(workdir),
         config_hash=description["config_hash"],
@@ -99,25 +169,21 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     )
 
 
-def _shapes(encoder: ResNet, image_size: int) -> Tree:
-    images = jnp.zeros((1, image_size, image_size, 3))
-    return jax.eval_shape(encoder.init, jax.random.key(0), images)
-
-
 def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
-    """The encoder with the weights that its training started from."""
+    """The encoder and head with the weights that a training starts from."""
     config = config_dict.ConfigDict(pretrained.config)
-    init = training_step.compile_init(
-        recipe.make_recipe(config, num_classes=None),
-        parallel.create_mesh(),
-        image_size=config.image_size,
+    model = dataclasses.replace(pretrained.model, num_classes=None)
+    shape = (1, config.image_size, config.image_size, 3)
+    init = jax.jit(
+        model.init, out_shardings=parallel.replicated(parallel.create_mesh())
     )
-    state = init(jax.random.key(config.seed))
-    variables = {
-        "params": state.params["encoder"],
-        "batch_stats": state.batch_stats["encoder"],
-    }
-    return dataclasses.replace(pretrained, variables=variables, step=0)
+    params, batch_stats = init(jax.random.key(config.seed), jnp.zeros(shape))
+    variables, heads = checkpoints.split_variables(
+        {"params": params, "batch_stats": batch_stats}
+    )
+    return dataclasses.replace(
+        pretrained, model=model, variables=variables, heads=heads, step=0
+    )
 
 
 def checksum(variables: Tree) -> str:

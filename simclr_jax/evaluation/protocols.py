@@ -174,12 +174,14 @@ def evaluate(
     config = _with_overrides(pretrained.config, overrides)
     validation.validate(config)
     preprocessing = pretrained.preprocessing
-    if any(override.startswith("image_size=") for override in overrides):
+    given = {override.partition("=")[0] for override in overrides}
+    if "image_size" in given:
         preprocessing = dataclasses.replace(preprocessing, image_size=config.image_size)
-    if any(o.startswith("evaluation.crop_proportion=") for o in overrides):
-        preprocessing = dataclasses.replace(
-            preprocessing, crop_proportion=config.evaluation.crop_proportion
-        )
+    for name in ("crop_proportion", "resize"):
+        if f"evaluation.{name}" in given:
+            preprocessing = dataclasses.replace(
+                preprocessing, **{name: config.evaluation[name]}
+            )
     tasks = _make_tasks(pretrained, config, preprocessing, baselines=baselines)
     _check_sizes(config, protocols, tasks["pretrained"].train)
 
@@ -206,6 +208,7 @@ def evaluate(
             "baselines": {
                 name: values[name][protocol] for name in tasks if name != "pretrained"
             },
+            "layer": config.evaluation.layer,
             "preprocessing": dataclasses.asdict(task.preprocessing),
             "dataset": config.data.dataset,
             "train_split": config.evaluation.train_split,
@@ -243,6 +246,11 @@ def _make_tasks(
     baselines: bool,
 ) -> dict[str, Task]:
     """What to measure, by name."""
+    layer = config.evaluation.layer
+    try:
+        frozen = pretrained.layer(layer)
+    except ValueError as error:
+        raise ConfigError(f"config.evaluation.{error}") from error
     train = _open_labelled(config, config.evaluation.train_split)
     test = _open_labelled(config, config.evaluation.test_split)
     if train.class_names != test.class_names:
@@ -256,18 +264,12 @@ def _make_tasks(
     encodes: dict[str, Encode] = {}
     if baselines:
         encodes["pixels"] = features.pixels
-        encodes["untrained"] = _frozen(encoders.untrained(pretrained))
-    encodes["pretrained"] = _frozen(pretrained)
+        encodes["untrained"] = encoders.untrained(pretrained).layer(layer)
+    encodes["pretrained"] = frozen
     return {
         name: Task(encode, preprocessing, config, train, test, mesh)
         for name, encode in encodes.items()
     }
-
-
-def _frozen(pretrained: PretrainedEncoder) -> Encode:
-    return functools.partial(
-        encoders.encode_prepared, pretrained.encoder, pretrained.variables
-    )
 
 
 def _open_labelled(config: config_dict.ConfigDict, split: str) -> Source:

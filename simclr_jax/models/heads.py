@@ -26,6 +26,11 @@ class ProjectionHead(nn.Module):
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
 
+    @property
+    def num_outputs(self) -> int:
+        """Length of `layers`: h and one for each layer."""
+        return 1 + {"none": 0, "linear": 1}.get(self.kind, self.num_layers)
+
     def __call__(self, h: jax.Array, train: bool = False) -> jax.Array:
         """Projects h [N, D] to z [N, K] float32; `train` as in the encoder."""
         return self.layers(h, train)[-1]
@@ -39,12 +44,9 @@ class ProjectionHead(nn.Module):
         behind their ReLU.
         """
         outputs = [h]
-        if self.kind == "none":
-            return outputs
-        num_layers = 1 if self.kind == "linear" else self.num_layers
         x = h.astype(self.dtype)
-        for i in range(1, num_layers + 1):
-            last = i == num_layers
+        for i in range(1, self.num_outputs):
+            last = i == self.num_outputs - 1
             width = self.output_dim if last else self.hidden_dim or h.shape[-1]
             x = nn.Dense(
                 width,

@@ -1,9 +1,10 @@
 """Checkpoints of a run, through Orbax: asynchronous and atomic.
 
-A checkpoint has three items: `state` (everything a run needs to go on), `encoder`
-(parameters and BatchNorm statistics of the encoder alone) and `description` (JSON: how
-to build that encoder, its preprocessing, the config's hash). The latter two are all
-that a user of the pretrained encoder reads.
+A checkpoint has four items: `state` (everything a run needs to go on), `encoder`
+(parameters and BatchNorm statistics of the encoder alone), `heads` (those of the
+projection head and the probe) and `description` (JSON: how to build them, the
+preprocessing, the config's hash). Users of pretrained weights read the last three;
+imported weights have no state.
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
+from ml_collections import config_dict
 
 from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
 from simclr_jax.models.simclr import Tree
+from simclr_jax.training import recipe, run_directory, validation
 from simclr_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Checkpoints:
         self._folder = pathlib.Path(workdir).absolute() / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_names=("state", "encoder", "description"),
+            item_names=("state", "encoder", "heads", "description"),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last,
                 keep_period=keep_every_steps,
@@ -54,17 +57,38 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, description: dict[str, Any]) -> None:
         """Starts to save; returns once the state is copied off the devices."""
+        self._save(
+            step,
+            state.params,
+            state.batch_stats,
+            description,
+            state=ocp.args.StandardSave(_fields(state)),
+        )
+
+    def save_weights(
+        self, step: int, params: Tree, batch_stats: Tree, description: dict[str, Any]
+    ) -> None:
+        """Saves weights without the state of a run; pretraining cannot go on there."""
+        self._save(step, params, batch_stats, description)
+
+    def _save(
+        self,
+        step: int,
+        params: Tree,
+        batch_stats: Tree,
+        description: dict[str, Any],
+        **items: Any,
+    ) -> None:
+        variables = {"params": params, "batch_stats": batch_stats}
+        encoder, heads = split_variables(variables)
+        if heads:
+            items["heads"] = ocp.args.StandardSave(heads)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_fields(state)),
-                encoder=ocp.args.StandardSave(
-                    {
-                        "params": state.params["encoder"],
-                        "batch_stats": state.batch_stats["encoder"],
-                    }
-                ),
-                description=ocp.args.JsonSave(description),
+                encoder=ocp.args.StandardSave(encoder),
+                description=ocp.args.JsonSave({**description, "step": step}),
+                **items,
             ),
         )
 
@@ -79,8 +103,14 @@ class Checkpoints:
           sharding: of every array of the result.
 
         Raises:
-          CheckpointError: the files are damaged, or of other shapes.
+          CheckpointError: the files are damaged, or of other shapes; or they hold
+            imported weights, which have no state.
         """
+        if not (self._folder / str(step) / "state").exists():
+            raise CheckpointError(
+                f"checkpoint {self._folder / str(step)}: holds imported weights and no "
+                "state of a pretraining that could go on; use a new workdir"
+            )
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             _fields(like),
@@ -100,6 +130,41 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and frees the threads."""
         self._manager.close()
+
+
+def split_variables(variables: Tree) -> tuple[Tree, Tree]:
+    """A model's {'params', 'batch_stats'} as those of its encoder and of the rest.
+
+    The encoder's are bare, the others still by part; empty collections are left out.
+    """
+    encoder, heads = {}, {}
+    for name, parts in variables.items():
+        encoder[name] = parts["encoder"]
+        if rest := {part: tree for part, tree in parts.items() if part != "encoder"}:
+            heads[name] = rest
+    return encoder, heads
+
+
+def describe(
+    config: config_dict.ConfigDict, *, num_classes: int | None
+) -> dict[str, Any]:
+    """The item `description`: what is to be known of a checkpoint's weights.
+
+    Args:
+      config: resolved.
+      num_classes: of the probe; None without one.
+    """
+    return {
+        "encoder": recipe.encoder_settings(config),
+        "head": recipe.head_settings(config),
+        "num_classes": num_classes,
+        "preprocessing": {
+            "image_size": config.image_size,
+            "crop_proportion": config.evaluation.crop_proportion,
+            "resize": config.evaluation.resize,
+        },
+        "config_hash": validation.config_hash(run_directory.as_json(config)),
+    }
 
 
 def _fields(state: TrainState) -> dict[str, Any]:
@@ -152,11 +217,14 @@ def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(_damaged(checkpoint, error)) from error
 
 
-def read_encoder(checkpoint: pathlib.Path, like: Tree, sharding: NamedSharding) -> Tree:
-    """The encoder of a checkpoint folder, as {'params', 'batch_stats'}.
+def read_variables(
+    checkpoint: pathlib.Path, item: str, like: Tree, sharding: NamedSharding
+) -> Tree:
+    """The item `encoder` or `heads` of a checkpoint folder.
 
     Args:
       checkpoint: from `open_for_reading`.
+      item: its name.
       like: arrays or shapes to expect.
       sharding: of every array of the result.
 
@@ -168,7 +236,7 @@ def read_encoder(checkpoint: pathlib.Path, like: Tree, sharding: NamedSharding) 
     )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(checkpoint / "encoder", target)
+            return checkpointer.restore(checkpoint / item, target)
     except (ValueError, OSError, KeyError) as error:
         _LOG.debug("restoring %s", checkpoint, exc_info=error)
         raise CheckpointError(_damaged(checkpoint, error)) from error

@@ -57,6 +57,7 @@ def write_preview(
                 image,
                 image_size=config.image_size,
                 crop_proportion=config.evaluation.crop_proportion,
+                resize=config.evaluation.resize,
             )
         ),
         num_views=1,

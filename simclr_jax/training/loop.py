@@ -16,7 +16,7 @@ from simclr_jax.data import pipeline
 from simclr_jax.data.records import Source
 from simclr_jax.errors import TrainingDiverged
 from simclr_jax.training import inputs, recipe, run_directory, step, validation
-from simclr_jax.training.checkpoints import Checkpoints
+from simclr_jax.training.checkpoints import Checkpoints, describe
 from simclr_jax.training.health import HealthMonitor
 from simclr_jax.training.step import Metrics, TrainState
 from simclr_jax.training.writers import MetricsWriter, progress_line
@@ -52,14 +52,7 @@ def train(
 
     mesh = parallel.create_mesh()
     parts = recipe.make_recipe(config, num_classes=source.num_classes)
-    description = {
-        "encoder": recipe.encoder_settings(config),
-        "preprocessing": {
-            "image_size": config.image_size,
-            "crop_proportion": config.evaluation.crop_proportion,
-        },
-        "config_hash": validation.config_hash(run_directory.as_json(config)),
-    }
+    description = describe(config, num_classes=parts.model.num_classes)
     with contextlib.ExitStack() as stack:
         run_directory.make_folder(workdir)
         checkpoints = Checkpoints(
@@ -166,7 +159,7 @@ def _run_steps(
             # Only a state known to be finite may become the newest checkpoint.
             reporter.report(*pending)
             pending = None
-            checkpoints.save(done, state, {**description, "step": done})
+            checkpoints.save(done, state, description)
     checkpoints.wait()
     reporter.finish()
     return state

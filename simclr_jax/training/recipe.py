@@ -69,23 +69,33 @@ def make_encoder(settings: dict[str, Any]) -> models.ResNet:
     return models.create_encoder(**{**settings, "dtype": jnp.dtype(settings["dtype"])})
 
 
+def head_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Keyword arguments of `models.create_projection_head`, as JSON values."""
+    head, encoder = config.head, config.encoder
+    return {
+        "kind": head.kind,
+        "num_layers": head.num_layers,
+        "hidden_dim": head.hidden_dim,
+        "output_dim": head.output_dim,
+        "batch_norm_momentum": encoder.batch_norm_momentum,
+        "batch_norm_epsilon": encoder.batch_norm_epsilon,
+        "dtype": encoder.compute_dtype,
+    }
+
+
+def make_head(settings: dict[str, Any]) -> models.ProjectionHead:
+    """The inverse of `head_settings`."""
+    dtype = jnp.dtype(settings["dtype"])
+    return models.create_projection_head(**{**settings, "dtype": dtype})
+
+
 def make_model(
     config: config_dict.ConfigDict, *, num_classes: int | None
 ) -> models.SimCLR:
     """Encoder and head, and a probe where it is enabled and labels exist."""
-    encoder = config.encoder
-    head = models.create_projection_head(
-        kind=config.head.kind,
-        num_layers=config.head.num_layers,
-        hidden_dim=config.head.hidden_dim,
-        output_dim=config.head.output_dim,
-        batch_norm_momentum=encoder.batch_norm_momentum,
-        batch_norm_epsilon=encoder.batch_norm_epsilon,
-        dtype=jnp.dtype(encoder.compute_dtype),
-    )
     return models.SimCLR(
         encoder=make_encoder(encoder_settings(config)),
-        head=head,
+        head=make_head(head_settings(config)),
         num_classes=num_classes if config.probe.enabled else None,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
+from simclr_jax.data import preprocessing
 from simclr_jax.errors import ConfigError
 from simclr_jax.models import resnet
 from simclr_jax.training import recipe
@@ -125,6 +126,8 @@ _RULES: list[Rule] = [
         lambda v: 0 < v <= 1,
         "must be above 0 and at most 1",
     ),
+    *_one_of("evaluation.resize", preprocessing.RESIZES),
+    ("evaluation.layer", lambda v: v >= -1, "must be at least -1"),
     *_positive(
         "evaluation.knn_temperature",
         "evaluation.sgd_epochs",

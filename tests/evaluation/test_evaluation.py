@@ -13,8 +13,7 @@ from configs import smoke
 from simclr_jax import parallel
 from simclr_jax.errors import DataError, EncoderChanged
 from simclr_jax.evaluation import encoder, features, knn, linear, linear_sgd, protocols
-from simclr_jax.models import create_encoder
-from simclr_jax.training import recipe, step, validation
+from simclr_jax.training import checkpoints, recipe, step, validation
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +160,17 @@ def tiny_config():
 
 
 def make_pretrained():
-    net = create_encoder(depth=18, width=0.0625, stem="cifar")
-    images = np.zeros((1, 8, 8, 3), np.float32)
-    variables = jax.jit(net.init)(jax.random.key(5), images)
     config = validation.resolve(tiny_config(), num_examples=100)
+    model = recipe.make_model(config, num_classes=3)
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    params, batch_stats = jax.jit(model.init)(jax.random.key(5), images)
+    variables, heads = checkpoints.split_variables(
+        jax.tree.map(np.array, {"params": params, "batch_stats": batch_stats})
+    )
     return encoder.PretrainedEncoder(
-        encoder=net,
-        variables=jax.tree.map(np.array, variables),
+        model=model,
+        variables=variables,
+        heads=heads,
         preprocessing=encoder.Preprocessing(8, 1.0),
         config=config.to_dict(),
         config_hash="0" * 16,
