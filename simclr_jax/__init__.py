@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _SUBPACKAGES = (
     "data",
     "evaluation",
+    "interop",
     "losses",
     "models",
     "optim",

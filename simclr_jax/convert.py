@@ -1,0 +1,73 @@
+"""Takes over other people's weights as a run directory.
+
+    python -m simclr_jax.convert --input=model.ckpt-250228 --workdir=RUN
+    python -m simclr_jax.convert --input=net.pth --normalization=imagenet --workdir=RUN
+
+Reads checkpoints of google-research/simclr, v1 and v2 (TF1 and TF2 checkpoints,
+SavedModels), and .safetensors and .pth files with torchvision's names for a ResNet.
+Depth, width, selective kernels, head and classes are read off the tensors; nothing in
+the files is executed. `simclr_jax.evaluate` and `simclr_jax.load` work on the result.
+"""
+
+import importlib
+
+from absl import flags
+
+from simclr_jax import command
+
+_INPUT: flags.FlagHolder = flags.DEFINE_string(
+    "input", None, "The file or folder with the weights; gs:// for TensorFlow's."
+)
+_WORKDIR = command.define_workdir()
+_CONFIG = command.define_config()
+_EMA = flags.DEFINE_bool(
+    "ema", False, "Take the moving averages that some TF1 files of SimCLR v2 hold."
+)
+_PREFIX = flags.DEFINE_string(
+    "prefix", None, "What stands before torchvision's names, if several ResNets do."
+)
+_NORMALIZATION = flags.DEFINE_enum(
+    "normalization",
+    None,
+    ["none", "imagenet"],
+    "What was done to pixels in [0, 1]; needed for torchvision-named weights.",
+)
+_RESIZE = flags.DEFINE_enum(
+    "resize",
+    None,
+    ["bicubic", "bicubic_legacy"],
+    "How evaluation images are resized; by default bicubic_legacy for TF1 files.",
+)
+_IGNORE_UNEXPECTED = flags.DEFINE_bool(
+    "ignore_unexpected", False, "Leave tensors out that have no place."
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    # Imported here, so that --help and bad flags do not wait for JAX.
+    from simclr_jax.interop import as_run
+
+    as_run.check_free(_WORKDIR.value)
+    weights = as_run.read(
+        _INPUT.value,
+        ema=_EMA.value,
+        prefix=_PREFIX.value,
+        normalization=_NORMALIZATION.value,
+        resize=_RESIZE.value,
+        ignore_unexpected=_IGNORE_UNEXPECTED.value,
+    )
+    config = _CONFIG.value
+    if config is None:
+        # What to evaluate on, where nobody says: the images of the stem.
+        cifar = weights.encoder_settings["stem"] == "cifar"
+        name = "configs.cifar10" if cifar else "configs.imagenet"
+        config = importlib.import_module(name).get_config()
+    config = as_run.complete_config(config, weights)
+    receipt = as_run.write(_WORKDIR.value, config, weights, _INPUT.value)
+    print(as_run.summary(receipt))
+    print(f"The run is in {_WORKDIR.value}.")
+
+
+if __name__ == "__main__":
+    command.run(main, required=("input", "workdir"))

@@ -1,0 +1,168 @@
+"""torchvision's names for a ResNet: what most PyTorch weights are exchanged in."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from simclr_jax import models
+from simclr_jax.errors import DataError
+from simclr_jax.interop.structure import LEAVES, Structure, encoder_layers
+from simclr_jax.interop.torch_files import as_tensors
+from simclr_jax.interop.weights import (
+    PROBE_LEAVES,
+    ImportedWeights,
+    Layout,
+    Names,
+    assemble,
+    nearest,
+)
+from simclr_jax.models.simclr import Tree
+
+_THEIR_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_LANDMARK = "layer1.0.conv1.weight"
+_STRUCTURES = [
+    Structure(depth, first_group_projection=projection)
+    for depth, (bottleneck, _) in models.DEPTHS.items()
+    for projection in ((False,) if bottleneck else (False, True))
+]
+
+
+def from_torchvision(
+    state_dict: Mapping[str, Any],
+    *,
+    normalization: str,
+    prefix: str | None = None,
+    resize: str | None = None,
+    file: str = "state_dict",
+    ignore_unexpected: bool = False,
+) -> ImportedWeights:
+    """Takes over the weights of a ResNet with torchvision's names.
+
+    A linear layer `fc` comes along as linear classifier. Other tensors outside the
+    ResNet, such as a projection head, are ignored and counted.
+
+    Args:
+      state_dict: arrays by name, ordered as PyTorch does ([out, in, height, width]).
+      normalization: as in `models.create_encoder`: what was done to pixels in [0, 1];
+        no file says it. 'imagenet' for torchvision's own weights, and most others.
+      prefix: before the names, such as 'module.encoder_q.'; found if there is one only.
+      resize: how evaluation images were resized in training; 'bicubic' if None.
+      file: for messages.
+      ignore_unexpected: leave tensors out that have no place, instead of refusing.
+
+    Raises:
+      DataError: the tensors do not fit; names the first misfits.
+    """
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    prefix = _prefix(file, arrays, prefix)
+    inside = {name: array for name, array in arrays.items() if name.startswith(prefix)}
+    tensors = as_tensors(file, inside)
+    structure, names = nearest(
+        tensors, _STRUCTURES, lambda s: _encoder_names(s, prefix)
+    )
+    fc = {leaf: f"{prefix}fc.{_THEIR_LEAVES[leaf]}" for leaf in PROBE_LEAVES}
+    linear = {tensors.shapes.get(name, ()) for name in fc.values()}
+    is_linear = {len(shape) for shape in linear} == {1, 2}
+    layout = Layout(
+        name="torchvision-named weights",
+        structure=structure,
+        settings={"max_pool_padding": "torch", "normalization": normalization},
+        encoder=names,
+        head_kind="none",
+        head={},
+        probe=fc if is_linear else dict.fromkeys(PROBE_LEAVES, ""),
+        resize=resize or "bicubic",
+        step="",
+        ignorable=lambda name: _ignorable(name, prefix),
+    )
+    result = assemble(tensors, layout, ignore_unexpected=ignore_unexpected)
+    if outside := len(arrays) - len(inside):
+        result.ignored[f"outside {prefix}"] = outside
+    return result
+
+
+def to_torchvision(variables: Tree, encoder: models.ResNet) -> dict[str, np.ndarray]:
+    """The inverse of `from_torchvision`, for the encoder alone.
+
+    Args:
+      variables: {'params', 'batch_stats'} of the encoder.
+      encoder: its module.
+
+    Returns:
+      Arrays by torchvision's names, ordered as PyTorch does.
+
+    Raises:
+      ValueError: torchvision has no such network.
+    """
+    if encoder.sk_ratio or encoder.se_ratio:
+        raise ValueError("torchvision's names have no selective kernels and no gates")
+    structure = Structure(
+        encoder.depth, first_group_projection=encoder.first_group_projection
+    )
+    state_dict = {}
+    for (layer, leaf), name in _encoder_names(structure, "").items():
+        collection = "batch_stats" if leaf in ("mean", "var") else "params"
+        tree = variables[collection]
+        for key in (*layer.split("/"), leaf):
+            tree = tree[key]
+        array = np.asarray(tree)
+        state_dict[name] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+    return state_dict
+
+
+def _prefix(file: str, names: Mapping[str, Any], given: str | None) -> str:
+    found = [name.removesuffix(_LANDMARK) for name in names if name.endswith(_LANDMARK)]
+    if given is not None and given not in found:
+        raise DataError(
+            f"--prefix={given}: file {file} has no {given}{_LANDMARK}; prefixes there: "
+            f"{', '.join(map(repr, found)) or 'none'}"
+        )
+    if given is not None:
+        return given
+    if not found:
+        raise DataError(
+            f"file {file}: has no {_LANDMARK}, so these are not torchvision's names "
+            f"for a ResNet; its first tensors are {', '.join(list(names)[:3])}"
+        )
+    if len(found) > 1:
+        raise DataError(
+            f"file {file}: holds several ResNets, with the prefixes "
+            f"{', '.join(map(repr, found))}; --prefix must name one"
+        )
+    return found[0]
+
+
+def _encoder_names(structure: Structure, prefix: str) -> Names:
+    return {
+        (layer, leaf): f"{prefix}{_layer_name(layer)}.{_THEIR_LEAVES[leaf]}"
+        for layer, kind in encoder_layers(structure)
+        for leaf in LEAVES[kind]
+    }
+
+
+def _layer_name(layer: str) -> str:
+    part, _, rest = layer.partition("/")
+    if part == "stem":
+        return rest
+    block, _, rest = rest.partition("/")
+    rest = {"shortcut/conv": "downsample.0", "shortcut/bn": "downsample.1"}.get(
+        rest, rest
+    )
+    return f"layer{part[-1]}.{int(block.removeprefix('block')) - 1}.{rest}"
+
+
+def _ignorable(name: str, prefix: str) -> str | None:
+    """What a tensor is that needs no place; None if it should have one."""
+    if name.endswith(".num_batches_tracked"):
+        return "batch counters"
+    # A ResNet's own layers stand right behind its prefix.
+    own = re.match(r"(conv1|bn1|layer\d+)\.", name.removeprefix(prefix))
+    return None if own else "other layers"
