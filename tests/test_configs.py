@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from configs import base, cifar10, folder, imagenet, smoke
+from configs import (
+    base,
+    cifar10,
+    cifar100,
+    folder,
+    imagenet,
+    imagenette,
+    presets,
+    simclr_v1,
+    simclr_v2,
+    smoke,
+    stl10,
+)
 from simclr_jax import losses
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import protocols
@@ -17,7 +29,14 @@ CONFIGS = {
     "imagenet": imagenet.get_config(),
     "imagenet:18x0.25": imagenet.get_config("18x0.25"),
     "cifar10": cifar10.get_config(),
+    "cifar10:resnet50": cifar10.get_config("resnet50"),
     "cifar10:200epochs": cifar10.get_config("200epochs"),
+    "cifar10:800epochs": cifar10.get_config("800epochs"),
+    "cifar100": cifar100.get_config(),
+    "imagenette": imagenette.get_config(),
+    "simclr_v1:50x4": simclr_v1.get_config("50x4"),
+    "simclr_v2:152x3+sk": simclr_v2.get_config("152x3+sk"),
+    "stl10": stl10.get_config(),
     "folder": folder.get_config("images"),
     "smoke": smoke.get_config(),
 }
@@ -37,14 +56,61 @@ def test_config_is_valid_and_builds_its_parts(name):
 
 def test_every_config_file_is_tested():
     files = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")}
-    assert files == {name.split(":")[0] for name in CONFIGS}
+    assert files - {"presets"} == {name.split(":")[0] for name in CONFIGS}
 
 
-def test_imagenet_argument_picks_depth_and_width():
-    config = imagenet.get_config("101x2")
-    assert (config.encoder.depth, config.encoder.width) == (101, 2.0)
-    with pytest.raises(ValueError, match="DEPTHxWIDTH"):
-        imagenet.get_config("large")
+@pytest.mark.parametrize(
+    ("argument", "depth", "width", "sk_ratio", "epochs"),
+    [
+        ("101x2", 101, 2.0, 0.0, 800),
+        ("50", 50, 1.0, 0.0, 800),
+        ("18x0.25", 18, 0.25, 0.0, 800),
+        ("152x3+sk", 152, 3.0, 0.0625, 800),
+        ("50x1+sk,100epochs", 50, 1.0, 0.0625, 100),
+    ],
+)
+def test_argument_picks_the_encoder(argument, depth, width, sk_ratio, epochs):
+    config = simclr_v2.get_config(argument)
+    assert config.encoder.depth == depth
+    assert config.encoder.width == width
+    assert config.encoder.sk_ratio == sk_ratio
+    assert config.schedule.train_epochs == epochs
+    assert config.schedule.warmup_epochs == pytest.approx(0.05 * epochs)
+
+
+@pytest.mark.parametrize("argument", ["large", "50x", "50+se", "50x1,100", "x2", ""])
+def test_other_arguments_are_refused(argument):
+    for config_file in (imagenet, simclr_v1, simclr_v2):
+        with pytest.raises(ValueError, match=r"_?v?\d?\.py:.*must be DEPTH"):
+            config_file.get_config(argument)
+    with pytest.raises(ValueError, match=r"cifar10\.py:"):
+        cifar10.get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("config", "peak_rate"),
+    [(simclr_v1, 4.8), (simclr_v2, 6.4), (imagenet, 4.8), (cifar10, 2.0)],
+)
+def test_peak_rates_are_the_published_ones(config, peak_rate):
+    config = validation.resolve(config.get_config(), num_examples=1_281_167)
+    parts = recipe.make_recipe(config, num_classes=None)
+    rate = float(parts.schedule(config.schedule.warmup_steps))
+    assert rate == pytest.approx(peak_rate)
+
+
+def test_presets_differ_where_the_papers_do():
+    first, second = base.get_config(), base.get_config()
+    presets.simclr_v1(first)
+    presets.simclr_v2(second)
+    changes = validation.differing_keys(first.to_dict(), second.to_dict())
+    assert {change.split(":")[0] for change in changes} == {
+        "augment.color_jitter.brightness_mode",
+        "head.num_layers",
+        "optimizer.learning_rate",
+        "optimizer.scaling",
+        "optimizer.weight_decay",
+        "schedule.warmup_epochs",
+    }
 
 
 def test_cifar10_has_the_learning_rate_of_the_reference():
@@ -161,12 +227,17 @@ BAD_VALUES = {
     "encoder.depth": 20,
     "encoder.width": 0.0,
     "encoder.stem": "tiny",
+    "encoder.sk_ratio": 1.5,
+    "encoder.se_ratio": -0.25,
+    "encoder.normalization": "cifar",
     "encoder.compute_dtype": "float16",
     "encoder.batch_norm_momentum": 1.0,
     "head.kind": "mlp",
     "head.num_layers": 0,
     "loss.name": "triplet",
     "loss.temperature": 0.0,
+    "loss.margin": 0.0,
+    "loss.weight_temperature": -0.5,
     "optimizer.name": "adam",
     "optimizer.learning_rate": 0.0,
     "optimizer.scaling": "cubic",
@@ -178,6 +249,8 @@ BAD_VALUES = {
     "log.every_steps": 0,
     "evaluation.crop_proportion": 0.0,
     "evaluation.l2_penalties": (-1.0,),
+    "evaluation.resize": "bilinear",
+    "evaluation.layer": -2,
 }
 
 
