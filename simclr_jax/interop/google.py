@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 from simclr_jax.errors import DataError
 from simclr_jax.interop.structure import CONV, LEAVES, NORM, Structure, encoder_layers
-from simclr_jax.interop.tensor_bundles import GRAPH, ObjectGraph, open_bundle
+from simclr_jax.interop.tensor_bundles import (
+    GRAPH,
+    SAVED_MODEL_PREFIX,
+    ObjectGraph,
+    open_bundle,
+)
 from simclr_jax.interop.weights import (
     PROBE_LEAVES,
     ImportedWeights,
@@ -78,13 +83,13 @@ def load_google_checkpoint(
     """
     tensors, graph = open_bundle(path)
     if graph is None:
-        layout = _counters(tensors, ema=ema, resize=resize or "bicubic_legacy")
+        layout = counter_layout(tensors, ema=ema, resize=resize or "bicubic_legacy")
     elif ema:
         raise DataError(
             f"--ema: {tensors.file} is a TF2 file, and only TF1's have them"
         )
     else:
-        layout = _objects(tensors, graph, resize=resize)
+        layout = object_layout(tensors, graph, resize=resize)
     return assemble(tensors, layout, ignore_unexpected=ignore_unexpected)
 
 
@@ -122,7 +127,12 @@ def _head_names(
 # TF1: counters.
 
 
-def _counters(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
+def counter_layout(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
+    """Where a TF1 checkpoint keeps everything.
+
+    Raises:
+      DataError: it is no checkpoint of google-research/simclr.
+    """
     root = "ema_model/" if ema else ""
     if not any(name.startswith(f"{root}base_model/") for name in tensors.shapes):
         first = ", ".join(sorted(tensors.shapes)[:3])
@@ -250,7 +260,14 @@ _STEM = {
 }
 
 
-def _objects(tensors: Tensors, graph: ObjectGraph, *, resize: str | None) -> Layout:
+def object_layout(
+    tensors: Tensors, graph: ObjectGraph, *, resize: str | None
+) -> Layout:
+    """Where a TF2 checkpoint or SavedModel keeps everything.
+
+    Raises:
+      DataError: it is none of google-research/simclr.
+    """
     if not graph.count(f"{_ROOT}/block_groups"):
         raise DataError(
             f"file {tensors.file}: its object graph has no {_ROOT}, as checkpoints of "
@@ -262,7 +279,7 @@ def _objects(tensors: Tensors, graph: ObjectGraph, *, resize: str | None) -> Lay
     head = "model/_projection_head/linear_layers"
     probe = "model/supervised_head/linear_layer/dense"
     num_layers = graph.count(head)
-    saved_model = any(n.startswith("trainable_variables_list/") for n in tensors.shapes)
+    saved_model = tensors.file.endswith(SAVED_MODEL_PREFIX)
     return Layout(
         name="TF2 SavedModel" if saved_model else "TF2 checkpoint",
         structure=structure,

@@ -10,6 +10,8 @@ from simclr_jax.errors import DataError, first_line
 from simclr_jax.interop.weights import Tensors
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# Of the bundle in a SavedModel's folder.
+SAVED_MODEL_PREFIX = "/variables/variables"
 
 
 class ObjectGraph:
@@ -59,7 +61,14 @@ def open_bundle(path: str) -> tuple[Tensors, ObjectGraph | None]:
 
     prefix = _prefix(path)
     # Damaged files raise any of these, depending on where the damage is.
-    errors = (tf.errors.OpError, ValueError, RuntimeError, MemoryError, TypeError)
+    errors = (
+        tf.errors.OpError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        MemoryError,
+    )
 
     def unreadable(error: BaseException) -> DataError:
         return DataError(f"file {prefix}: cannot be read ({first_line(error)})")
@@ -69,7 +78,7 @@ def open_bundle(path: str) -> tuple[Tensors, ObjectGraph | None]:
         shapes = {k: tuple(v) for k, v in reader.get_variable_to_shape_map().items()}
         graph = None
         if GRAPH in shapes:
-            graph = _parse_graph(reader.get_tensor(GRAPH))
+            graph = parse_graph(reader.get_tensor(GRAPH))
     except errors as error:
         raise unreadable(error) from error
 
@@ -97,8 +106,8 @@ def _prefix(path: str) -> str:
                 f"--input={path}: must be a TensorFlow checkpoint (there is no "
                 f"{path}.index), a .safetensors or a .pth file"
             )
-        if exists(f"{path}/variables/variables.index"):
-            return f"{path}/variables/variables"
+        if exists(f"{path}{SAVED_MODEL_PREFIX}.index"):
+            return f"{path}{SAVED_MODEL_PREFIX}"
         if (latest := tf.train.latest_checkpoint(path)) is not None:
             return latest
         found = sorted(tf.io.gfile.glob(f"{path}/*.index"))
@@ -115,7 +124,8 @@ def _prefix(path: str) -> str:
     return found[0].removesuffix(".index")
 
 
-def _parse_graph(serialized: bytes) -> ObjectGraph:
+def parse_graph(serialized: bytes) -> ObjectGraph:
+    """Reads a serialized TrackableObjectGraph; ValueError if it is damaged."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
