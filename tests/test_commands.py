@@ -152,6 +152,9 @@ def odd_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "notes.jpg").write_text("no image at all")
+    (tmp_path / "plain").mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / "plain" / f"{i}.png")
     return tmp_path
 
 
@@ -162,7 +165,10 @@ BAD_INPUTS = {
     ),
     "wrong type": (["--config.batch.batch_size=many"], ["batch_size", "many"]),
     "unknown config file": (["--config=configs/nothing.py"], ["configs/nothing.py"]),
-    "bad config argument": (["--config=configs/imagenet.py:big"], ["big", "DEPTHx"]),
+    "bad config argument": (
+        ["--config=configs/imagenet.py:big"],
+        ["big", "DEPTH[xWIDTH]"],
+    ),
     "zero temperature": (
         ["--config.loss.temperature=0"],
         ["config.loss.temperature", "0.0", "must be positive"],
@@ -194,6 +200,14 @@ BAD_INPUTS = {
         ["cifar10", "{}/none", "tfds build"],
     ),
     "unknown split": (["--config.data.split=trian"], ["trian", "train, test"]),
+    "objective without its labels": (
+        [
+            "--config.loss.name=sup_con",
+            "--config.data.dataset=folder:{}/plain",
+            "--config.batch.batch_size=2",
+        ],
+        ["config.loss.name", "sup_con", "folder:{}/plain", "needs labels"],
+    ),
     "stray argument": (["--config.seed=1", "stray"], ["stray"]),
 }
 
@@ -233,14 +247,14 @@ def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
     assert not (tmp_path / "run").exists(), "bad input left files behind"
 
 
-@pytest.mark.parametrize("module", ["pretrain", "evaluate"])
+@pytest.mark.parametrize("module", ["pretrain", "evaluate", "convert"])
 def test_help_shows_the_flags(module):
     _, out, err = commands.run(module, "--help")
     assert "--workdir" in out + err
     assert f"python -m simclr_jax.{module}" in out + err
 
 
-@pytest.mark.parametrize("module", ["pretrain", "evaluate"])
+@pytest.mark.parametrize("module", ["pretrain", "evaluate", "convert"])
 def test_missing_flags_are_named(module):
     code, _, err = commands.run(module)
     assert code == 2

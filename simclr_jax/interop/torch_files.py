@@ -90,18 +90,17 @@ def _state_dict(path: str, loaded: Any) -> dict[str, np.ndarray]:
             return {}
         return {str(k): v for k, v in value.items() if isinstance(v, np.ndarray)}
 
-    if found := tensors(loaded):
-        return found
     inner = loaded if isinstance(loaded, Mapping) else {}
     candidates = [key for key in _INNER if tensors(inner.get(key))]
-    if len(candidates) != 1:
-        keys = ", ".join(map(str, list(inner)[:8])) or "none"
-        found_keys = ", ".join(candidates) or "none"
-        raise DataError(
-            f"file {path}: must hold tensors by name, or exactly one of the keys "
-            f"{', '.join(_INNER)} with them (found: {found_keys}; all keys: {keys})"
-        )
-    return tensors(inner[candidates[0]])
+    if len(candidates) == 1:
+        return tensors(inner[candidates[0]])
+    if not candidates and (found := tensors(loaded)):
+        return found
+    keys = ", ".join(map(str, list(inner)[:8])) or "none"
+    raise DataError(
+        f"file {path}: must hold tensors by name, or one of the keys "
+        f"{', '.join(_INNER)} with them, and only one; its keys are {keys}"
+    )
 
 
 # What a pickle may call, and what stands in for the rest.
