@@ -17,6 +17,7 @@ import numpy as np
 GOOGLE = "google-research/simclr, recorded outputs"
 EQUATIONS = "float64 NumPy written from the equations"
 PUBLISHED = "published figures"
+TENSORFLOW = "TensorFlow's own operations"
 
 _HEADER = """\
 # Fidelity
@@ -32,7 +33,7 @@ JAX_DISABLE_MOST_OPTIMIZATIONS=0 bash launch/test.sh -m fidelity \\
 on {machine}, {versions}. *Values* counts the numbers compared. A tolerance `r + a`
 means |ours - theirs| <= r |theirs| + a for every one of them; *of largest* relates the
 difference to the array's largest value. *Used* is the largest difference as a share of
-its tolerance: more than 100 % would fail.
+its tolerance: more than 100 % would fail. `p` is a chi-square test's.
 
 The recorded outputs come from google-research/simclr, folder `tf2`, commit 383d414, run
 unmodified in float32 on a CPU; see [`tests/golden`](../tests/golden/README.md).
@@ -82,12 +83,32 @@ class Fidelity:
         parts = [f"{rtol:.2g}"] if rtol else []
         parts += [f"{of_largest:.2g} of largest"] if of_largest else []
         parts += [f"{atol:.2g}"] if atol else []
+        tolerance = " + ".join(parts) or "equal"
+        self._add(source, what, want.size, tolerance, np.max(share, initial=0.0))
+
+    def at_least(
+        self, what: str, p_value: float, least: float, *, source: str = GOOGLE
+    ) -> None:
+        """Asserts that two samples may come from one distribution.
+
+        Args:
+          what: the row's name.
+          p_value: of a test that they do.
+          least: the smallest p that passes.
+          source: of the other sample.
+        """
+        assert p_value > least, f"{what}: p = {p_value}"
+        self._add(source, what, 1, f"p > {least:.2g}", least / p_value)
+
+    def _add(
+        self, source: str, what: str, values: int, tolerance: str, used: float
+    ) -> None:
         row = {
             "source": source,
             "what": what,
-            "values": int(want.size),
-            "tolerance": " + ".join(parts) or "equal",
-            "used": float(np.max(share, initial=0.0)),
+            "values": int(values),
+            "tolerance": tolerance,
+            "used": float(used),
         }
         self._properties.append(("fidelity", row))
 

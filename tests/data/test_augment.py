@@ -91,15 +91,20 @@ def colors(golden):
     return golden("data_color")
 
 
-def _assert_close(result, expected, tolerance):
-    result = np.asarray(result)
-    assert result.dtype == np.float32
-    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance)
+@pytest.fixture
+def assert_close(fidelity):
+    """assert_close(what, result, expected, tolerance), on the fidelity page."""
+
+    def compare(what, result, expected, tolerance):
+        assert np.asarray(result).dtype == np.float32
+        fidelity(what, result, expected, atol=tolerance)
+
+    return compare
 
 
 @pytest.mark.parametrize("group", ["A", "B", "C"])
 @pytest.mark.parametrize("name", EXPLICIT)
-def test_color_operation_agrees_with_the_reference(group, name, colors):
+def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
     tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
     keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
     assert keys
@@ -107,29 +112,30 @@ def test_color_operation_agrees_with_the_reference(group, name, colors):
         factor = float(key.split("/")[-1])
         for image, expected in zip(colors[f"{group}/input"], colors[key], strict=True):
             result = EXPLICIT[name](tf.constant(image), factor)
-            _assert_close(result[::2, ::2], expected, tolerance)
+            assert_close(f"Colour: {name}", result[::2, ::2], expected, tolerance)
 
 
 @pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_grayscale_agrees_with_the_reference(group, colors):
+def test_grayscale_agrees_with_the_reference(group, colors, assert_close):
     expected = colors[f"{group}/grayscale"]
     for image, gray in zip(colors[f"{group}/input"], expected, strict=True):
-        _assert_close(augment.to_grayscale(image)[::2, ::2], gray, 2e-6)
+        result = augment.to_grayscale(image)[::2, ::2]
+        assert_close("Colour: grayscale", result, gray, 2e-6)
 
 
 @pytest.mark.parametrize("group", ["A", "B"])
-def test_blur_agrees_with_the_reference(group, colors):
+def test_blur_agrees_with_the_reference(group, colors, assert_close):
     keys = [key for key in colors if key.startswith(f"{group}/blur/")]
     assert keys
     for key in keys:
         size, sigma = key.split("/")[2:]
         image = tf.constant(colors[f"{group}/input"][0])
         result = augment.gaussian_blur(image, float(sigma[5:]), int(size[2:]))
-        _assert_close(result, colors[key][0], 2e-6)
+        assert_close("Gaussian blur", result, colors[key][0], 2e-6)
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_crop_and_resize_agrees_with_the_reference(number, golden):
+def test_crop_and_resize_agrees_with_the_reference(number, golden, assert_close):
     arrays = golden("data_resize")
     image = arrays[f"crop/{number}/input_uint8"]
     keys = [key for key in arrays if key.startswith(f"crop/{number}/box")]
@@ -139,7 +145,8 @@ def test_crop_and_resize_agrees_with_the_reference(number, golden):
         box_key, size = key.split("/out")
         box = arrays[f"{box_key}_y_x_h_w"].tolist()
         size = [int(side) for side in size.split("x")]
-        _assert_close(augment.crop_and_resize(image, box, size), arrays[key], 2e-6)
+        result = augment.crop_and_resize(image, box, size)
+        assert_close("Crop and bicubic resize", result, arrays[key], 2e-6)
 
 
 LETTERS = "bcsh"
@@ -163,7 +170,9 @@ def _jitter_orders(count):
 
 @pytest.mark.parametrize("order", ["bcsh", "hscb"])
 @pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_color_jitter_agrees_with_the_reference(group, order, colors, monkeypatch):
+def test_color_jitter_agrees_with_the_reference(
+    group, order, colors, monkeypatch, assert_close
+):
     with monkeypatch.context() as patch:
         _mark_order(patch)
         seed = SEEDS[_jitter_orders(200).index(order)]
@@ -178,7 +187,7 @@ def test_color_jitter_agrees_with_the_reference(group, order, colors, monkeypatc
     for image, expected in zip(colors[f"{group}/input"], colors[key], strict=True):
         settings = {**JITTER, "strength": 1.0}
         result = augment.color_jitter(image, seed, probability=0.8, **settings)
-        _assert_close(result[::2, ::2], expected, 5e-6)
+        assert_close("Colour jitter, two orders", result[::2, ::2], expected, 5e-6)
 
 
 # Crop boxes ---------------------------------------------------------------------------
@@ -227,7 +236,7 @@ def _assert_inside(boxes, height, width):
     ["H375_W500_target224x224", "H120_W500_target224x224", "H32_W32_target32x32"],
 )
 def test_reference_boxes_are_distributed_as_the_reference_s(
-    case, golden, chi_square, draw_boxes
+    case, golden, chi_square, draw_boxes, fidelity
 ):
     arrays = golden("data_crop_distribution")
     height, width = (int(part[1:]) for part in case.split("_")[:2])
@@ -238,14 +247,15 @@ def test_reference_boxes_are_distributed_as_the_reference_s(
     for name, values in measured.items():
         edges = arrays[f"{case}/{name}_edges"]
         expected = arrays[f"{case}/{name}_hist"]
-        assert chi_square(np.histogram(values, edges)[0], expected) > 1e-3, name
+        p_value = chi_square(np.histogram(values, edges)[0], expected)
+        fidelity.at_least(f"Crop boxes: distribution of {name}", p_value, 1e-3)
     # The smallest area is 10 %, though the setting says 8 %.
     assert 0.1 <= measured["area"].min() < 0.11
     assert arrays[f"{case}/area_min"] >= 0.1
 
 
 def test_reference_offsets_are_distributed_as_the_reference_s(
-    golden, chi_square, draw_boxes
+    golden, chi_square, draw_boxes, fidelity
 ):
     arrays = golden("data_crop_distribution")
     y, x, h, w = draw_boxes("reference", 375, 500, 6000).T
@@ -253,7 +263,8 @@ def test_reference_offsets_are_distributed_as_the_reference_s(
         share = offset / np.maximum(room, 1)
         counts = np.histogram(share, np.linspace(0, 1, 11))[0]
         expected = arrays[f"H375_W500_target224x224/{axis}frac_hist10"]
-        assert chi_square(counts, expected) > 1e-3
+        p_value = chi_square(counts, expected)
+        fidelity.at_least("Crop boxes: distribution of offsets", p_value, 1e-3)
 
 
 def test_reference_box_falls_back_to_the_whole_image(golden, draw_boxes):

@@ -2,21 +2,23 @@
 
 import numpy as np
 import pytest
+from fidelity import TENSORFLOW
 from PIL import Image
 
 from simclr_jax.data import augment
-from simclr_jax.data.preprocessing import Preprocessing, resize_bicubic
+from simclr_jax.data.preprocessing import RESIZES, Preprocessing, resize_bicubic
+from simclr_jax.data.tf_cpu import tf
 
 TOLERANCE = 2e-6
 
 
-def _numpy(image, size, proportion):
-    return Preprocessing(image_size=size, crop_proportion=proportion)(image)[0]
+def _numpy(image, size, proportion, resize="bicubic"):
+    return Preprocessing(size, proportion, resize)(image)[0]
 
 
-def _tensorflow(image, size, proportion):
+def _tensorflow(image, size, proportion, resize="bicubic"):
     return augment.center_crop_and_resize(
-        image, image_size=size, crop_proportion=proportion
+        image, image_size=size, crop_proportion=proportion, resize=resize
     ).numpy()
 
 
@@ -34,20 +36,14 @@ def reference(golden):
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_agrees_with_the_reference(prepare, number, reference):
+def test_agrees_with_the_reference(prepare, number, reference, fidelity):
     image = reference[f"eval/{number}/input_uint8"]
-    np.testing.assert_allclose(
-        prepare(image, 32, 0.875),
-        reference[f"eval/{number}/out32"],
-        rtol=0,
-        atol=TOLERANCE,
-    )
-    np.testing.assert_allclose(
-        prepare(image, 224, 0.875)[::4, ::4],
-        reference[f"eval/{number}/out224_every4th"],
-        rtol=0,
-        atol=TOLERANCE,
-    )
+    what = f"Evaluation preprocessing ({prepare.__name__.strip('_')})"
+    for result, key in (
+        (prepare(image, 32, 0.875), "out32"),
+        (prepare(image, 224, 0.875)[::4, ::4], "out224_every4th"),
+    ):
+        fidelity(what, result, reference[f"eval/{number}/{key}"], atol=TOLERANCE)
 
 
 @IMPLEMENTATIONS
@@ -58,14 +54,32 @@ def test_leaves_an_image_of_the_size_alone_without_crop(prepare, reference):
         np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE)
 
 
+@IMPLEMENTATIONS
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 64), (256, 256), (17, 40), (300, 401)]
+)
+def test_legacy_resize_is_that_of_tensorflow_1(prepare, height, width, fidelity):
+    image = _noise(height, width, 3)
+    size, short = 224, min(height, width)
+    y, x = (height - short + 1) // 2, (width - short + 1) // 2
+    square = image[y : y + short, x : x + short].astype(np.float32) / 255
+    want = tf.compat.v1.image.resize_bicubic(square[None], (size, size))[0]
+    got = prepare(image, size, 1.0, "bicubic_legacy")
+    what = f"TensorFlow 1's bicubic resize ({prepare.__name__.strip('_')})"
+    fidelity(what, got, np.clip(want, 0, 1), source=TENSORFLOW, atol=TOLERANCE)
+    # It moves the image by up to half a pixel of the larger grid.
+    assert np.abs(got - prepare(image, size, 1.0)).mean() > 0.01
+
+
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("proportion", [0.875, 1.0, 0.5, 0.65, 0.9])
-def test_implementations_agree_on_random_sizes(proportion):
+def test_implementations_agree_on_random_sizes(proportion, resize):
     generator = np.random.default_rng(int(1000 * proportion))
     for height, width in generator.integers(20, 300, (12, 2)):
         image = _noise(height, width, 3, seed=height * width)
         np.testing.assert_allclose(
-            _numpy(image, 32, proportion),
-            _tensorflow(image, 32, proportion),
+            _numpy(image, 32, proportion, resize),
+            _tensorflow(image, 32, proportion, resize),
             rtol=0,
             atol=TOLERANCE,
             err_msg=f"{height}x{width}",

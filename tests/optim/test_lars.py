@@ -56,7 +56,7 @@ def one_step(optimizer, params, gradients):
 
 
 @pytest.mark.parametrize("config", WEIGHT_DECAY)
-def test_six_steps_match_google(golden, config):
+def test_six_steps_match_google(golden, config, fidelity):
     rates = jnp.asarray(golden[f"{config}/lrs"])
     optimizer = lars(
         (lambda step: rates[step]) if config.endswith("lrvar") else float(rates[0]),
@@ -72,7 +72,8 @@ def test_six_steps_match_google(golden, config):
         params = optax.apply_updates(params, updates)
         got = flax.traverse_util.flatten_dict(params, sep="/")
         for j, name in enumerate(golden["names"]):
-            np.testing.assert_allclose(
+            fidelity(
+                f"LARS, {config}: parameters after each of 6 steps",
                 got[name],
                 golden[f"{config}/params/{j}"][step],
                 rtol=1e-5,

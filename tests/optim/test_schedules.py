@@ -12,7 +12,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("case", range(6))
-def test_rates_match_google(case):
+def test_rates_match_google(case, fidelity):
     with np.load(GOLDEN / "lr_schedule.npz") as golden:
         meta = {key.partition("/")[2]: golden[key] for key in golden.files
                 if key.startswith(f"{case}/")}  # fmt: skip
@@ -27,7 +27,8 @@ def test_rates_match_google(case):
         total_steps=int(meta["total_steps"]),
     )
     rates = jax.jit(jax.vmap(schedule))(meta["steps"])
-    np.testing.assert_allclose(rates, meta["lr"], rtol=1e-5, atol=1e-7 * peak)
+    name = "Learning rates, warm-up and cosine"
+    fidelity(name, rates, meta["lr"], rtol=1e-5, atol=1e-7 * peak)
 
 
 def test_learning_rate_scales_with_the_batch():
