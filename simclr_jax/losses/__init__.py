@@ -24,16 +24,29 @@ class Objective(NamedTuple):
 
     # z [B, V, K], labels [B] if it has such a parameter, settings by keyword -> scalar
     loss: Callable[..., jax.Array]
-    # B, V, settings by keyword -> the loss where all similarities are 0
-    chance: Callable[..., float]
+    # B, V, settings by keyword -> the loss where all similarities are 0; None where a
+    # good encoder need not get below it
+    chance: Callable[..., float | None]
+
+
+def _unless_mined(chance: float, semi_hard: bool) -> float | None:
+    # Semi-hard negatives are by choice almost as similar as the positive, so their loss
+    # stays high however good the encoder is.
+    return None if semi_hard else chance
 
 
 # Objectives by their name in the config. A loss gets those keys of the config's group
 # `loss` that its signature names.
 LOSSES = {
     "nt_xent": Objective(nt_xent, lambda b, v, **_: chance_level(b, v)),
-    "nt_logistic": Objective(nt_logistic, lambda b, v, **_: 2 * math.log(2)),
-    "margin_triplet": Objective(margin_triplet, lambda b, v, *, margin, **_: margin),
+    "nt_logistic": Objective(
+        nt_logistic,
+        lambda b, v, semi_hard, **_: _unless_mined(2 * math.log(2), semi_hard),
+    ),
+    "margin_triplet": Objective(
+        margin_triplet,
+        lambda b, v, margin, semi_hard, **_: _unless_mined(margin, semi_hard),
+    ),
     "dcl": Objective(dcl, lambda b, v, **_: math.log(b * v - v)),
     "dclw": Objective(dclw, lambda b, v, **_: math.log(b * v - v)),
     "sup_con": Objective(sup_con, lambda b, v, **_: chance_level(b, v)),

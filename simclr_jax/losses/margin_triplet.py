@@ -22,7 +22,7 @@ def margin_triplet(
         the mean over all.
 
     Returns:
-      A float32 scalar; the margin is chance.
+      A float32 scalar; the margin is chance, without mining.
 
     Raises:
       ValueError: `z` is not [B >= 2, V >= 2, K] or the margin is not positive.

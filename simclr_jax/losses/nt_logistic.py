@@ -26,7 +26,7 @@ def nt_logistic(
         the mean over all.
 
     Returns:
-      A float32 scalar in nats; 2 ln(2) is chance.
+      A float32 scalar in nats; 2 ln(2) is chance, without mining.
 
     Raises:
       ValueError: `z` is not [B >= 2, V >= 2, K] or the temperature is not positive.

@@ -31,7 +31,8 @@ class HealthMonitor:
 
         Args:
           step: number of updates made.
-          metrics: `loss`, `chance`, `effective_rank_z` and `negative_similarity`.
+          metrics: `loss`, `effective_rank_z`, `positive_similarity` and
+            `negative_similarity`; `chance` for objectives that have such a level.
 
         Returns:
           'healthy', or 'at chance since step S: ...' or 'collapsed since step S: ...'
@@ -55,6 +56,9 @@ def _state(metrics: Mapping[str, float]) -> str:
         or metrics["negative_similarity"] > _COLLAPSED_SIMILARITY
     ):
         return "collapsed"
-    if metrics["loss"] > (1 - _CHANCE_MARGIN) * metrics["chance"]:
-        return "at chance"
-    return "healthy"
+    if "chance" in metrics:
+        at_chance = metrics["loss"] > (1 - _CHANCE_MARGIN) * metrics["chance"]
+    else:
+        gap = metrics["positive_similarity"] - metrics["negative_similarity"]
+        at_chance = gap < _CHANCE_MARGIN
+    return "at chance" if at_chance else "healthy"

@@ -173,7 +173,7 @@ class _Reporter:
         config: config_dict.ConfigDict,
         writer: MetricsWriter,
         start_step: int,
-        chance: float,
+        chance: float | None,
     ) -> None:
         self.start_step = start_step
         self._every_steps = config.log.every_steps
@@ -213,11 +213,12 @@ class _Reporter:
         steps = done - marked_step
         values = {
             **values,
-            "chance": self._chance,
-            "loss_of_chance": values["loss"] / self._chance,
             "images_per_sec": steps * self._batch_size / secs,
             "input_wait_share": min(self._waited_secs / secs, 1.0),
         }
+        if self._chance is not None:
+            values["chance"] = self._chance
+            values["loss_of_chance"] = values["loss"] / self._chance
         verdict = self._health.update(done, values)
         self._writer.write(done, {**values, "health": verdict})
         # The first step's time is mostly compilation and tells nothing of the others.

@@ -28,7 +28,8 @@ class Recipe:
     Attributes:
       model: encoder, head and optional probe.
       loss: z [B, V, K], labels [B] -> scalar.
-      chance: the loss of an encoder that tells no two images apart.
+      chance: the loss of an encoder that tells no two images apart; None where a good
+        encoder need not get below it.
       temperature: at which the contrastive diagnostics are taken.
       optimizer: of all parameters.
       schedule: step -> learning rate; for the log, since `optimizer` holds it too.
@@ -38,7 +39,7 @@ class Recipe:
 
     model: models.SimCLR
     loss: Loss
-    chance: float
+    chance: float | None
     temperature: float
     optimizer: optax.GradientTransformation
     schedule: Schedule
@@ -102,8 +103,8 @@ def make_model(
 
 def make_loss(
     config: config_dict.ConfigDict, *, num_classes: int | None
-) -> tuple[Loss, float]:
-    """The config's objective, and its value at chance.
+) -> tuple[Loss, float | None]:
+    """The config's objective, and its value at chance as in `Recipe`.
 
     Args:
       config: the whole config; the objective's settings are in its group `loss`.

@@ -84,10 +84,13 @@ def progress_line(
     secs_left: float | None,
 ) -> str:
     """One line for the terminal; no rate and time left where `secs_left` is None."""
+    loss = f"loss {metrics['loss']:.3f}"
+    if "chance" in metrics:
+        share = metrics["loss"] / metrics["chance"]
+        loss += f" ({share:.0%} of chance {metrics['chance']:.2f})"
     parts = [
         f"step {step}/{total_steps}",
-        f"loss {metrics['loss']:.3f} ({metrics['loss'] / metrics['chance']:.0%} of "
-        f"chance {metrics['chance']:.2f})",
+        loss,
         f"accuracy {metrics['contrastive_accuracy']:.1%}",
         f"rank h {metrics['effective_rank_h']:.1f} z {metrics['effective_rank_z']:.1f}",
     ]

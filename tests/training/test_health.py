@@ -10,6 +10,7 @@ GOOD = {
     "loss": 4.0,
     "chance": math.log(511),
     "effective_rank_z": 8.0,
+    "positive_similarity": 0.6,
     "negative_similarity": 0.1,
 }
 
@@ -37,6 +38,15 @@ def test_a_bad_start_is_no_verdict():
     assert monitor.update(1, stuck) == "too early to tell"
     assert monitor.update(2, stuck) == "too early to tell"
     assert monitor.update(3, stuck).startswith("at chance since step 1: ")
+
+
+def test_similarities_decide_where_no_chance_level_is_known():
+    mined = {key: value for key, value in GOOD.items() if key != "chance"}
+    monitor = HealthMonitor()
+    assert monitor.update(1, mined) == "healthy"
+    for step in (2, 3, 4):
+        verdict = monitor.update(step, {**mined, "positive_similarity": 0.105})
+    assert verdict.startswith("at chance since step 2: ")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def test_progress_line_shows_chance_rate_wait_and_time_left():
     ):
         assert part in line
     assert "probe" not in line
+    del metrics["chance"]
+    assert "loss 5.000 |" in writers.progress_line(10, 40, metrics, secs_left=1)
     assert "probe 50.0%" in writers.progress_line(
         10, 40, {**metrics, "probe_accuracy": 0.5}, secs_left=1
     )
