@@ -105,6 +105,8 @@ import simclr_jax.training.step, simclr_jax.training.recipe
 import simclr_jax.training.checkpoints, simclr_jax.training.validation
 import simclr_jax.evaluation.encoder, simclr_jax.evaluation.features
 import simclr_jax.evaluation.knn, simclr_jax.evaluation.linear
+import simclr_jax.interop.as_run
+simclr_jax.interop.from_torchvision
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
