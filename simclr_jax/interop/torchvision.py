@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from simclr_jax import models
@@ -17,6 +18,7 @@ from simclr_jax.interop.weights import (
     Names,
     assemble,
     nearest,
+    place,
 )
 from simclr_jax.models.simclr import Tree
 
@@ -38,7 +40,7 @@ _STRUCTURES = [
 def from_torchvision(
     state_dict: Mapping[str, Any],
     *,
-    normalization: str,
+    normalization: str = "imagenet",
     prefix: str | None = None,
     resize: str | None = None,
     file: str = "state_dict",
@@ -52,7 +54,7 @@ def from_torchvision(
     Args:
       state_dict: arrays by name, ordered as PyTorch does ([out, in, height, width]).
       normalization: as in `models.create_encoder`: what was done to pixels in [0, 1];
-        no file says it. 'imagenet' for torchvision's own weights, and most others.
+        no file says it. 'imagenet' for torchvision's own weights and most others.
       prefix: before the names, such as 'module.encoder_q.'; found if there is one only.
       resize: how evaluation images were resized in training; 'bicubic' if None.
       file: for messages.
@@ -89,33 +91,33 @@ def from_torchvision(
     return result
 
 
-def to_torchvision(variables: Tree, encoder: models.ResNet) -> dict[str, np.ndarray]:
+def to_torchvision(variables: Tree) -> dict[str, np.ndarray]:
     """The inverse of `from_torchvision`, for the encoder alone.
 
     Args:
-      variables: {'params', 'batch_stats'} of the encoder.
-      encoder: its module.
+      variables: {'params', 'batch_stats'} of an encoder.
 
     Returns:
       Arrays by torchvision's names, ordered as PyTorch does.
 
     Raises:
-      ValueError: torchvision has no such network.
+      ValueError: torchvision has no names for such an encoder.
     """
-    if encoder.sk_ratio or encoder.se_ratio:
-        raise ValueError("torchvision's names have no selective kernels and no gates")
-    structure = Structure(
-        encoder.depth, first_group_projection=encoder.first_group_projection
-    )
-    state_dict = {}
-    for (layer, leaf), name in _encoder_names(structure, "").items():
-        collection = "batch_stats" if leaf in ("mean", "var") else "params"
-        tree = variables[collection]
-        for key in (*layer.split("/"), leaf):
-            tree = tree[key]
-        array = np.asarray(tree)
-        state_dict[name] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-    return state_dict
+    flat = {
+        place(path): np.asarray(array)
+        for path, array in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    fitting = [s for s in _STRUCTURES if _encoder_names(s, "").keys() == flat.keys()]
+    if not fitting:
+        raise ValueError(
+            "torchvision has no names for this encoder: it must be a ResNet without "
+            "selective kernels and squeeze-and-excitation"
+        )
+    names = _encoder_names(fitting[0], "")
+    return {
+        names[at]: array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        for at, array in flat.items()
+    }
 
 
 def _prefix(file: str, names: Mapping[str, Any], given: str | None) -> str:

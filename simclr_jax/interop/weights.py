@@ -106,6 +106,14 @@ class ImportedWeights:
     notes: tuple[str, ...]
 
     @property
+    def variables(self) -> Tree:
+        """{'params', 'batch_stats'} of the encoder."""
+        return {
+            "params": self.params["encoder"],
+            "batch_stats": self.batch_stats["encoder"],
+        }
+
+    @property
     def model(self) -> models.SimCLR:
         """The modules that take these variables."""
         return models.SimCLR(

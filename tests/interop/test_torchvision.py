@@ -23,7 +23,7 @@ def state_dict(depth, *, width=1, classes=None, **settings):
         name: reference_weights.fill({"encoder": tree})["encoder"]
         for name, tree in like.items()
     }
-    arrays = to_torchvision(variables, encoder)
+    arrays = to_torchvision(variables)
     if classes:
         probe = {"kernel": np.zeros((encoder.feature_width, classes))}
         probe = reference_weights.fill({"probe": {**probe, "bias": np.zeros(classes)}})
@@ -112,12 +112,7 @@ def test_there_and_back(depth, settings):
         "first_group_projection", False
     )
     assert got["max_pool_padding"] == "torch"
-    variables = {
-        name: tree["encoder"]
-        for name, tree in (("params", weights.params),
-                           ("batch_stats", weights.batch_stats))
-    }  # fmt: skip
-    back = to_torchvision(variables, weights.model.encoder)
+    back = to_torchvision(weights.variables)
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)
@@ -157,7 +152,9 @@ def test_misfits_are_named(fault):
         from_torchvision(arrays, normalization="none")
 
 
-def test_networks_that_torchvision_has_no_names_for():
-    for setting in ({"sk_ratio": 0.0625}, {"se_ratio": 0.25}):
-        with pytest.raises(ValueError, match="selective kernels"):
-            to_torchvision({}, create_encoder(depth=50, **setting))
+@pytest.mark.parametrize("setting", [{"sk_ratio": 0.0625}, {"se_ratio": 0.25}])
+def test_networks_that_torchvision_has_no_names_for(setting):
+    encoder = create_encoder(depth=50, width=1 / 16, **setting)
+    like = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match="without selective kernels"):
+        to_torchvision(jax.tree.map(lambda x: np.zeros(x.shape), like))
