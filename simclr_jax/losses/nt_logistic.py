@@ -36,10 +36,13 @@ def nt_logistic(
     z = similarities.embeddings(z, normalize=normalize)
     pairs = similarities.within_images(z) / temperature
     logits = similarities.between_views(z) / temperature
-    others = similarities.other_images(*z.shape[:2])
+    num_images, num_views, _ = z.shape
+    others = similarities.other_images(num_images, num_views)
     attraction = similarities.mean_over_positives(jax.nn.softplus(-pairs))
     if semi_hard:
         mined = similarities.semi_hard(logits, others, pairs)
         return attraction + similarities.mean_over_positives(jax.nn.softplus(mined))
     repulsion = jnp.where(others, jax.nn.softplus(logits), 0.0)
-    return attraction + jnp.sum(repulsion) / jnp.sum(others)
+    # Counted here: more than 2^31 of them, at 24,000 images, overflow an int32 sum.
+    count = num_images * num_views * num_views * (num_images - 1)
+    return attraction + jnp.sum(repulsion) / count
