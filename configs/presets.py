@@ -38,7 +38,12 @@ def simclr_v1(config: config_dict.ConfigDict) -> None:
 
 
 def simclr_v2(config: config_dict.ConfigDict) -> None:
-    """Sets what makes a config SimCLR v2 (its section 3.1); epochs must be set."""
+    """Sets what makes a config SimCLR v2 (its section 3.1).
+
+    Warm-up is a share of the epochs that the config has now: give others in the
+    config's argument, as in `simclr_v2.py:50x1,100epochs`, or set
+    `schedule.warmup_epochs` too.
+    """
     _google_encoder(config)
     config.augment.color_jitter.brightness_mode = "multiplicative"
     config.head.num_layers = 3

@@ -36,7 +36,8 @@ _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
     ["bicubic", "bicubic_legacy"],
-    "How evaluation images are resized; by default bicubic_legacy for TF1 files.",
+    "How evaluation images are resized; by default bicubic_legacy, TensorFlow 1's, for "
+    "TF1 files and SavedModels.",
 )
 _IGNORE_UNEXPECTED = flags.DEFINE_bool(
     "ignore_unexpected", False, "Leave tensors out that have no place."
@@ -47,8 +48,12 @@ def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for JAX.
     from simclr_jax.interop import as_run
+    from simclr_jax.training import validation
 
     as_run.check_free(_WORKDIR.value)
+    config = _CONFIG.value
+    if config is not None:
+        validation.validate(config)
     weights = as_run.read(
         _INPUT.value,
         ema=_EMA.value,
@@ -57,7 +62,6 @@ def main() -> None:
         resize=_RESIZE.value,
         ignore_unexpected=_IGNORE_UNEXPECTED.value,
     )
-    config = _CONFIG.value
     if config is None:
         # What to evaluate on, where nobody says: the images of the stem.
         cifar = weights.encoder_settings["stem"] == "cifar"

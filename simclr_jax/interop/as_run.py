@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from simclr_jax.errors import ConfigError
+from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.interop import google, torch_files, torchvision
 from simclr_jax.interop.weights import ImportedWeights
 from simclr_jax.training import run_directory, validation
@@ -18,6 +18,7 @@ from simclr_jax.training.checkpoints import Checkpoints, describe
 _LOG = logging.getLogger(__name__)
 
 RECEIPT = "import.json"
+_TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
 
 
 def read(
@@ -45,6 +46,13 @@ def read(
       ConfigError: an option does not go with the file.
       DataError: the file cannot be read, or does not fit.
     """
+    if path.endswith(_TORCH_SUFFIXES):
+        if not os.path.isfile(path):
+            raise DataError(f"--input={path}: there is no such file")
+        if not torch_files.is_torch_file(path):
+            raise DataError(
+                f"--input={path}: is no file of PyTorch's, though its name says so"
+            )
     if not torch_files.is_torch_file(path):
         for name, value in (("prefix", prefix), ("normalization", normalization)):
             if value is not None:
@@ -113,6 +121,7 @@ def write(
       ConfigError: the directory holds something, or cannot be written.
     """
     check_free(workdir)
+    workdir = os.path.realpath(workdir)
     receipt = {
         "source": source,
         "layout": weights.layout,
@@ -126,7 +135,7 @@ def write(
         "notes": list(weights.notes),
     }
     # Beside the directory, so that it can be moved there in one go.
-    unfinished = pathlib.Path(workdir).absolute()
+    unfinished = pathlib.Path(workdir)
     unfinished = unfinished.with_name(f".{unfinished.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     run_directory.make_folder(str(unfinished))
@@ -158,7 +167,11 @@ def write(
 
 def check_free(workdir: str) -> None:
     """Raises ConfigError unless a run directory can be made there."""
+    if "://" in workdir:
+        raise ConfigError(f"--workdir={workdir}: must be a local folder")
     folder = pathlib.Path(workdir)
+    if folder.resolve() == pathlib.Path.cwd():
+        raise ConfigError(f"--workdir={workdir}: must not be the current folder")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--workdir={workdir}: must be a folder, and is a file")
     if folder.is_dir() and any(folder.iterdir()):

@@ -49,9 +49,8 @@ _TWO_HEADS = (
     "may sit on its first layer and not on h"
 )
 _CONVERTED = (
-    "resize 'bicubic' is assumed, as their TF2 code evaluates; weights that a "
-    "SavedModel took over from TF1, as all released ones, were trained with "
-    "'bicubic_legacy'"
+    "resize 'bicubic_legacy' is assumed, since all released SavedModels took their "
+    "weights over from TF1; for one of your own TF2 training pass --resize=bicubic"
 )
 
 
@@ -72,7 +71,8 @@ def load_google_checkpoint(
         gs://.
       ema: take the moving averages that some TF1 files of v2 hold beside the weights.
       resize: how evaluation images were resized in training, 'bicubic' or
-        'bicubic_legacy'; by default legacy for TF1 files.
+        'bicubic_legacy'; by default legacy for TF1 files and for SavedModels, since
+        all released ones are converted TF1 files.
       ignore_unexpected: leave tensors out that have no place, instead of refusing.
 
     Returns:
@@ -153,7 +153,7 @@ def counter_layout(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
             head_kind, head_names = (
                 kind,
                 _head_names(
-                    max(numbers) + 1,
+                    _num_layers(numbers),
                     dense=prefix + "_{}/dense",
                     norm=prefix + "_{}/batch_normalization",
                 ),
@@ -170,7 +170,7 @@ def counter_layout(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
         resize=resize,
         step="global_step",
         ignorable=lambda name: _ignorable_counter(name, ema),
-        two_heads=_TWO_HEADS,
+        notes_on_two_heads=(_TWO_HEADS,),
     )
 
 
@@ -191,6 +191,11 @@ def _first_numbers(names: Iterable[str], root: str) -> dict[str, int]:
 
 
 _COUNTED = {CONV: "conv2d", NORM: "batch_normalization"}
+
+
+def _num_layers(numbers: list[int]) -> int:
+    """Layers with these numbers; a gap or two, and no more, are tensors missing."""
+    return min(max(numbers) + 1, len(set(numbers)) + 2)
 
 
 def _counter_names(structure: Structure, root: str, first: Mapping[str, int]) -> Names:
@@ -292,10 +297,9 @@ def object_layout(
             )
         ),
         probe=graph.resolve({leaf: f"{probe}/{leaf}" for leaf in PROBE_LEAVES}),
-        resize=resize or "bicubic",
+        resize=resize or ("bicubic_legacy" if saved_model else "bicubic"),
         step=graph.key("global_step") or "",
         ignorable=_ignorable_object,
-        two_heads="",
         notes=(_CONVERTED,) if saved_model and resize is None else (),
     )
 

@@ -35,9 +35,8 @@ class ObjectGraph:
         return self._node(path)[1]
 
     def count(self, path: str) -> int:
-        """How many numbered children an object has, gaps included."""
-        numbers = [int(name) for name in self._node(path)[0] if name.isdecimal()]
-        return max(numbers, default=-1) + 1
+        """How many numbered children an object has."""
+        return sum(name.isdecimal() for name in self._node(path)[0])
 
     def resolve(self, paths: Mapping[Any, str]) -> dict[Any, str]:
         """Paths by the keys of their variables; a path stays where there is none."""

@@ -6,7 +6,9 @@ left out. Both formats are read: the zip archive of PyTorch 1.6 and the one befo
 """
 
 import collections
+import functools
 import io
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -33,6 +35,8 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
+# Tensors may repeat numbers of their storage, but not to fill the memory.
+_SMALL, _MAX_EXPANSION = 1000, 1000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Keys under which training scripts keep the weights in a checkpoint.
 _INNER = ("state_dict", "model", "model_state_dict", "net", "teacher", "student")
@@ -49,6 +53,7 @@ _DAMAGES = (
     OverflowError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    RecursionError,
     safetensors.SafetensorError,
 )
 
@@ -76,26 +81,26 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
             return load_file(path)
         with open(path, "rb") as file:
             zipped = file.read(4) == _ZIP_START
-        loaded = _read_zip(path) if zipped else _read_legacy(path)
+        return _read_zip(path) if zipped else _read_legacy(path)
+    except DataError:
+        raise
     except _DAMAGES as error:
         raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
-    return _state_dict(path, loaded)
 
 
 def _state_dict(path: str, loaded: Any) -> dict[str, np.ndarray]:
-    """The one dict of tensors in what a file holds."""
+    """The one dict of tensors in what a file holds; only these are put together."""
 
-    def tensors(value: Any) -> dict[str, np.ndarray]:
+    def tensors(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             return {}
-        return {str(k): v for k, v in value.items() if isinstance(v, np.ndarray)}
+        return {str(k): v for k, v in value.items() if isinstance(v, _Lazy)}
 
     inner = loaded if isinstance(loaded, Mapping) else {}
     candidates = [key for key in _INNER if tensors(inner.get(key))]
-    if len(candidates) == 1:
-        return tensors(inner[candidates[0]])
-    if not candidates and (found := tensors(loaded)):
-        return found
+    found = tensors(inner[candidates[0]] if candidates else loaded)
+    if found and len(candidates) <= 1:
+        return {name: lazy.array() for name, lazy in found.items()}
     keys = ", ".join(map(str, list(inner)[:8])) or "none"
     raise DataError(
         f"file {path}: must hold tensors by name, or one of the keys "
@@ -149,10 +154,12 @@ class _Lazy:
     def array(self) -> np.ndarray:
         storage, offset, size, stride = self._arguments
         numbers = storage.numbers()
+        if math.prod(size) > max(len(numbers), _SMALL) * _MAX_EXPANSION:
+            raise ValueError("a tensor is far larger than its storage")
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if 0 in size:
+        if 0 in size and min(size) == 0:
             return np.zeros(size, numbers.dtype)
-        if min(offset, *stride, 0) < 0 or last >= len(numbers):
+        if min(offset, *size, *stride, 0) < 0 or last >= len(numbers):
             raise ValueError("a tensor lies outside its storage")
         return np.lib.stride_tricks.as_strided(
             numbers[offset:], size, [s * numbers.itemsize for s in stride]
@@ -188,21 +195,16 @@ class _Unpickler(pickle.Unpickler):
         """A storage; ids are ('storage', type, key, ...)."""
         if not isinstance(pid, tuple) or len(pid) < 3 or pid[0] != "storage":
             raise pickle.UnpicklingError("unknown persistent id")
-        if pid[1] not in _DTYPES:
-            raise pickle.UnpicklingError("unknown type of storage")
         return self._storage(pid)
 
 
-def _arrays(value: Any) -> Any:
-    """Turns lazy tensors into arrays, in dicts of dicts."""
-    if isinstance(value, _Lazy):
-        return value.array()
-    if isinstance(value, Mapping):
-        return {key: _arrays(inner) for key, inner in value.items()}
-    return value
+def _dtype(kind: Any) -> np.dtype:
+    if kind not in _DTYPES:
+        raise ValueError("numbers of a type that is not supported")
+    return np.dtype(_DTYPES[kind])
 
 
-def _read_zip(path: str) -> Any:
+def _read_zip(path: str) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -212,17 +214,21 @@ def _read_zip(path: str) -> Any:
         if order in archive.namelist() and archive.read(order) != b"little":
             raise ValueError("numbers in big-endian order")
 
+        @functools.cache
+        def numbers(key: str, kind: str) -> np.ndarray:
+            member = archive.getinfo(f"{root}data/{key}")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("numbers are compressed, which torch.save never does")
+            return np.frombuffer(archive.read(member), _dtype(kind))
+
         def storage(pid: tuple) -> _Storage:
-            numbers = np.frombuffer(
-                archive.read(f"{root}data/{pid[2]}"), _DTYPES[pid[1]]
-            )
-            return _Storage(lambda: numbers)
+            return _Storage(lambda: numbers(pid[2], pid[1]))
 
         content = io.BytesIO(archive.read(pickles[0]))
-        return _arrays(_Unpickler(content, storage).load())
+        return _state_dict(path, _Unpickler(content, storage).load())
 
 
-def _read_legacy(path: str) -> Any:
+def _read_legacy(path: str) -> dict[str, np.ndarray]:
     storages: dict[str, np.ndarray] = {}
     types: dict[str, Any] = {}
 
@@ -230,7 +236,7 @@ def _read_legacy(path: str) -> Any:
         _, kind, key, _, _, view = (*pid, None)[:6]
         if view is not None:
             raise ValueError("a storage that is a view of another")
-        types[key] = _DTYPES[kind]
+        types[key] = _dtype(kind)
         return _Storage(lambda: storages[key])
 
     with open(path, "rb") as file:
@@ -245,13 +251,13 @@ def _read_legacy(path: str) -> Any:
             raise ValueError("numbers in big-endian order")
         loaded = load()
         for key in load():
-            dtype = np.dtype(types[key])
+            dtype = types[key]
             count = int.from_bytes(file.read(8), "little")
             content = file.read(count * dtype.itemsize)
             if len(content) != count * dtype.itemsize:
                 raise EOFError("the file ends early")
             storages[key] = np.frombuffer(content, dtype)
-        return _arrays(loaded)
+        return _state_dict(path, loaded)
 
 
 def as_tensors(path: str, state_dict: Mapping[str, np.ndarray]) -> Tensors:

@@ -29,6 +29,15 @@ _THEIR_LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+_BICUBIC = (
+    "evaluation images are resized by bicubic interpolation without antialiasing; most "
+    "PyTorch code resizes with antialiasing, which changes features a little"
+)
+_CLASSIFIER = "the layer fc is taken for a linear classifier on h"
+_SMALL_STEM = (
+    "the 3x3 stem is taken to have stride 1, padding 1 and no max-pool; other ones, "
+    "which the file does not tell apart, give other features"
+)
 _LANDMARK = "layer1.0.conv1.weight"
 _STRUCTURES = [
     Structure(depth, first_group_projection=projection)
@@ -49,7 +58,9 @@ def from_torchvision(
     """Takes over the weights of a ResNet with torchvision's names.
 
     A linear layer `fc` comes along as linear classifier. Other tensors outside the
-    ResNet, such as a projection head, are ignored and counted.
+    ResNet, such as a projection head, are ignored and counted. Names and shapes do not
+    tell variants apart that compute otherwise (a stride on the 1x1 convolution, blurred
+    pooling, another stem padding): the network is taken to be torchvision's.
 
     Args:
       state_dict: arrays by name, ordered as PyTorch does ([out, in, height, width]).
@@ -84,6 +95,9 @@ def from_torchvision(
         resize=resize or "bicubic",
         step="",
         ignorable=lambda name: _ignorable(name, prefix),
+        notes=(_BICUBIC,),
+        notes_on_probe=(_CLASSIFIER,),
+        notes_on_small_stem=(_SMALL_STEM,),
     )
     result = assemble(tensors, layout, ignore_unexpected=ignore_unexpected)
     if outside := len(arrays) - len(inside):
@@ -166,5 +180,5 @@ def _ignorable(name: str, prefix: str) -> str | None:
     if name.endswith(".num_batches_tracked"):
         return "batch counters"
     # A ResNet's own layers stand right behind its prefix.
-    own = re.match(r"(conv1|bn1|layer\d+)\.", name.removeprefix(prefix))
+    own = re.match(r"(conv|bn|layer)\d+\.", name.removeprefix(prefix))
     return None if own else "other layers"

@@ -56,8 +56,10 @@ class Layout:
       resize: as in `ImportedWeights`.
       step: name of the step counter, if there is one.
       ignorable: says what a tensor is that needs no place; None if it should have one.
-      two_heads: a note for files with a projection head and a linear classifier.
-      notes: what was assumed.
+      notes: what is assumed.
+      notes_on_two_heads: further ones if there are head and linear classifier.
+      notes_on_probe: if there is a linear classifier.
+      notes_on_small_stem: if the first kernel is 3x3.
     """
 
     name: str
@@ -70,8 +72,10 @@ class Layout:
     resize: str
     step: str
     ignorable: Callable[[str], str | None]
-    two_heads: str = ""
     notes: tuple[str, ...] = ()
+    notes_on_two_heads: tuple[str, ...] = ()
+    notes_on_probe: tuple[str, ...] = ()
+    notes_on_small_stem: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +154,13 @@ def assemble(
     head_settings = _head_settings(tensors, layout, encoder.feature_width)
     has_probe = any(name in tensors.shapes for name in layout.probe.values())
     # A classifier is one dense layer on h.
-    bias_shape = tensors.shapes.get(layout.probe["bias"], (0,))
+    # Whatever the bias looks like, its place has one number for each class.
+    num_classes = max((*tensors.shapes.get(layout.probe["bias"], ()), 1)[0], 1)
     probe_names = {("", leaf): name for leaf, name in layout.probe.items()}
     probe_like = {
         "params": {
-            "kernel": _struct(encoder.feature_width, bias_shape[0]),
-            "bias": _struct(bias_shape[0]),
+            "kernel": _struct(encoder.feature_width, num_classes),
+            "bias": _struct(num_classes),
         }
     }
     parts = {"encoder": (layout.encoder, encoder_shapes(settings))}
@@ -184,13 +189,17 @@ def assemble(
     _LOG.info("Reading %.1f million weights of a %s ...", size / 1e6, layout.structure)
     trees = {part: _read(tensors, *spec) for part, spec in parts.items()}
     notes = layout.notes
-    if layout.two_heads and {"head", "probe"} <= parts.keys():
-        notes += (layout.two_heads,)
+    if {"head", "probe"} <= parts.keys():
+        notes += layout.notes_on_two_heads
+    if "probe" in parts:
+        notes += layout.notes_on_probe
+    if settings["stem"] == "cifar":
+        notes += layout.notes_on_small_stem
     return ImportedWeights(
         layout=layout.name,
         encoder_settings=settings,
         head_settings=head_settings,
-        num_classes=bias_shape[0] if has_probe else None,
+        num_classes=num_classes if has_probe else None,
         params={part: tree["params"] for part, tree in trees.items()},
         batch_stats={
             part: tree["batch_stats"]
@@ -198,7 +207,7 @@ def assemble(
             if "batch_stats" in tree
         },
         resize=layout.resize,
-        step=int(tensors.read(layout.step)) if layout.step in tensors.shapes else 0,
+        step=_step(tensors, layout.step),
         ignored=dict(Counter(kind for kind in kinds.values() if kind is not None)),
         unexpected=unexpected,
         notes=notes,
@@ -235,6 +244,8 @@ def _encoder_settings(tensors: Tensors, layout: Layout) -> dict[str, Any]:
             "width": width,
             "sk_ratio": sk_ratio,
             "stem": "imagenet" if structure.deep_stem or large else "cifar",
+            "se_ratio": 0.0,
+            "batch_norm_epsilon": 1e-5,
             "first_group_projection": structure.first_group_projection,
             **layout.settings,
         }
@@ -316,11 +327,29 @@ def _by(shape: tuple[int, ...]) -> str:
 def _read(tensors: Tensors, names: Names, like: Tree) -> Tree:
     def read(path: Sequence[Any], _: jax.ShapeDtypeStruct) -> np.ndarray:
         name = names[place(path)]
-        array = np.asarray(tensors.read(name), np.float32)
+        array = np.asarray(tensors.read(name))
+        try:
+            array = array.astype(np.float32)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"file {tensors.file}: {name} has no numbers") from error
         if not np.isfinite(array).all():
             raise DataError(
                 f"file {tensors.file}: {name} has values that are not finite"
             )
+        if place(path)[1] == "var" and (array < 0).any():
+            raise DataError(f"file {tensors.file}: {name} has negative variances")
         return array
 
     return jax.tree_util.tree_map_with_path(read, like)
+
+
+def _step(tensors: Tensors, name: str) -> int:
+    """The step counter; 0 where there is none."""
+    if name not in tensors.shapes:
+        return 0
+    value = np.asarray(tensors.read(name))
+    if value.shape or not np.issubdtype(value.dtype, np.integer) or value < 0:
+        raise DataError(
+            f"file {tensors.file}: {name} is {value}: must be a number of steps"
+        )
+    return int(value)

@@ -13,7 +13,7 @@ from test_torchvision import GOLDEN, state_dict
 import simclr_jax
 from configs import cifar10
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.errors import CheckpointError, ConfigError
+from simclr_jax.errors import CheckpointError, ConfigError, InvalidInput
 from simclr_jax.interop import as_run, load_google_checkpoint
 from simclr_jax.training import loop, run_directory
 
@@ -206,8 +206,38 @@ def test_an_interrupted_import_leaves_nothing_behind(tmp_path, monkeypatch):
         ("c", {"normalization": "none"}, "--normalization=none: must be left out"),
         ("torch_moco.pth", {"ema": True}, "--ema: must be left out"),
         ("torch_moco.pth", {}, "--normalization: must be given"),
+        ("typo.pth", {"normalization": "none"}, "there is no such file"),
+        ("README.md.pth", {"normalization": "none"}, "is no file of PyTorch's"),
     ],
 )
-def test_options_that_do_not_go_with_the_file(path, options, message):
-    with pytest.raises(ConfigError, match=message):
-        as_run.read(str(GOLDEN / path), **options)
+def test_options_that_do_not_go_with_the_file(path, options, message, tmp_path):
+    folder = GOLDEN
+    if path == "README.md.pth":
+        folder = tmp_path
+        (folder / path).write_text("text")
+    with pytest.raises(InvalidInput, match=message):
+        as_run.read(str(folder / path), **options)
+
+
+def test_settings_of_the_weights_replace_those_of_the_config(tmp_path):
+    weights = load_google_checkpoint(google_files.write(tmp_path / "c", arrays()))
+    config = cifar10.get_config()
+    config.encoder.se_ratio = 0.25
+    config.encoder.batch_norm_epsilon = 0.1
+    config = as_run.complete_config(config, weights)
+    assert config.encoder.se_ratio == 0
+    assert config.encoder.batch_norm_epsilon == 1e-5
+
+
+def test_folders_that_cannot_be_a_run(tmp_path, monkeypatch):
+    weights = load_google_checkpoint(google_files.write(tmp_path / "c", arrays()))
+    config = as_run.complete_config(cifar10.get_config(), weights)
+    monkeypatch.chdir(tmp_path)
+    for workdir in (".", str(tmp_path), "gs://bucket/run"):
+        with pytest.raises(ConfigError, match=f"--workdir={workdir}: must"):
+            as_run.check_free(workdir)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for workdir in ("link", "new/deep/run/"):
+        as_run.write(workdir, config, weights, "c")
+        assert simclr_jax.load(workdir).encoder.depth == 18

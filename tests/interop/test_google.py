@@ -93,13 +93,16 @@ def test_forward_pass_is_the_recorded_one(network, layout, tmp_path, fidelity):
         "depth": depth,
         "width": 1.0,
         "sk_ratio": sk_ratio,
+        "se_ratio": 0.0,
+        "batch_norm_epsilon": 1e-5,
         "stem": stem,
         "first_group_projection": True,
         "max_pool_padding": "same",
         "normalization": "none",
     }
     assert weights.head_settings["num_layers"] == 3
-    assert weights.resize == ("bicubic_legacy" if tf_format == "tf1" else "bicubic")
+    era = "TF2" if layout == "TF2 checkpoint" else "TF1"
+    assert weights.resize == {"TF1": "bicubic_legacy", "TF2": "bicubic"}[era]
     assert weights.num_classes == 10
     if network == "ResNet-18 CIFAR":
         saved_model = layout == "TF2 SavedModel"
@@ -338,3 +341,32 @@ def test_checkpoints_of_other_projects(tmp_path):
     path = tf.train.Checkpoint(model=module).write(str(tmp_path / "d"))
     with pytest.raises(DataError, match="object graph has no model/resnet_model"):
         load_google_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("global_step", np.int64(-5), "must be a number of steps"),
+        ("global_step", np.array([1, 2]), "must be a number of steps"),
+        (
+            "head_supervised/linear_layer/dense/bias",
+            np.float32(1),
+            r"shape \(\) and must",
+        ),
+        ("base_model/batch_normalization/gamma", np.array(["a"] * 8), "has no numbers"),
+        (
+            "base_model/batch_normalization_3/moving_variance",
+            np.full(8, -1, np.float32),
+            "has negative variances",
+        ),
+        (
+            "head_contrastive/nl_999999/dense/kernel",
+            np.zeros((1, 1), np.float32),
+            "is missing",
+        ),
+    ],
+)
+def test_odd_tensors_are_refused(name, value, message, tmp_path):
+    arrays = {**small(config="r18_cifar_l3_finetune"), name: value}
+    with pytest.raises(DataError, match=message):
+        load_google_checkpoint(google_files.write(tmp_path / "c", arrays))

@@ -113,7 +113,8 @@ def test_a_flipped_bit_is_noticed_in_archives(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "offset"), [((3,), (2,), 0), ((2,), (1,), 4), ((2,), (-1,), 1)]
+    ("size", "stride", "offset"),
+    [((3,), (2,), 0), ((2,), (1,), 4), ((2,), (-1,), 1), ((-2,), (1,), 0)],
 )
 def test_tensors_stay_in_their_storage(size, stride, offset):
     storage = torch_files._Storage(lambda: np.zeros(4, np.float32))
@@ -136,3 +137,22 @@ def test_files_are_told_by_their_content(tmp_path):
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path / "text", tmp_path, tmp_path / "nowhere"):
         assert not torch_files.is_torch_file(str(path))
+
+
+def test_a_small_file_cannot_fill_the_memory():
+    storage = torch_files._Storage(lambda: np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="far larger than its storage"):
+        torch_files._Lazy(storage, 0, (10**8,), (0,)).array()
+
+
+def test_nested_dicts_do_no_harm(tmp_path):
+    shared = {"a": 1}
+    for _ in range(60):
+        shared = {"a": shared, "b": shared}
+    circle = {}
+    circle["state_dict"] = circle
+    for i, content in enumerate((shared, circle)):
+        path = tmp_path / f"{i}.pth"
+        path.write_bytes(zipped(pickle.dumps(content, protocol=2)))
+        with pytest.raises(DataError, match="must hold tensors by name"):
+            torch_files.read_state_dict(str(path))

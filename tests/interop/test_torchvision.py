@@ -158,3 +158,20 @@ def test_networks_that_torchvision_has_no_names_for(setting):
     like = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="without selective kernels"):
         to_torchvision(jax.tree.map(lambda x: np.zeros(x.shape), like))
+
+
+@pytest.mark.parametrize(
+    "extra", ["conv2.weight", "bn2.weight", "layer5.0.conv1.weight"]
+)
+def test_further_layers_of_the_network_itself_are_refused(extra):
+    arrays = {**state_dict(18, width=1 / 16), extra: np.zeros((4,), np.float32)}
+    with pytest.raises(DataError, match=f"{extra} has no place"):
+        from_torchvision(arrays)
+
+
+def test_what_names_do_not_tell_is_noted():
+    plain = from_torchvision(state_dict(18, width=1 / 16))
+    assert [("antialiasing" in note) for note in plain.notes] == [True]
+    noted = from_torchvision(state_dict(18, width=1 / 16, stem="cifar", classes=3))
+    assert any("3x3 stem" in note for note in noted.notes)
+    assert any("linear classifier on h" in note for note in noted.notes)
