@@ -157,9 +157,10 @@ class _Lazy:
         if math.prod(size) > max(len(numbers), _SMALL) * _MAX_EXPANSION:
             raise ValueError("a tensor is far larger than its storage")
         last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-        if 0 in size and min(size) == 0:
+        inside = min(offset, *size, *stride, 0) >= 0
+        if inside and 0 in size:
             return np.zeros(size, numbers.dtype)
-        if min(offset, *size, *stride, 0) < 0 or last >= len(numbers):
+        if not inside or last >= len(numbers):
             raise ValueError("a tensor lies outside its storage")
         return np.lib.stride_tricks.as_strided(
             numbers[offset:], size, [s * numbers.itemsize for s in stride]
