@@ -1,5 +1,6 @@
 """Contrastive objectives and what is read off them, on whole global batches."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,6 +28,11 @@ class Objective(NamedTuple):
     # B, V, settings by keyword -> the loss where all similarities are 0; None where a
     # good encoder need not get below it
     chance: Callable[..., float | None]
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss takes the labels [B] behind z."""
+        return "labels" in inspect.signature(self.loss).parameters
 
 
 def _unless_mined(chance: float, semi_hard: bool) -> float | None:

@@ -20,7 +20,14 @@ _CAUSES = {
 class HealthMonitor:
     """Follows the metrics of a run and says in words how it is doing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rank_tells: bool = True) -> None:
+        """Starts without a verdict.
+
+        Args:
+          rank_tells: whether few directions of z are a bad sign. With labels they are
+            not: C classes apart from each other span C - 1 directions.
+        """
+        self._rank_tells = rank_tells
         self._verdict = "too early to tell"
         self._state = ""
         self._since = 0
@@ -39,7 +46,7 @@ class HealthMonitor:
           with what to try. A problem counts once it shows in three logged steps in a
           row; until then the verdict stays, at first 'too early to tell'.
         """
-        state = _state(metrics)
+        state = self._judge(metrics)
         if state != self._state:
             self._state, self._since, self._count = state, step, 0
         self._count += 1
@@ -49,16 +56,13 @@ class HealthMonitor:
             self._verdict = f"{state} since step {self._since}: {_CAUSES[state]}"
         return self._verdict
 
-
-def _state(metrics: Mapping[str, float]) -> str:
-    if (
-        metrics["effective_rank_z"] < _COLLAPSED_RANK
-        or metrics["negative_similarity"] > _COLLAPSED_SIMILARITY
-    ):
-        return "collapsed"
-    if "chance" in metrics:
-        at_chance = metrics["loss"] > (1 - _CHANCE_MARGIN) * metrics["chance"]
-    else:
-        gap = metrics["positive_similarity"] - metrics["negative_similarity"]
-        at_chance = gap < _CHANCE_MARGIN
-    return "at chance" if at_chance else "healthy"
+    def _judge(self, metrics: Mapping[str, float]) -> str:
+        on_a_line = self._rank_tells and metrics["effective_rank_z"] < _COLLAPSED_RANK
+        if on_a_line or metrics["negative_similarity"] > _COLLAPSED_SIMILARITY:
+            return "collapsed"
+        if "chance" in metrics:
+            at_chance = metrics["loss"] > (1 - _CHANCE_MARGIN) * metrics["chance"]
+        else:
+            gap = metrics["positive_similarity"] - metrics["negative_similarity"]
+            at_chance = gap < _CHANCE_MARGIN
+        return "at chance" if at_chance else "healthy"

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from simclr_jax import optim, parallel
+from simclr_jax import losses, optim, parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.records import Source
 from simclr_jax.errors import TrainingDiverged
@@ -181,7 +181,8 @@ class _Reporter:
         self._batch_size = config.batch.batch_size
         self._chance = chance
         self._writer = writer
-        self._health = HealthMonitor()
+        objective = losses.LOSSES[config.loss.name]
+        self._health = HealthMonitor(rank_tells=not objective.needs_labels)
         self._verdict = ""
         self._waited_secs = 0.0
         self._mark = (start_step, time.monotonic())

@@ -118,7 +118,7 @@ def make_loss(
     parameters = inspect.signature(objective.loss).parameters
     settings = {key: config.loss[key] for key in parameters if key not in _ARRAYS}
     chance = objective.chance(config.batch.batch_size, NUM_VIEWS, **settings)
-    if "labels" not in parameters:
+    if not objective.needs_labels:
         return lambda z, labels: objective.loss(z, **settings), chance
     if num_classes is None:
         raise ConfigError(

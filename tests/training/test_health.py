@@ -49,6 +49,12 @@ def test_similarities_decide_where_no_chance_level_is_known():
     assert verdict.startswith("at chance since step 2: ")
 
 
+def test_two_classes_may_lie_on_a_line():
+    separated = {**GOOD, "effective_rank_z": 1.01, "negative_similarity": -0.02}
+    monitor = HealthMonitor(rank_tells=False)
+    assert [monitor.update(i, separated) for i in range(4)] == ["healthy"] * 4
+
+
 @pytest.mark.parametrize(
     "sign", [{"effective_rank_z": 1.1}, {"negative_similarity": 0.999}]
 )
