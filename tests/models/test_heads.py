@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_weights
+from fidelity import EQUATIONS
 
 from simclr_jax.models import SimCLR, create_encoder, create_projection_head
 
@@ -113,6 +115,46 @@ def test_nonlinear_head_by_hand():
     want = normalised(hidden @ params["dense2"]["kernel"])
     z, _ = in_training(head, variables, h)
     np.testing.assert_allclose(z, want, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_layers"),
+    [
+        ({"kind": "none"}, 0),
+        ({"kind": "linear"}, 1),
+        ({"num_layers": 1}, 1),
+        ({"num_layers": 2}, 2),
+        ({"num_layers": 3, "hidden_dim": 20}, 3),
+    ],
+)
+def test_layers_from_h_to_z(fidelity, settings, num_layers):
+    """[h, the hidden layers behind their ReLU, z], in evaluation mode."""
+    head = create_projection_head(output_dim=8, **settings)
+    h = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
+    variables = {
+        kind: reference_weights.fill({"head": tree})["head"]
+        for kind, tree in jax.eval_shape(head.init, jax.random.key(0), h).items()
+    }
+    want = [np.float64(h)]
+    for i in range(1, num_layers + 1):
+        params, stats = variables["params"], variables["batch_stats"][f"bn{i}"]
+        x = want[-1] @ params[f"dense{i}"]["kernel"]
+        x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+        x = x * params[f"bn{i}"]["scale"] + params[f"bn{i}"].get("bias", 0)
+        want.append(x if i == num_layers else np.maximum(x, 0))
+    got = head.apply(variables, h, method="layers")
+    assert len(got) == len(want) == head.num_outputs
+    np.testing.assert_array_equal(got[0], h)
+    np.testing.assert_array_equal(got[-1], head.apply(variables, h))
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        fidelity(
+            "projection head, every layer",
+            a,
+            b,
+            source=EQUATIONS,
+            of_largest=1e-5,
+            err_msg=f"layer {i}",
+        )
 
 
 def test_kernels_start_small():

@@ -1,37 +1,38 @@
-"""Encoders against Google's: sizes, forward passes, running statistics."""
+"""Encoders: sizes against Google's, settings, dtypes, fresh values."""
 
 import functools
 import math
 import pathlib
-import zlib
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_weights
+from fidelity import PUBLISHED
 
-from simclr_jax.models import SimCLR, create_encoder, create_projection_head
+from simclr_jax.models import create_encoder, create_projection_head
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-TAGS = {
-    "r18_cifar": {"depth": 18, "stem": "cifar"},
-    "r50_imagenet": {"depth": 50, "stem": "imagenet"},
+IMAGES = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+SELECTIVE = {"depth": 50, "sk_ratio": 0.0625, "se_ratio": 0.25}
+# Millions of parameters of SimCLRv2's encoders: depth, width, selective kernels?
+MILLIONS = {
+    (50, 1, False): 24,
+    (50, 1, True): 35,
+    (50, 2, False): 94,
+    (50, 2, True): 140,
+    (101, 1, False): 43,
+    (101, 1, True): 65,
+    (101, 2, False): 170,
+    (101, 2, True): 257,
+    (152, 1, False): 58,
+    (152, 1, True): 89,
+    (152, 2, False): 233,
+    (152, 2, True): 354,
+    (152, 3, True): 795,
 }
-# Our leaves and parts by Google's names.
-NAMES = {
-    "scale": "gamma",
-    "bias": "beta",
-    "mean": "moving_mean",
-    "var": "moving_variance",
-    "head": "proj_head",
-    "probe": "linear_head",
-}
-
-
-def load(name):
-    with np.load(GOLDEN / name) as arrays:
-        return dict(arrays)
 
 
 def count(tree):
@@ -49,10 +50,9 @@ def in_stem(module, _):
     return module.path[:1] == ("stem",)
 
 
-def encoded(variables=None, **settings):
+def encoded(variables=None, images=IMAGES, **settings):
     """An encoder's h of two images, with weights by the formula if not given."""
-    encoder = create_encoder(depth=18, width=0.1, **settings)
-    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    encoder = create_encoder(**{"depth": 18, "width": 0.1, **settings})
     if variables is None:
         variables = by_formula(jax.eval_shape(encoder.init, jax.random.key(0), images))
     return jax.jit(encoder.apply)(variables, images), variables
@@ -75,137 +75,85 @@ def fresh_parameters(encoder, wanted):
     return params(jax.random.key(0))
 
 
-def google_name(path):
-    part, *names, leaf = path
-    if part == "probe":
-        return f"linear_head/{leaf}"
-    prefix = [] if part == "encoder" else [NAMES[part]]
-    return "/".join([*prefix, *names, NAMES.get(leaf, leaf)])
-
-
-def hashed(name, shape):
-    """Numbers in (-1, 1) from hashes of a variable's name and positions in it."""
-    t = np.arange(math.prod(shape), dtype=np.uint32) * np.uint32(0x9E3779B9)
-    t += np.uint32(zlib.crc32(name.encode()))
-    t ^= t >> 16
-    t *= np.uint32(0x85EBCA6B)
-    t ^= t >> 13
-    t *= np.uint32(0xC2B2AE35)
-    t ^= t >> 16
-    return (2 * ((t + 0.5) / 2**32) - 1).reshape(shape)
-
-
-def formula(path, leaf):
-    """The value that the recorded forward passes give to a variable."""
-    name = google_name(path)
-    s = hashed(name, leaf.shape)
-    spread = math.sqrt(3 * 2 / math.prod(leaf.shape[:-1]))
-    centre, factor = {
-        "kernel": (0, spread),
-        "bias": (0, 0.1),
-        "gamma": (0.7, 0.3),
-        "beta": (0, 0.1),
-        "moving_mean": (0, 0.1),
-        "moving_variance": (1, 0.5),
-    }[name.rpartition("/")[2]]
-    return (centre + factor * s).astype(np.float32)
-
-
 def by_formula(variables):
     """The formula's values for an encoder's {'params': ..., 'batch_stats': ...}."""
-    flat = flax.traverse_util.flatten_dict(variables)
-    return flax.traverse_util.unflatten_dict(
-        {path: formula(("encoder", *path[1:]), leaf) for path, leaf in flat.items()}
-    )
-
-
-@pytest.fixture(scope="module", params=TAGS)
-def forward(request):
-    """Golden arrays, outputs in both modes and the statistics after one update."""
-    golden = load(f"resnet_forward_{request.param}.npz")
-    encoder = create_encoder(
-        **TAGS[request.param], first_group_projection=True, max_pool_padding="same"
-    )
-    model = SimCLR(encoder, create_projection_head(), num_classes=10)
-    trees = jax.eval_shape(model.init, jax.random.key(0), golden["input"])
-    trees = [flax.traverse_util.flatten_dict(tree) for tree in trees]
-    trees = [{path: formula(path, leaf) for path, leaf in t.items()} for t in trees]
-    params, stats = (flax.traverse_util.unflatten_dict(tree) for tree in trees)
-    apply = jax.jit(model.apply, static_argnames="train")
-    outputs = {}
-    outputs["eval"], _ = apply(params, stats, golden["input"], train=False)
-    outputs["train"], updated = apply(params, stats, golden["input"], train=True)
-    updated = {
-        google_name(path): leaf
-        for path, leaf in flax.traverse_util.flatten_dict(updated).items()
+    return {
+        kind: reference_weights.fill({"encoder": tree})["encoder"]
+        for kind, tree in variables.items()
     }
-    return golden, outputs, updated
 
 
 def assert_near(got, want, rtol):
     np.testing.assert_allclose(got, want, rtol=0, atol=rtol * np.abs(want).max())
 
 
-def test_hash_has_the_published_values():
-    got = hashed("stem/conv1/kernel", (4,))
-    want = [0.12086208, 0.52061238, -0.30510260, 0.14659803]
-    np.testing.assert_allclose(got, want, atol=1e-8)
-    got = hashed("group1/block1/bn1/gamma", (4,))
-    want = [-0.52809970, -0.66525672, 0.63633445, 0.01913999]
-    np.testing.assert_allclose(got, want, atol=1e-8)
-
-
-@pytest.mark.parametrize("output", ["h", "z", "logits"])
-def test_eval_forward_matches_google(forward, output):
-    golden, outputs, _ = forward
-    key = {"logits": "logits_sup"}.get(output, output)
-    assert_near(getattr(outputs["eval"], output), golden[f"eval/{key}"], 1e-4)
-
-
-@pytest.mark.parametrize("output", ["h", "logits"])
-def test_train_forward_matches_google(forward, output):
-    golden, outputs, _ = forward
-    key = {"logits": "logits_sup"}.get(output, output)
-    # ResNet-50 amplifies rounding: its recorded h is 1.5e-4 away from float64.
-    tolerance = 3e-4 if golden["train/h"].shape[1] == 2048 else 1e-4
-    assert_near(getattr(outputs["train"], output), golden[f"train/{key}"], tolerance)
-
-
-def test_train_projection_matches_google(forward):
-    """A batch of 8 through three more BatchNorms amplifies rounding errors."""
-    golden, outputs, _ = forward
-    np.testing.assert_allclose(outputs["train"].z, golden["train/z"], atol=1e-2)
-
-
-def test_running_statistics_match_google(forward):
-    golden, _, updated = forward
-    prefix = "train/after_one_update/"
-    wanted = [key for key in golden if key.startswith(prefix)]
-    assert len(wanted) in (20, 24)
-    for key in wanted:
-        got = updated[key.removeprefix(prefix)]
-        np.testing.assert_allclose(got, golden[key], rtol=1e-4, atol=1e-5, err_msg=key)
-
-
-@pytest.mark.parametrize("row", range(20))
-def test_sizes_match_google(row):
-    want = {key: column[row] for key, column in load("resnet_params.npz").items()}
+@functools.cache
+def sizes(depth, width, sk_ratio, stem):
+    """Width of h, and numbers of parameters, statistics and kernels, of an encoder."""
     encoder = create_encoder(
-        depth=int(want["depth"]),
-        width=int(want["width"]),
-        stem={"cifar3x3": "cifar"}.get(str(want["stem"]), str(want["stem"])),
+        depth=depth,
+        width=width,
+        sk_ratio=sk_ratio,
+        stem=stem,
         first_group_projection=True,
     )
     variables, h = shapes(encoder)
-    assert h.shape == (2, want["feature_width"])
-    assert encoder.feature_width == want["feature_width"]
-    assert count(variables["params"]) == want["encoder_trainable"]
-    assert count(variables["batch_stats"]) == want["encoder_nontrainable_bn_stats"]
+    assert h.shape == (2, encoder.feature_width)
     kernels = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-    assert sum(name.endswith("kernel") for name in kernels) == want["n_conv_kernels"]
-    for num_layers in (2, 3):
-        head, _ = shapes(create_projection_head(num_layers=num_layers), h)
-        assert count(head["params"]) == want[f"head{num_layers}_trainable"]
+    return {
+        "feature_width": encoder.feature_width,
+        "encoder_trainable": count(variables["params"]),
+        "encoder_nontrainable_bn_stats": count(variables["batch_stats"]),
+        "n_conv_kernels": sum(name.endswith("kernel") for name in kernels),
+    }
+
+
+@functools.cache
+def head_size(num_layers, width):
+    h = jax.ShapeDtypeStruct((2, width), jnp.float32)
+    variables, _ = shapes(create_projection_head(num_layers=num_layers), h)
+    return count(variables["params"])
+
+
+@pytest.mark.parametrize("row", range(40))
+def test_sizes_match_google(fidelity, row):
+    with np.load(GOLDEN / "resnet_params.npz") as columns:
+        want = {key: columns[key][row].item() for key in columns}
+    *settings, stem = (want.pop(k) for k in ("depth", "width", "sk_ratio", "stem"))
+    got = sizes(*settings, {"cifar3x3": "cifar"}.get(stem, stem))
+    width = got["feature_width"]
+    heads = {f"head{layers}_trainable": head_size(layers, width) for layers in (2, 3)}
+    got = {**got, **heads}
+    assert got.keys() == want.keys()
+    fidelity(
+        "parameter counts of encoders and heads",
+        list(got.values()),
+        [want[key] for key in got],
+        err_msg=f"{settings} {stem}: {list(got)}",
+    )
+
+
+@pytest.mark.parametrize(("depth", "width", "selective"), MILLIONS)
+def test_sizes_match_the_published_ones(fidelity, depth, width, selective):
+    """Parameters and running statistics, rounded."""
+    got = sizes(depth, width, 0.0625 if selective else 0.0, "imagenet")
+    total = got["encoder_trainable"] + got["encoder_nontrainable_bn_stats"]
+    fidelity(
+        "millions of parameters of encoders",
+        round(total / 1e6),
+        MILLIONS[depth, width, selective],
+        source=PUBLISHED,
+    )
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_sizes_of_wider_encoders(width):
+    """Without selective kernels a w^2 + b w parameters, as those of widths 1 and 2."""
+    one, two, wide = (
+        sizes(50, w, 0.0, "imagenet")["encoder_trainable"] for w in (1, 2, width)
+    )
+    squared, linear = (two - 2 * one) // 2, (4 * one - two) // 2
+    assert wide == squared * width**2 + linear * width
 
 
 @pytest.mark.parametrize(
@@ -252,10 +200,9 @@ def test_total_stride(stem, factor):
 def test_max_pool_windows(padding, first):
     """Window i begins at pixel 2i - 1, or at pixel 2i as TensorFlow has it."""
     encoder = create_encoder(depth=18, width=0.1, max_pool_padding=padding)
-    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-    variables, _ = shapes(encoder, images)
+    variables, _ = shapes(encoder)
     apply = functools.partial(encoder.apply, capture_intermediates=in_stem)
-    _, state = jax.jit(apply)(by_formula(variables), images)
+    _, state = jax.jit(apply)(by_formula(variables), IMAGES)
     stem = state["intermediates"]["stem"]
     before = np.maximum(stem["bn1"]["__call__"][0], 0)
     windows = [np.arange(2 * i + first, 2 * i + first + 3) for i in range(8)]
@@ -264,9 +211,31 @@ def test_max_pool_windows(padding, first):
     np.testing.assert_array_equal(stem["__call__"][0], np.transpose(want, (2, 0, 1, 3)))
 
 
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_basic_blocks_have_no_selective_kernels(stem):
+    """`sk_ratio` changes the stem and, by a pooling only, the shortcuts."""
+    plain, with_sk = (
+        shapes(create_encoder(depth=18, stem=stem, sk_ratio=ratio))[0]["params"]
+        for ratio in (0.0, 0.0625)
+    )
+    assert set(plain["stem"]) == {"conv1", "bn1"}
+    deep = {"conv1", "bn1", "conv2", "bn2", "conv3", "bn3"}
+    assert set(with_sk["stem"]) == (deep if stem == "imagenet" else {"conv1", "bn1"})
+    del plain["stem"], with_sk["stem"]
+    assert plain == with_sk
+
+
+def test_imagenet_normalization_takes_out_mean_and_deviation():
+    mean, std = np.float32([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    got, variables = encoded(normalization="imagenet")
+    want, _ = encoded(variables, (IMAGES - mean) / std)
+    assert_near(got, want, 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_only_the_computation_has_the_dtype(dtype):
-    encoder = create_encoder(depth=18, dtype=dtype)
+@pytest.mark.parametrize("settings", [{"depth": 18}, SELECTIVE])
+def test_only_the_computation_has_the_dtype(settings, dtype):
+    encoder = create_encoder(**settings, dtype=dtype)
     variables, _ = shapes(encoder)
 
     def train(variables, images):
@@ -279,22 +248,27 @@ def test_only_the_computation_has_the_dtype(dtype):
     kept = jax.tree.leaves([h, variables, state["batch_stats"]])
     assert all(leaf.dtype == jnp.float32 for leaf in kept)
     inside = state["intermediates"]
-    for module in (inside["stem"], inside["group4"]["block2"]["bn2"]):
-        assert module["__call__"][0].dtype == dtype
+    flat = flax.traverse_util.flatten_dict(inside).items()
+    calls = {path[:-1]: leaf for path, (leaf,) in flat if path[-1] == "__call__"}
+    assert {leaf.dtype for path, leaf in calls.items() if path} == {jnp.dtype(dtype)}
 
 
-def test_bfloat16_is_close_to_float32():
-    want, variables = encoded(stem="cifar")
-    got, _ = encoded(variables, stem="cifar", dtype=jnp.bfloat16)
+@pytest.mark.parametrize("settings", [{}, {**SELECTIVE, "width": 0.1}])
+def test_bfloat16_is_close_to_float32(settings):
+    want, variables = encoded(stem="cifar", **settings)
+    got, _ = encoded(variables, stem="cifar", dtype=jnp.bfloat16, **settings)
     assert_near(got, want, 0.03)
     assert not np.array_equal(got, want)
 
 
-@pytest.mark.parametrize(("depth", "last"), [(18, "bn2"), (50, "bn3")])
-def test_blocks_start_as_their_shortcut(depth, last):
-    encoder = create_encoder(depth=depth, width=0.1)
+@pytest.mark.parametrize(
+    ("depth", "sk_ratio", "last"), [(18, 0.0, "bn2"), (50, 0.0625, "bn3")]
+)
+def test_blocks_start_as_their_shortcut(depth, sk_ratio, last):
+    encoder = create_encoder(depth=depth, width=0.1, sk_ratio=sk_ratio)
     scales = fresh_parameters(encoder, lambda path: path[-1] == "scale")
-    ends = {name for name in scales if name.split("/")[-2] == last}
+    blocks = {name for name in scales if name.startswith("group")}
+    ends = {name for name in blocks if name.split("/")[2:-1] == [last]}
     assert len(ends) == (8 if depth == 18 else 16)
     for name, scale in scales.items():
         assert (scale == (0 if name in ends else 1)).all(), name
@@ -316,7 +290,14 @@ def test_kernels_have_the_spread_of_their_initialiser(kernel_init, gain, fan):
 
 @pytest.mark.parametrize(
     "change",
-    [{"stem": "cifar"}, {"max_pool_padding": "same"}, {"first_group_projection": True}],
+    [
+        {"stem": "cifar"},
+        {"max_pool_padding": "same"},
+        {"first_group_projection": True},
+        {"sk_ratio": 0.0625},
+        {"se_ratio": 0.25},
+        {"normalization": "imagenet"},
+    ],
 )
 def test_settings_change_the_representation(torch_style, change):
     before = torch_style
@@ -332,8 +313,13 @@ def test_settings_change_the_representation(torch_style, change):
         {"width": 0},
         {"width": -1},
         {"width": math.nan},
+        {"sk_ratio": -1},
+        {"sk_ratio": 1.5},
+        {"se_ratio": -0.5},
+        {"se_ratio": math.nan},
         {"stem": "cifar3x3"},
         {"max_pool_padding": "valid"},
+        {"normalization": "zero"},
         {"kernel_init": "zeros"},
     ],
 )
