@@ -46,7 +46,7 @@ FLOORS = {
 }
 # Of the variables after five steps, at least this share is within the recordings' own
 # tolerances: 10 times the noise and no less than 1e-4; 0.05 for probes of changes. Here
-# 96 % are and more, and 95 % in float64.
+# and in float64 95 % are and more.
 WITHIN_NOISE = 0.9
 WHAT = {
     "step1_grad_l2": "lengths of the first gradients",
