@@ -49,7 +49,7 @@ def test_run_gives_the_recorded_outputs(imported, fidelity):
                 f"Run converted from a TF1 checkpoint, ResNet-18 CIFAR: {name}",
                 got,
                 golden[f"eval/{name}"],
-                of_largest=1e-4,
+                of_largest=1e-5,
             )
 
 

@@ -114,7 +114,7 @@ def test_forward_pass_is_the_recorded_one(network, layout, tmp_path, fidelity):
                 f"{layout} of {network}, imported: {ours}",
                 getattr(outputs, ours),
                 golden[f"eval/{name}"],
-                of_largest=1e-4,
+                of_largest=1e-5,
             )
 
 
