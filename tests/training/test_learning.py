@@ -21,7 +21,11 @@ VARIANTS = {
     "no head": ("head.kind=none",),
     "linear head": ("head.kind=linear",),
     "head of three layers": ("head.num_layers=3",),
-    "selective kernels": ("encoder.depth=50", "encoder.sk_ratio=0.0625"),
+    "selective kernels": (
+        "encoder.depth=50",
+        "encoder.width=0.125",
+        "encoder.sk_ratio=0.0625",
+    ),
 }
 
 
