@@ -1,7 +1,6 @@
 """Turns a file of somebody else's weights into a run directory."""
 
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -14,8 +13,6 @@ from simclr_jax.interop import google, torch_files, torchvision
 from simclr_jax.interop.weights import ImportedWeights
 from simclr_jax.training import run_directory, validation
 from simclr_jax.training.checkpoints import Checkpoints, describe
-
-_LOG = logging.getLogger(__name__)
 
 RECEIPT = "import.json"
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")

@@ -150,25 +150,17 @@ def assemble(
       DataError: something does not fit, or cannot be read.
     """
     settings = _encoder_settings(tensors, layout)
-    encoder = models.create_encoder(**settings)
-    head_settings = _head_settings(tensors, layout, encoder.feature_width)
-    has_probe = any(name in tensors.shapes for name in layout.probe.values())
-    # A classifier is one dense layer on h.
-    # Whatever the bias looks like, its place has one number for each class.
-    num_classes = max((*tensors.shapes.get(layout.probe["bias"], ()), 1)[0], 1)
-    probe_names = {("", leaf): name for leaf, name in layout.probe.items()}
-    probe_like = {
-        "params": {
-            "kernel": _struct(encoder.feature_width, num_classes),
-            "bias": _struct(num_classes),
-        }
-    }
+    feature_width = models.create_encoder(**settings).feature_width
+    head_settings = _head_settings(tensors, layout, feature_width)
+    num_classes = _num_classes(tensors, layout)
     parts = {"encoder": (layout.encoder, encoder_shapes(settings))}
     if layout.head_kind != "none":
-        like = _head_shapes(head_settings, encoder.feature_width)
-        parts["head"] = (layout.head, like)
-    if has_probe:
-        parts["probe"] = (probe_names, probe_like)
+        parts["head"] = (layout.head, _head_shapes(head_settings, feature_width))
+    if num_classes is not None:
+        # One dense layer on h.
+        names = {("", leaf): name for leaf, name in layout.probe.items()}
+        kernel, bias = _struct(feature_width, num_classes), _struct(num_classes)
+        parts["probe"] = (names, {"params": {"kernel": kernel, "bias": bias}})
 
     placed = {name for names, _ in parts.values() for name in names.values()}
     left = sorted(name for name in tensors.shapes if name not in placed)
@@ -179,10 +171,9 @@ def assemble(
     if not ignore_unexpected:
         misfits += [f"{name} has no place in it" for name in unexpected]
     if misfits:
-        shown, more = "; ".join(misfits[:_SHOWN]), len(misfits) - _SHOWN
         raise DataError(
             f"file {tensors.file}: as {layout.name} of a {layout.structure} it does "
-            f"not fit: {shown}" + (f"; and {more} more" if more > 0 else "")
+            f"not fit: {_first(misfits)}"
         )
 
     size = sum(math.prod(tensors.shapes[name]) for name in placed)
@@ -199,7 +190,7 @@ def assemble(
         layout=layout.name,
         encoder_settings=settings,
         head_settings=head_settings,
-        num_classes=num_classes if has_probe else None,
+        num_classes=num_classes,
         params={part: tree["params"] for part, tree in trees.items()},
         batch_stats={
             part: tree["batch_stats"]
@@ -277,6 +268,14 @@ def _head_settings(
     }
 
 
+def _num_classes(tensors: Tensors, layout: Layout) -> int | None:
+    """Of the linear classifier; None where the file has none."""
+    if not any(name in tensors.shapes for name in layout.probe.values()):
+        return None
+    bias = tensors.shapes.get(layout.probe["bias"], ())
+    return max(bias[0], 1) if bias else 1
+
+
 def encoder_shapes(settings: dict[str, Any]) -> Tree:
     """Shapes of an encoder's {'params', 'batch_stats'}; nothing is computed."""
     encoder = models.create_encoder(**settings)
@@ -318,6 +317,11 @@ def _misshapen(tensors: Tensors, names: Names, like: Tree) -> list[str]:
                 f"{_by(leaf.shape)}"
             )
     return found
+
+
+def _first(misfits: Sequence[str]) -> str:
+    more = len(misfits) - _SHOWN
+    return "; ".join(misfits[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _by(shape: tuple[int, ...]) -> str:
