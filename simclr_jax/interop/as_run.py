@@ -43,14 +43,15 @@ def read(
       ConfigError: an option does not go with the file.
       DataError: the file cannot be read, or does not fit.
     """
-    if path.endswith(_TORCH_SUFFIXES):
-        if not os.path.isfile(path):
-            raise DataError(f"--input={path}: there is no such file")
-        if not torch_files.is_torch_file(path):
-            raise DataError(
-                f"--input={path}: is no file of PyTorch's, though its name says so"
-            )
-    if not torch_files.is_torch_file(path):
+    named_torch = path.endswith(_TORCH_SUFFIXES)
+    if named_torch and not os.path.isfile(path):
+        raise DataError(f"--input={path}: there is no such file")
+    is_torch = torch_files.is_torch_file(path)
+    if named_torch and not is_torch:
+        raise DataError(
+            f"--input={path}: is no file of PyTorch's, though its name says so"
+        )
+    if not is_torch:
         for name, value in (("prefix", prefix), ("normalization", normalization)):
             if value is not None:
                 raise ConfigError(
@@ -169,8 +170,7 @@ def check_free(workdir: str) -> None:
     folder = pathlib.Path(workdir)
     if folder.resolve() == pathlib.Path.cwd():
         raise ConfigError(f"--workdir={workdir}: must not be the current folder")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir={workdir}: must be a folder, and is a file")
+    run_directory.check_no_file(workdir)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"--workdir={workdir}: must be new or empty")
 

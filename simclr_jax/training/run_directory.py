@@ -26,10 +26,8 @@ def check(
     Raises:
       ConfigError: the directory is another config's, or no folder.
     """
-    folder = pathlib.Path(workdir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir={workdir}: must be a folder, and is a file")
-    if (folder / _CONFIG).exists() and not allow_config_change:
+    check_no_file(workdir)
+    if (pathlib.Path(workdir) / _CONFIG).exists() and not allow_config_change:
         changes = differing_keys(read_config(workdir), as_json(config))
         if changes:
             raise ConfigError(
@@ -37,6 +35,13 @@ def check(
                 f"({'; '.join(changes)}); use a new workdir, or --allow_config_change "
                 "to go on with the new values"
             )
+
+
+def check_no_file(workdir: str) -> None:
+    """Raises ConfigError if there is a file in the place of the run directory."""
+    folder = pathlib.Path(workdir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--workdir={workdir}: must be a folder, and is a file")
 
 
 def make_folder(workdir: str) -> None:
