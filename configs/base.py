@@ -26,6 +26,21 @@ def get_config() -> config_dict.ConfigDict:
     # views.
     config.batch = batch = config_dict.ConfigDict()
     batch.batch_size = 4096
+    # Images that the model sees at a time, over all devices; None: the whole batch. The
+    # loss still compares all views of the batch, and its gradient is exact, at the cost
+    # of a second forward pass; BatchNorm takes its statistics over a micro-batch.
+    batch.micro_batch_size = config_dict.placeholder(int)
+
+    # How the step is spread over the devices; none of it changes the mathematics.
+    config.parallel = parallel = config_dict.ConfigDict()
+    # True: each device holds a part of parameters and optimiser state, not all of it.
+    parallel.shard_state = False
+    # In which the weight gradients of convolutions are summed over devices; bfloat16
+    # halves that traffic and rounds each device's share to 8 bits.
+    parallel.gradient_dtype = "float32"
+    # What the backward pass computes again instead of keeping it: none; wide (the last
+    # and widest convolution of each residual block); blocks (whole residual blocks).
+    parallel.remat = "none"
 
     # Augmentations, in the order in which they apply (paper appendix A). Also there:
     # rotation, cutout, noise, sobel.
@@ -86,6 +101,9 @@ def get_config() -> config_dict.ConfigDict:
     loss.semi_hard = False  # nt_logistic, margin_triplet: one semi-hard negative
     loss.margin = 0.4  # margin_triplet
     loss.weight_temperature = 0.5  # dclw: sigma of the weights of positives
+    # nt_xent, dcl, dclw: global builds the matrix of all pairs, blockwise walks over it
+    # in a fraction of the memory; auto takes the latter where it pays.
+    loss.form = "auto"
 
     config.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "lars"  # lars, sgd or adamw

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from simclr_jax.losses.blocks import Blocks, choose_blocks
 from simclr_jax.losses.dcl import dcl, dclw
 from simclr_jax.losses.diagnostics import (
     chance_level,
@@ -34,6 +35,11 @@ class Objective(NamedTuple):
         """Whether the loss takes the labels [B] behind z."""
         return "labels" in inspect.signature(self.loss).parameters
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the loss can walk over the similarities in blocks."""
+        return "blocks" in inspect.signature(self.loss).parameters
+
 
 def _unless_mined(chance: float, semi_hard: bool) -> float | None:
     # Semi-hard negatives are by choice almost as similar as the positive, so their loss
@@ -60,8 +66,10 @@ LOSSES = {
 
 __all__ = [
     "LOSSES",
+    "Blocks",
     "Objective",
     "chance_level",
+    "choose_blocks",
     "contrastive_metrics",
     "dcl",
     "dclw",

@@ -4,10 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.losses import similarities
+from simclr_jax.losses.blocks import Blocks
 from simclr_jax.losses.nt_xent import pair_logits
 
 
-def dcl(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.Array:
+def dcl(
+    z: jax.Array,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    blocks: Blocks | None = None,
+) -> jax.Array:
     """NT-Xent without the positive in the denominator (its Eq. 6).
 
     That removes the coupling by which an easy positive weakens the gradient of all
@@ -17,6 +24,7 @@ def dcl(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.Arra
       z: projections [B, V, K], B and V >= 2, not normalised; any float dtype.
       temperature: positive divisor of the similarities.
       normalize: False compares plain inner products instead of cosines.
+      blocks: as in `nt_xent`.
 
     Returns:
       A float32 scalar in nats, negative once positives stand out; ln(B*V - V) is
@@ -26,7 +34,9 @@ def dcl(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.Arra
       ValueError: `z` is not [B >= 2, V >= 2, K] or the temperature is not positive.
     """
     similarities.require_negatives(z)
-    pairs, negatives = pair_logits(z, temperature=temperature, normalize=normalize)
+    pairs, negatives = pair_logits(
+        z, temperature=temperature, normalize=normalize, blocks=blocks
+    )
     return similarities.mean_over_positives(negatives[..., None] - pairs)
 
 
@@ -36,6 +46,7 @@ def dclw(
     temperature: float,
     weight_temperature: float = 0.5,
     normalize: bool = True,
+    blocks: Blocks | None = None,
 ) -> jax.Array:
     """DCL whose positives weigh more the farther apart they are (its Eq. 7).
 
@@ -48,6 +59,7 @@ def dclw(
       temperature: positive divisor of the similarities.
       weight_temperature: sigma, positive.
       normalize: False compares plain inner products instead of cosines.
+      blocks: as in `nt_xent`.
 
     Returns:
       A float32 scalar in nats; ln(B*V - V) is chance.
@@ -57,7 +69,9 @@ def dclw(
     """
     similarities.check_positive("weight_temperature", weight_temperature)
     similarities.require_negatives(z)
-    pairs, negatives = pair_logits(z, temperature=temperature, normalize=normalize)
+    pairs, negatives = pair_logits(
+        z, temperature=temperature, normalize=normalize, blocks=blocks
+    )
     own = jnp.eye(pairs.shape[1], dtype=bool)
     scaled = jnp.where(own, -jnp.inf, pairs * (temperature / weight_temperature))
     num_pairs = pairs.shape[0] * pairs.shape[1] * (pairs.shape[1] - 1)

@@ -1,11 +1,13 @@
 """Numbers that tell without labels whether contrastive learning works."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses.similarities import l2_normalize
+from simclr_jax.losses.blocks import Blocks, fold_columns, gather, on_own_rows
+from simclr_jax.losses.similarities import l2_normalize, products
 
 
 def chance_level(num_images: int, num_views: int = 2) -> float:
@@ -13,12 +15,15 @@ def chance_level(num_images: int, num_views: int = 2) -> float:
     return math.log(num_images * num_views - 1)
 
 
-def contrastive_metrics(z: jax.Array, *, temperature: float) -> dict[str, jax.Array]:
+def contrastive_metrics(
+    z: jax.Array, *, temperature: float, blocks: Blocks | None = None
+) -> dict[str, jax.Array]:
     """How well view 1 finds its own image's view 2 among the B view 2s.
 
     Args:
       z: projections [B, 2, K], not normalised.
       temperature: as in the loss.
+      blocks: as in `nt_xent`.
 
     Returns:
       float32 scalars: `contrastive_accuracy`, the share of images whose view 1 is
@@ -29,19 +34,73 @@ def contrastive_metrics(z: jax.Array, *, temperature: float) -> dict[str, jax.Ar
     """
     first, second = jnp.moveaxis(l2_normalize(jax.lax.stop_gradient(z)), 1, 0)[:2]
     num_images = first.shape[0]
-    cosines = jnp.matmul(first, second.T, precision=jax.lax.Precision.HIGHEST)
-    log_p = jax.nn.log_softmax(cosines / temperature, axis=1)
+    nearest, entropy = _nearest_and_entropy(first, second, temperature, blocks)
     own = jnp.arange(num_images)
     positive = jnp.mean(jnp.sum(first * second, axis=-1))
+    # The sum over all pairs is the product of the sums.
+    total = jnp.sum(jnp.sum(first, axis=0) * jnp.sum(second, axis=0))
     pairs = max(num_images * (num_images - 1), 1)
     return {
-        "contrastive_accuracy": jnp.mean(
-            (jnp.argmax(cosines, axis=1) == own).astype(jnp.float32)
-        ),
-        "contrastive_entropy": -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=1)),
+        "contrastive_accuracy": jnp.mean((nearest == own).astype(jnp.float32)),
+        "contrastive_entropy": jnp.mean(entropy),
         "positive_similarity": positive,
-        "negative_similarity": (jnp.sum(cosines) - positive * num_images) / pairs,
+        "negative_similarity": (total - positive * num_images) / pairs,
     }
+
+
+def _nearest_and_entropy(
+    rows: jax.Array, columns: jax.Array, temperature: float, blocks: Blocks | None
+) -> tuple[jax.Array, jax.Array]:
+    """For rows [B, K]: index of the nearest column, entropy of the softmax over all."""
+    if blocks is None:
+        cosines = products(rows, columns)
+        log_p = jax.nn.log_softmax(cosines / temperature, axis=1)
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=1)
+        return jnp.argmax(cosines, axis=1), entropy
+
+    def walk(
+        _: jax.Array, rows: jax.Array, columns: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def fold(carry: _Row, first_column: jax.Array, block: jax.Array) -> _Row:
+            index = first_column + jnp.arange(len(block))
+            cosines = products(rows, block)
+            inside = index < len(columns)
+            cosines = jnp.where(inside, cosines, -jnp.inf)
+            best = jnp.max(cosines, axis=1)
+            nearest = first_column + jnp.argmax(cosines, axis=1)
+            closer = best > carry.best
+            new_best = jnp.maximum(best, carry.best)
+            logits = (cosines - new_best[:, None]) / temperature
+            weights = jnp.exp(logits)
+            # What the former sums become when measured from the new best.
+            shift = (carry.best - new_best) / temperature
+            kept = jnp.exp(shift)
+            return _Row(
+                best=new_best,
+                nearest=jnp.where(closer, nearest, carry.nearest),
+                total=carry.total * kept + jnp.sum(weights, axis=1),
+                mean=(carry.mean + shift * carry.total) * kept
+                + jnp.sum(jnp.where(inside, weights * logits, 0.0), axis=1),
+            )
+
+        zeros = jnp.zeros(len(rows))
+        # Every cosine is above -2.
+        start = _Row(zeros - 2.0, jnp.zeros(len(rows), jnp.int32), zeros, zeros)
+        size = blocks.size_for(len(rows))
+        end = fold_columns(fold, start, columns, block_size=size)
+        return end.nearest, jnp.log(end.total) - end.mean / end.total
+
+    every = gather(columns, blocks.mesh)
+    return on_own_rows(walk, rows, every, mesh=blocks.mesh)
+
+
+class _Row(NamedTuple):
+    """Of each row: largest cosine, its column, sums of e^l and of e^l * l."""
+
+    best: jax.Array
+    nearest: jax.Array
+    total: jax.Array
+    mean: jax.Array
 
 
 def effective_rank(x: jax.Array) -> jax.Array:

@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses import similarities
+from simclr_jax.losses import negatives, similarities
+from simclr_jax.losses.blocks import Blocks
 
 
-def nt_xent(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.Array:
+def nt_xent(
+    z: jax.Array,
+    *,
+    temperature: float,
+    normalize: bool = True,
+    blocks: Blocks | None = None,
+) -> jax.Array:
     """Mean NT-Xent loss over all B*V views as anchors (Eq. 1).
 
     Every view is classified among all other views of the global batch, its own image's
@@ -18,6 +25,8 @@ def nt_xent(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.
       z: projections [B, V, K], V >= 2, not normalised; any float dtype.
       temperature: positive divisor of the similarities.
       normalize: False compares plain inner products instead of cosines.
+      blocks: walks over the similarities in blocks, for batches whose matrix of all
+        pairs is large; the same loss and gradient to rounding.
 
     Returns:
       A float32 scalar in nats; ln(B*V - 1) is chance.
@@ -25,18 +34,20 @@ def nt_xent(z: jax.Array, *, temperature: float, normalize: bool = True) -> jax.
     Raises:
       ValueError: `z` is not [B, V >= 2, K] or the temperature is not positive.
     """
-    pairs, negatives = pair_logits(z, temperature=temperature, normalize=normalize)
+    pairs, others = pair_logits(
+        z, temperature=temperature, normalize=normalize, blocks=blocks
+    )
     # Similarities inside an image appear once in the loss: a log partition that sums
     # another rounding of them loses the digits of a nearly solved batch.
     num_views = pairs.shape[1]
     pairs = jnp.where(jnp.eye(num_views, dtype=bool), -jnp.inf, pairs)
-    logits = jnp.concatenate([pairs, negatives[..., None]], axis=2)
+    logits = jnp.concatenate([pairs, others[..., None]], axis=2)
     log_p = jax.nn.log_softmax(logits, axis=2)
     return -similarities.mean_over_positives(log_p[..., :num_views])
 
 
 def pair_logits(
-    z: jax.Array, *, temperature: float, normalize: bool
+    z: jax.Array, *, temperature: float, normalize: bool, blocks: Blocks | None
 ) -> tuple[jax.Array, jax.Array]:
     """What an anchor's positives and negatives contribute, as logits.
 
@@ -44,6 +55,7 @@ def pair_logits(
       z: as in `nt_xent`.
       temperature: as there.
       normalize: as there.
+      blocks: as there.
 
     Returns:
       ([B, V, V] similarities of an image's views over the temperature, [B, V] log of
@@ -51,9 +63,5 @@ def pair_logits(
     """
     similarities.check_positive("temperature", temperature)
     z = similarities.embeddings(z, normalize=normalize)
-    num_images, num_views, _ = z.shape
-    logits = similarities.between_views(z) / temperature
-    others = similarities.other_images(num_images, num_views)
-    negatives = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=1)
     pairs = similarities.within_images(z) / temperature
-    return pairs, negatives.reshape(num_images, num_views)
+    return pairs, negatives.log_partition(z, temperature=temperature, blocks=blocks)

@@ -37,6 +37,11 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name}={value}: must be positive")
 
 
+def products(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Inner products [R, C] of rows [R, K] and [C, K]."""
+    return jnp.matmul(rows, columns.T, precision=_PRECISION)
+
+
 def within_images(z: jax.Array) -> jax.Array:
     """Inner products [B, V, V] of each image's views with each other.
 
@@ -48,7 +53,7 @@ def within_images(z: jax.Array) -> jax.Array:
 def between_views(z: jax.Array) -> jax.Array:
     """Inner products [B*V, B*V] of all views; view v of image b is row b*V + v."""
     flat = z.reshape(-1, z.shape[-1])
-    return jnp.matmul(flat, flat.T, precision=_PRECISION)
+    return products(flat, flat)
 
 
 def require_negatives(z: jax.Array) -> None:

@@ -1,0 +1,153 @@
+"""How much the views of other images weigh: an anchor's partition over its negatives.
+
+Two forms of one function. The first builds the matrix of all pairs; it is the plain
+reading of the equation and what XLA does best for small batches. The second walks over
+blocks of columns with an online softmax and has its own backward pass.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.losses import blocks as tiles
+from simclr_jax.losses import similarities
+from simclr_jax.losses.blocks import Blocks
+
+# Below every logit, and finite: the difference of two such is no NaN.
+_LOWEST = -1e30
+
+
+def log_partition(
+    z: jax.Array, *, temperature: float, blocks: Blocks | None
+) -> jax.Array:
+    """Log of the sum over the views of other images of exp(similarity / temperature).
+
+    Args:
+      z: [B, V, K] float32 as they are compared, so normalised where cosines are meant.
+      temperature: positive.
+      blocks: None for the matrix of all pairs.
+
+    Returns:
+      [B, V] float32; -inf where there is one image only.
+    """
+    num_images, num_views, width = z.shape
+    if blocks is None:
+        logits = similarities.between_views(z) / temperature
+        others = similarities.other_images(num_images, num_views)
+        negatives = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=1)
+    else:
+        settings = _Settings(temperature, num_views, blocks)
+        negatives = _blockwise(settings, z.reshape(-1, width))
+    return negatives.reshape(num_images, num_views)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    temperature: float
+    num_views: int
+    blocks: Blocks
+
+
+def _masked_logits(
+    settings: _Settings,
+    rows: jax.Array,
+    first_row: jax.Array,
+    columns: jax.Array,
+    first_column: jax.Array,
+    num_columns: int,
+) -> jax.Array:
+    """Logits [R, C] of a block; -inf within an image and beyond the last column."""
+    logits = similarities.products(rows, columns) / settings.temperature
+    row = first_row + jnp.arange(len(rows))
+    column = first_column + jnp.arange(len(columns))
+    others = row[:, None] // settings.num_views != column // settings.num_views
+    return jnp.where(others & (column < num_columns), logits, -jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blockwise(settings: _Settings, z: jax.Array) -> jax.Array:
+    return _forward(settings, z)[0]
+
+
+def _forward(
+    settings: _Settings, z: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Log partitions [N] of z [N, K], and what the backward pass needs."""
+    mesh = settings.blocks.mesh
+    every_z = tiles.gather(z, mesh)
+
+    def partition(
+        first_row: jax.Array, rows: jax.Array, columns: jax.Array
+    ) -> jax.Array:
+        def fold(
+            carry: tuple[jax.Array, jax.Array],
+            first_column: jax.Array,
+            block: jax.Array,
+        ) -> tuple[jax.Array, jax.Array]:
+            largest, total = carry
+            logits = _masked_logits(
+                settings, rows, first_row, block, first_column, len(columns)
+            )
+            new_largest = jnp.maximum(largest, jnp.max(logits, axis=1))
+            total = total * jnp.exp(largest - new_largest)
+            total += jnp.sum(jnp.exp(logits - new_largest[:, None]), axis=1)
+            return new_largest, total
+
+        start = (jnp.full(len(rows), _LOWEST), jnp.zeros(len(rows)))
+        size = settings.blocks.size_for(len(rows))
+        largest, total = tiles.fold_columns(fold, start, columns, block_size=size)
+        return largest + jnp.log(total)
+
+    negatives = tiles.on_own_rows(partition, z, every_z, mesh=mesh)
+    return negatives, (z, every_z, negatives)
+
+
+def _backward(
+    settings: _Settings,
+    residuals: tuple[jax.Array, jax.Array, jax.Array],
+    cotangents: jax.Array,
+) -> tuple[jax.Array]:
+    """The gradient of z from g, that of the log partitions n.
+
+    d z_i = sum over j of (g_i p_ij + g_j p_ji) z_j / temperature, where
+    p_ij = exp(l_ij - n_i) is the share of negative j in anchor i's partition. Logits
+    are symmetric, so one block of them gives both terms, and only n and g, a number
+    each for every view, have to be gathered beside z.
+    """
+    z, every_z, negatives = residuals
+    mesh = settings.blocks.mesh
+    # Without any negative the partition is -inf, and must not be subtracted from -inf.
+    numbers = (jnp.maximum(negatives, _LOWEST), cotangents)
+    every_number = tiles.gather(numbers, mesh)
+
+    def gradient(
+        first_row: jax.Array,
+        own: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+        every: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+    ) -> jax.Array:
+        rows, (row_n, row_g) = own
+
+        def fold(
+            carry: jax.Array,
+            first_column: jax.Array,
+            block: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+        ) -> jax.Array:
+            columns, (column_n, column_g) = block
+            logits = _masked_logits(
+                settings, rows, first_row, columns, first_column, len(every[0])
+            )
+            weights = row_g[:, None] * jnp.exp(logits - row_n[:, None])
+            weights += column_g * jnp.exp(logits - column_n)
+            return carry + similarities.products(weights, columns.T)
+
+        size = settings.blocks.size_for(len(rows))
+        total = tiles.fold_columns(fold, jnp.zeros_like(rows), every, block_size=size)
+        return total / settings.temperature
+
+    own, every = (z, numbers), (every_z, every_number)
+    return (tiles.on_own_rows(gradient, own, every, mesh=mesh),)
+
+
+_blockwise.defvjp(_forward, _backward)
