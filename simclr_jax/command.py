@@ -1,6 +1,7 @@
 """What all commands share: flags, logging, and errors in one line."""
 
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -33,6 +34,65 @@ def define_config() -> flags.FlagHolder:
 def define_workdir() -> flags.FlagHolder:
     """Defines `--workdir`."""
     return flags.DEFINE_string("workdir", None, "The run directory.")
+
+
+def define_processes() -> None:
+    """Defines the flags of a job of several processes, for `start_processes`."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT of process 0, for many hosts; not needed on Cloud TPU, GKE, SLURM.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+    flags.DEFINE_float(
+        "startup_timeout_secs",
+        300,
+        "How long to wait for the other processes.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs, so that a second start is quick; all "
+        "hosts should share it. By default ~/.cache/simclr_jax, and with several "
+        "processes the run directory; '' keeps none.",
+    )
+
+
+def start_processes(workdir: str) -> None:
+    """Joins the other processes, if there are any, and opens the compilation cache.
+
+    To be called before anything touches a device.
+
+    Args:
+      workdir: the run directory, which all hosts share.
+
+    Raises:
+      ConfigError, StartFailed: as `processes.start`.
+    """
+    import jax
+
+    from simclr_jax.parallel import processes
+
+    values = flags.FLAGS
+    processes.start(
+        values.coordinator_address,
+        values.num_processes,
+        values.process_id,
+        timeout_secs=values.startup_timeout_secs,
+    )
+    # Only now: whether processes share a cache decides where it is.
+    cache = values.compilation_cache
+    if cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        if jax.process_count() > 1:
+            cache = os.path.join(workdir, "compilation_cache")
+        else:
+            cache = os.path.expanduser("~/.cache/simclr_jax")
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", cache or None)
+    if jax.process_count() > 1:
+        _speak_as(jax.process_index())
 
 
 def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
@@ -74,6 +134,11 @@ def _guarded(main: Callable[[], None]) -> None:
         _exit(error, _FAILED)
     except KeyboardInterrupt:
         _exit("interrupted", _INTERRUPTED)
+    except Exception:
+        if _others_are_waiting():
+            logging.getLogger("simclr_jax").exception("unexpected error")
+            _leave(_FAILED)
+        raise
 
 
 def _set_up_logging() -> None:
@@ -87,8 +152,40 @@ def _set_up_logging() -> None:
     logger.propagate = False
 
 
+def _speak_as(process_index: int) -> None:
+    """Marks what other processes than 0 say, which is warnings only."""
+    logger = logging.getLogger("simclr_jax")
+    if process_index:
+        logger.setLevel(logging.WARNING)
+        layout = f"%(asctime)s [process {process_index}] %(message)s"
+        for handler in logger.handlers:
+            handler.setFormatter(logging.Formatter(layout, "%H:%M:%S"))
+
+
 def _exit(error: Exception | str, code: int) -> NoReturn:
     # Key errors quote their message; flag errors may have several lines.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     print("error:", " ".join(str(message).split()), file=sys.stderr)
+    if _others_are_waiting():
+        _leave(code)
     sys.exit(code)
+
+
+def _others_are_waiting() -> bool:
+    """Whether this is one process of several."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return False
+    return jax.process_count() > 1
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process at once.
+
+    An orderly end would wait for all other processes first, for minutes, while they
+    wait for this one in a collective; seeing it gone they end too.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -21,6 +21,10 @@ class RunFailed(RuntimeError):
     """A run that cannot go on through no fault of its input."""
 
 
+class StartFailed(RunFailed):
+    """The processes of a job did not come together."""
+
+
 class TrainingDiverged(RunFailed):
     """A loss, gradient or update is not finite any more."""
 

@@ -16,6 +16,7 @@ _WORKDIR = command.define_workdir()
 _PROTOCOL = flags.DEFINE_list(
     "protocol", None, "One or more of knn, linear, linear_sgd; comma-separated."
 )
+command.define_processes()
 _STEP = flags.DEFINE_integer(
     "step", None, "The checkpoint to measure; by default the newest.", lower_bound=0
 )
@@ -32,8 +33,10 @@ _SET = flags.DEFINE_multi_string(
 
 def main() -> None:
     """Runs the command."""
+    command.start_processes(_WORKDIR.value)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import protocols
+    from simclr_jax.parallel import processes
 
     values = protocols.evaluate(
         _WORKDIR.value,
@@ -42,7 +45,8 @@ def main() -> None:
         overrides=_SET.value,
         baselines=_BASELINES.value,
     )
-    print(protocols.table(values))
+    if processes.is_main():
+        print(protocols.table(values))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
     python -m simclr_jax.pretrain --config=configs/cifar10.py --workdir=RUN
 
-The same command again goes on exactly where the run stopped.
+The same command again goes on exactly where the run stopped. On many hosts it has to be
+started on each of them, with the same run directory on a path that all share; see
+docs/launching.md.
 """
 
 from absl import flags
@@ -11,6 +13,7 @@ from simclr_jax import command
 
 _CONFIG = command.define_config()
 _WORKDIR = command.define_workdir()
+command.define_processes()
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change",
     False,
@@ -20,6 +23,7 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 
 def main() -> None:
     """Runs the command."""
+    command.start_processes(_WORKDIR.value)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.training.loop import train
 

@@ -88,10 +88,11 @@ class PretrainedEncoder:
         h = self.encode(images, batch_size=batch_size)
         return h @ np.asarray(probe["kernel"]) + np.asarray(probe["bias"])
 
-    def layer(self, layer: int) -> Callable[[jax.Array], jax.Array]:
+    def layer(self, layer: int) -> jax.tree_util.Partial:
         """The function from prepared images [N, S, S, 3] in [0, 1] to a layer.
 
-        Uses the running BatchNorm statistics and returns no new ones.
+        Uses the running BatchNorm statistics and returns no new ones. The weights are
+        leaves of the result, which is a pytree.
 
         Args:
           layer: as for `encode`.
@@ -108,7 +109,8 @@ class PretrainedEncoder:
         head = {
             name: parts["head"] for name, parts in self.heads.items() if "head" in parts
         }
-        return functools.partial(_encode, self.model, layer, self.variables, head)
+        encode = functools.partial(_encode, self.model, layer)
+        return jax.tree_util.Partial(encode, self.variables, head)
 
     def _in_batches(
         self,
@@ -143,7 +145,10 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     folder, step = checkpoints.open_for_reading(workdir, step)
     description = checkpoints.read_description(folder)
     model = SimCLR(
-        encoder=recipe.make_encoder(description["encoder"]),
+        encoder=recipe.make_encoder(
+            description["encoder"],
+            convolutions=recipe.convolutions_for(jax.default_backend()),
+        ),
         head=recipe.make_head(description["head"]),
         num_classes=description["num_classes"],
     )

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -13,10 +13,12 @@ from simclr_jax import parallel
 _LOG = logging.getLogger(__name__)
 _SECS_BETWEEN_LINES = 20.0
 
-# Prepared images [N, S, S, 3] in [0, 1] -> features [N, D] float32.
-Encode = Callable[[jax.Array], jax.Array]
+# Prepared images [N, S, S, 3] in [0, 1] -> features [N, D] float32. A pytree, so that
+# its weights are arguments of compiled programs: constants cannot span processes.
+Encode = jax.tree_util.Partial
 
 
+@jax.tree_util.Partial
 def pixels(images: jax.Array) -> jax.Array:
     """The features to beat: the pixels themselves, [N, S * S * 3]."""
     return images.reshape(len(images), -1)
@@ -39,17 +41,25 @@ def extract(
 
     Returns:
       (features [N, D] float32, labels [N] int32), in the order of the dataset, without
-      the entries that filled up the last batch.
+      the entries that filled up the last batch; the same on every process.
     """
-    encode = jax.jit(encode)
+    run = jax.jit(_encode, out_shardings=parallel.replicated(mesh))
     parts, labels = [], []
     done, last_line = 0, time.monotonic()
     for batch in batches:
-        images = parallel.shard_batch(mesh, {"images": batch["images"]})["images"]
-        parts.append(np.asarray(encode(images))[batch["mask"]])
-        labels.append(batch["labels"][batch["mask"]])
+        h, numbers, mask = map(
+            np.asarray, run(encode, parallel.shard_batch(mesh, batch))
+        )
+        parts.append(h[mask])
+        labels.append(numbers[mask])
         done += len(labels[-1])
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("encoded %d of %d images", done, num_examples)
             last_line = time.monotonic()
     return np.concatenate(parts), np.concatenate(labels)
+
+
+def _encode(
+    encode: Encode, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return encode(batch["images"]), batch["labels"], batch["mask"]

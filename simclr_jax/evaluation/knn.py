@@ -83,7 +83,7 @@ def _nearest(
         block, labels = jax.device_put((block, labels), whole)
         best = _merge(best, sharded, block, labels, size - missing, k=k)
         jax.block_until_ready(best)  # so that blocks do not pile up on the devices
-    similarities, neighbours = jax.device_get(best)
+    similarities, neighbours = parallel.fetch(mesh, best)
     return similarities[:count], neighbours[:count]
 
 

@@ -79,10 +79,13 @@ def linear_accuracy(
     for penalty in sorted(l2_penalties, reverse=True):
         start = _fit(start, data, penalty, max_steps=max_steps)
         classifiers[penalty] = start
-        scores[penalty] = accuracy(start, train_x[held_out], train_labels[held_out])
+        fitted = parallel.fetch(mesh, start)
+        scores[penalty] = accuracy(fitted, train_x[held_out], train_labels[held_out])
     best = max(scores, key=lambda penalty: (scores[penalty], penalty))
     data = _shard(train_x, train_labels, mesh)
-    final = _fit(classifiers[best], data, best, max_steps=max_steps)
+    final = parallel.fetch(
+        mesh, _fit(classifiers[best], data, best, max_steps=max_steps)
+    )
     return accuracy(final, test_x, test_labels), {
         "l2_penalty": best,
         "held_out_accuracy": {

@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,9 +46,7 @@ def train_classifier(
         momentum=momentum,
         nesterov=True,
     )
-    step = jax.jit(
-        functools.partial(_step, encode=encode, optimizer=optimizer), donate_argnums=0
-    )
+    step = jax.jit(functools.partial(_step, optimizer=optimizer), donate_argnums=0)
     carry = None
     loss: jax.Array | None = None
     last_line = time.monotonic()
@@ -62,14 +60,14 @@ def train_classifier(
             carry = jax.device_put(
                 (classifier, optimizer.init(classifier)), parallel.replicated(mesh)
             )
-        previous, (carry, loss) = loss, step(carry, batch)
+        previous, (carry, loss) = loss, step(carry, batch, encode)
         # One step runs while the next is prepared; more would only pile up.
         jax.block_until_ready(previous)
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("linear_sgd: step %d/%d, loss %.3f", number + 1, num_steps, loss)
             last_line = time.monotonic()
     assert carry is not None
-    return carry[0]
+    return parallel.fetch(mesh, carry[0])
 
 
 def _as_float(images: jax.Array) -> jax.Array:
@@ -79,8 +77,8 @@ def _as_float(images: jax.Array) -> jax.Array:
 def _step(
     carry: tuple[Classifier, Any],
     batch: dict[str, jax.Array],
+    encode: Encode,
     *,
-    encode: Callable[[jax.Array], jax.Array],
     optimizer: optax.GradientTransformation,
 ) -> tuple[tuple[Classifier, Any], jax.Array]:
     classifier, opt_state = carry

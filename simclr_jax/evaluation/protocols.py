@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
@@ -21,6 +22,7 @@ from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import features, knn, linear, linear_sgd
 from simclr_jax.evaluation.encoder import PretrainedEncoder
 from simclr_jax.evaluation.features import Encode
+from simclr_jax.parallel import processes
 from simclr_jax.training import inputs, run_directory, validation
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class Task:
                 **dataclasses.asdict(self.preprocessing),
             ),
             batch_size=self.config.evaluation.batch_size,
+            host_index=jax.process_index(),
+            num_hosts=jax.process_count(),
             threads=self.config.data.threads,
         )
         return features.extract(
@@ -119,6 +123,8 @@ def _linear_sgd(task: Task) -> Result:
         batch_size=batch_size,
         num_views=1,
         stop_step=steps,
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
         threads=config.data.threads,
     )
     classifier = linear_sgd.train_classifier(
@@ -325,6 +331,8 @@ def _parse_like(current: Any, text: str) -> Any:
 
 
 def _write(workdir: str, protocol: str, receipt: dict[str, Any]) -> None:
+    if not processes.is_main():
+        return
     path = pathlib.Path(workdir) / "eval" / f"{protocol}.json"
     run_directory.write_file(path, json.dumps(receipt, indent=2) + "\n")
     _LOG.info("wrote %s", path)

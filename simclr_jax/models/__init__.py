@@ -4,6 +4,7 @@ from simclr_jax.models.heads import HEAD_KINDS, ProjectionHead, create_projectio
 from simclr_jax.models.resnet import (
     DEPTHS,
     KERNEL_INITS,
+    REMATERIALIZATIONS,
     STEMS,
     ResNet,
     create_encoder,
@@ -14,6 +15,7 @@ __all__ = [
     "DEPTHS",
     "HEAD_KINDS",
     "KERNEL_INITS",
+    "REMATERIALIZATIONS",
     "STEMS",
     "Outputs",
     "ProjectionHead",

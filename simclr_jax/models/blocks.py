@@ -11,14 +11,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from simclr_jax.models.convolutions import Conv2d, max_pool_by_comparisons
 
 BASE_FILTERS = 64
+# What rematerialisation may keep of a block: all but its last, widest convolution.
+NARROW = "narrow"
 EXPANSION = 4  # a bottleneck block ends with 4x the filters of its 3x3 convolution
 # Selective kernels decide between two streams of features.
 _STREAMS = 2
 _LEAST_ATTENTION_WIDTH = 32
 
-Convolution = Callable[..., nn.Conv]
+Convolution = Callable[..., Conv2d]
 Norm = Callable[..., nn.BatchNorm]
 
 
@@ -35,6 +40,7 @@ class Stem(nn.Module):
     filters: int
     deep: bool
     max_pool_padding: str
+    convolutions: str
     convolution: Convolution
     norm: Norm
 
@@ -53,9 +59,10 @@ class Stem(nn.Module):
             x = nn.relu(self.norm(use_running_average=not train, name=f"bn{i}")(x))
         if self.kind == "cifar":
             return x
-        # flax pads max-pools with -inf. 'SAME' pads an even side after it only.
+        pool = max_pool_by_comparisons if self.convolutions == "cpu" else nn.max_pool
+        # Max-pools are padded with -inf. 'SAME' pads an even side after it only.
         padding = ((1, 1), (1, 1)) if self.max_pool_padding == "torch" else "SAME"
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+        return pool(x, (3, 3), strides=(2, 2), padding=padding)
 
 
 class SelectiveKernel(nn.Module):
@@ -78,6 +85,7 @@ class SelectiveKernel(nn.Module):
         x = self.convolution(
             _STREAMS * self.filters, 3, stride=self.stride, name="conv"
         )(x)
+        x = checkpoint_name(x, NARROW)
         x = nn.relu(norm(name="bn")(x))
         streams = x.reshape(*x.shape[:-1], _STREAMS, self.filters)
 
@@ -192,6 +200,7 @@ class ResidualBlock(nn.Module):
                 continue
             x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
             if i < last:
+                x = checkpoint_name(x, NARROW)
                 x = nn.relu(norm(name=f"bn{i}")(x))
             else:
                 x = norm(name=f"bn{i}", scale_init=nn.initializers.zeros)(x)

@@ -16,11 +16,13 @@ from flax import linen as nn
 from simclr_jax.models.blocks import (
     BASE_FILTERS,
     EXPANSION,
+    NARROW,
     Convolution,
     Norm,
     ResidualBlock,
     Stem,
 )
+from simclr_jax.models.convolutions import FORMULATIONS, GRADIENT_DTYPES, Conv2d
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -48,27 +50,30 @@ NORMALIZATIONS = {
 }
 
 
+def _keeps_narrow(primitive: Any, *_: Any, **params: Any) -> bool:
+    # Sums are small and, with the batch split over devices, a message each.
+    return primitive.name == "reduce_sum" or params.get("name") == NARROW
+
+
+# What the backward pass keeps of a residual block beside its input.
+REMATERIALIZATIONS = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "wide": _keeps_narrow,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def _convolution(
     filters: int,
     size: int,
     *,
     stride: int = 1,
     use_bias: bool = False,
-    dtype: Any,
-    kernel_init: Any,
     name: str,
-) -> nn.Conv:
+    **shared: Any,
+) -> Conv2d:
     """A convolution padded alike on both sides for any stride."""
-    return nn.Conv(
-        filters,
-        (size, size),
-        strides=stride,
-        padding=(size - 1) // 2,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
-    )
+    return Conv2d(filters, size, stride=stride, use_bias=use_bias, name=name, **shared)
 
 
 class Group(nn.Module):
@@ -81,14 +86,19 @@ class Group(nn.Module):
     first_projection: bool
     sk_ratio: float
     se_ratio: float
+    remat: str
     convolution: Convolution
     norm: Norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
+        block = ResidualBlock
+        if self.remat != "none":
+            policy = REMATERIALIZATIONS[self.remat]
+            block = nn.remat(ResidualBlock, policy=policy, static_argnums=(2,))
         for i in range(self.num_blocks):
-            x = ResidualBlock(
+            x = block(
                 filters=self.filters,
                 stride=self.stride if i == 0 else 1,
                 bottleneck=self.bottleneck,
@@ -117,6 +127,9 @@ class ResNet(nn.Module):
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    remat: str = "none"
+    convolutions: str = "direct"
+    gradient_dtype: str = "float32"
 
     @property
     def feature_width(self) -> int:
@@ -140,7 +153,11 @@ class ResNet(nn.Module):
           h [N, D] float32.
         """
         convolution = functools.partial(
-            _convolution, dtype=self.dtype, kernel_init=KERNEL_INITS[self.kernel_init]
+            _convolution,
+            dtype=self.dtype,
+            kernel_init=KERNEL_INITS[self.kernel_init],
+            formulation=self.convolutions,
+            gradient_dtype=self.gradient_dtype,
         )
         # Statistics are float32 whatever the dtype, and the running variance is the
         # biased one, as in the reference.
@@ -160,6 +177,7 @@ class ResNet(nn.Module):
             self._filters(0),
             self.sk_ratio > 0,
             self.max_pool_padding,
+            self.convolutions,
             convolution,
             norm,
             name="stem",
@@ -175,6 +193,7 @@ class ResNet(nn.Module):
                 first_projection=group > 0 or bottleneck or self.first_group_projection,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
+                remat=self.remat,
                 convolution=convolution,
                 norm=norm,
                 name=f"group{group + 1}",
@@ -196,6 +215,9 @@ def create_encoder(
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
     dtype: Any = jnp.float32,
+    remat: str = "none",
+    convolutions: str = "direct",
+    gradient_dtype: str = "float32",
 ) -> ResNet:
     """Builds the encoder f.
 
@@ -218,6 +240,14 @@ def create_encoder(
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       dtype: of the computation; parameters and statistics are always float32.
+      remat: what the backward pass computes again to save memory: 'none',
+        'wide' (the widest layer of each block, 4 of the 10 parts of memory of a
+        bottleneck) or 'blocks' (whole blocks).
+      convolutions: how convolutions and the max-pool's gradient are written down:
+        'direct', or 'cpu' for what is fast on CPUs; equal up to rounding.
+      gradient_dtype: in which gradients of kernels leave the convolutions of a bfloat16
+        encoder and are summed over devices: 'float32', or 'bfloat16', which halves
+        what they exchange.
 
     Returns:
       A Linen module: `init(key, images)`, `apply(variables, images, train=False)`
@@ -238,6 +268,9 @@ def create_encoder(
         ("max_pool_padding", max_pool_padding, MAX_POOL_PADDINGS),
         ("normalization", normalization, NORMALIZATIONS),
         ("kernel_init", kernel_init, KERNEL_INITS),
+        ("remat", remat, REMATERIALIZATIONS),
+        ("convolutions", convolutions, FORMULATIONS),
+        ("gradient_dtype", gradient_dtype, GRADIENT_DTYPES),
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
@@ -254,4 +287,7 @@ def create_encoder(
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
         dtype=dtype,
+        remat=remat,
+        convolutions=convolutions,
+        gradient_dtype=gradient_dtype,
     )

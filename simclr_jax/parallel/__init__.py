@@ -1,10 +1,21 @@
-"""Device mesh and shardings."""
+"""The processes of a job, the device mesh and shardings."""
 
+from simclr_jax.parallel import processes
 from simclr_jax.parallel.mesh import (
     batch_sharding,
     create_mesh,
+    fetch,
     replicated,
     shard_batch,
+    spread,
 )
 
-__all__ = ["batch_sharding", "create_mesh", "replicated", "shard_batch"]
+__all__ = [
+    "batch_sharding",
+    "create_mesh",
+    "fetch",
+    "processes",
+    "replicated",
+    "shard_batch",
+    "spread",
+]

@@ -26,6 +26,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+# Smaller arrays (BatchNorm, biases) stay whole: gathering them costs a message each.
+_SMALLEST_SHARDED = 2**14
+
+
+def spread(mesh: Mesh, like: Any) -> Any:
+    """Shardings that split large arrays over the devices, to hold each part once.
+
+    Each array is split along its longest axis that the devices divide, the last one
+    among equals; small ones, and those without such an axis, stay whole.
+
+    Args:
+      mesh: from `create_mesh`.
+      like: a tree of arrays or shapes.
+
+    Returns:
+      The tree with a NamedSharding for each array.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        fitting = [
+            (size, axis) for axis, size in enumerate(leaf.shape) if not size % mesh.size
+        ]
+        if leaf.size < _SMALLEST_SHARDED or not fitting:
+            return replicated(mesh)
+        _, chosen = max(fitting)
+        return NamedSharding(mesh, PartitionSpec(*[None] * chosen, "data"))
+
+    return jax.tree.map(sharding, like)
+
+
 def shard_batch(
     mesh: Mesh, local: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array | Any]:
@@ -43,3 +73,10 @@ def shard_batch(
         key: jax.make_array_from_process_local_data(sharding, value)
         for key, value in local.items()
     }
+
+
+def fetch(mesh: Mesh, arrays: Any) -> Any:
+    """NumPy copies of global arrays, whole, on every process; all have to call it."""
+    if jax.process_count() > 1:
+        arrays = jax.jit(lambda x: x, out_shardings=replicated(mesh))(arrays)
+    return jax.device_get(arrays)

@@ -92,15 +92,13 @@ class Checkpoints:
             ),
         )
 
-    def restore(
-        self, step: int, like: TrainState, sharding: NamedSharding
-    ) -> TrainState:
-        """Reads a state.
+    def restore(self, step: int, like: TrainState, sharding: TrainState) -> TrainState:
+        """Reads a state, whatever devices and shardings it was written from.
 
         Args:
           step: of the checkpoint.
           like: shapes and dtypes to expect.
-          sharding: of every array of the result.
+          sharding: that of each array of the result, in its place.
 
         Raises:
           CheckpointError: the files are damaged, or of other shapes; or they hold
@@ -112,8 +110,11 @@ class Checkpoints:
                 "state of a pretraining that could go on; use a new workdir"
             )
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            lambda x, sharding: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding
+            ),
             _fields(like),
+            _fields(sharding),
         )
         try:
             items = self._manager.restore(

@@ -15,6 +15,7 @@ from simclr_jax import losses, optim, parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.records import Source
 from simclr_jax.errors import TrainingDiverged
+from simclr_jax.parallel import processes
 from simclr_jax.training import inputs, recipe, run_directory, step, validation
 from simclr_jax.training.checkpoints import Checkpoints, describe
 from simclr_jax.training.health import HealthMonitor
@@ -44,14 +45,15 @@ def train(
       TrainingDiverged: a loss, gradient or update is not finite. The checkpoints
         written before stay.
     """
-    validation.validate(config)
-    source = inputs.open_source(config, config.data.split)
-    config = validation.resolve(config, num_examples=source.num_examples)
-    validation.check_devices(config, jax.device_count())
-    run_directory.check(workdir, config, allow_config_change=allow_config_change)
-
-    mesh = parallel.create_mesh()
-    parts = recipe.make_recipe(config, num_classes=source.num_classes)
+    with processes.together():
+        validation.validate(config)
+        source = inputs.open_source(config, config.data.split)
+        config = validation.resolve(config, num_examples=source.num_examples)
+        validation.check_devices(config, jax.device_count())
+        run_directory.check(workdir, config, allow_config_change=allow_config_change)
+        mesh = parallel.create_mesh()
+        parts = recipe.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
+    _require_same_run(config, source)
     description = describe(config, num_classes=parts.model.num_classes)
     with contextlib.ExitStack() as stack:
         run_directory.make_folder(workdir)
@@ -71,7 +73,7 @@ def train(
             workdir,
             resume_step=start_step,
             tensorboard=config.log.tensorboard,
-            active=jax.process_index() == 0,
+            active=processes.is_main(),
         )
         stack.callback(writer.close)
         reporter = _Reporter(config, writer, start_step, parts.chance)
@@ -80,13 +82,26 @@ def train(
         )
 
 
+def _require_same_run(config: config_dict.ConfigDict, source: Source) -> None:
+    """Checks that all processes are about to do the same thing on the same images."""
+    processes.require_equal(
+        "a config with the hash",
+        validation.config_hash(run_directory.as_json(config)),
+    )
+    processes.require_equal(
+        f"the training images of {config.data.dataset}:",
+        f"{source.num_examples} of {source.num_classes} classes",
+    )
+
+
 def _log_start(
     config: config_dict.ConfigDict, source: Source, state: TrainState
 ) -> None:
     _LOG.info(
-        "%d devices (%s), %s: %d images, batch %d",
+        "%d devices (%s)%s, %s: %d images, batch %d",
         jax.device_count(),
         jax.devices()[0].device_kind,
+        f" of {jax.process_count()} processes" if jax.process_count() > 1 else "",
         source.name,
         source.num_examples,
         config.batch.batch_size,
@@ -127,7 +142,7 @@ def _initial_or_restored(
         return init(key)
     _LOG.info("Going on from the checkpoint of step %d.", latest)
     return checkpoints.restore(
-        latest, jax.eval_shape(init, key), parallel.replicated(mesh)
+        latest, jax.eval_shape(init, key), step.state_sharding(parts, mesh)
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
@@ -35,6 +36,11 @@ class Recipe:
       schedule: step -> learning rate; for the log, since `optimizer` holds it too.
       probe_weight_decay: of the probe's kernel, as half the squared norm in its loss;
         that is how the reference decays it.
+      blocks: how loss and diagnostics walk over the similarities; None: as one matrix.
+      num_micro_batches: parts in which the model sees the batch; see `micro_batches`.
+      unroll_micro_batches: no loop over them, which CPUs run slowly.
+      shard_state: hold parameters and optimiser state once over all devices instead of
+        on each of them.
     """
 
     model: models.SimCLR
@@ -44,6 +50,10 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: Schedule
     probe_weight_decay: float = 0.0
+    blocks: losses.Blocks | None = None
+    num_micro_batches: int = 1
+    unroll_micro_batches: bool = False
+    shard_state: bool = False
 
 
 def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -65,9 +75,15 @@ def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
     }
 
 
-def make_encoder(settings: dict[str, Any]) -> models.ResNet:
-    """The inverse of `encoder_settings`."""
-    return models.create_encoder(**{**settings, "dtype": jnp.dtype(settings["dtype"])})
+def make_encoder(settings: dict[str, Any], **execution: Any) -> models.ResNet:
+    """The inverse of `encoder_settings`.
+
+    Args:
+      settings: what the weights depend on, as stored with them.
+      **execution: how it is computed; further arguments of `models.create_encoder`.
+    """
+    dtype = jnp.dtype(settings["dtype"])
+    return models.create_encoder(**{**settings, "dtype": dtype}, **execution)
 
 
 def head_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -90,42 +106,80 @@ def make_head(settings: dict[str, Any]) -> models.ProjectionHead:
     return models.create_projection_head(**{**settings, "dtype": dtype})
 
 
+def convolutions_for(platform: str) -> str:
+    """The formulation of convolutions that is fast on 'cpu', 'gpu' or 'tpu'."""
+    return "cpu" if platform == "cpu" else "direct"
+
+
 def make_model(
-    config: config_dict.ConfigDict, *, num_classes: int | None
+    config: config_dict.ConfigDict, *, num_classes: int | None, platform: str
 ) -> models.SimCLR:
     """Encoder and head, and a probe where it is enabled and labels exist."""
     return models.SimCLR(
-        encoder=make_encoder(encoder_settings(config)),
+        encoder=make_encoder(
+            encoder_settings(config),
+            remat=config.parallel.remat,
+            convolutions=convolutions_for(platform),
+            gradient_dtype=config.parallel.gradient_dtype,
+        ),
         head=make_head(head_settings(config)),
         num_classes=num_classes if config.probe.enabled else None,
     )
 
 
 def make_loss(
-    config: config_dict.ConfigDict, *, num_classes: int | None
-) -> tuple[Loss, float | None]:
-    """The config's objective, and its value at chance as in `Recipe`.
+    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
+) -> tuple[Loss, float | None, losses.Blocks | None]:
+    """The config's objective.
 
     Args:
       config: the whole config; the objective's settings are in its group `loss`.
       num_classes: of the training labels; None where there are none.
+      mesh: that the batch is split over; None for one device.
+
+    Returns:
+      The loss, its value at chance as in `Recipe`, and how it walks over similarities.
 
     Raises:
-      ConfigError: the objective needs labels and there are none.
+      ConfigError: the objective needs labels and there are none, or has no block-wise
+        form and is to have one.
     """
     name = config.loss.name
     objective = losses.LOSSES[name]
+    blocks = _make_blocks(config, objective, mesh)
     parameters = inspect.signature(objective.loss).parameters
-    settings = {key: config.loss[key] for key in parameters if key not in _ARRAYS}
+    given = {"blocks": blocks} if objective.has_blocks else {}
+    settings = {
+        key: config.loss[key]
+        for key in parameters
+        if key not in _ARRAYS and key not in given
+    }
     chance = objective.chance(config.batch.batch_size, NUM_VIEWS, **settings)
+    settings |= given
     if not objective.needs_labels:
-        return lambda z, labels: objective.loss(z, **settings), chance
+        return lambda z, labels: objective.loss(z, **settings), chance, blocks
     if num_classes is None:
         raise ConfigError(
             f"config.loss.name={name!r}: needs labels, and config.data.dataset="
             f"{config.data.dataset!r} has none"
         )
-    return lambda z, labels: objective.loss(z, labels, **settings), chance
+    return lambda z, labels: objective.loss(z, labels, **settings), chance, blocks
+
+
+def _make_blocks(
+    config: config_dict.ConfigDict, objective: losses.Objective, mesh: Mesh | None
+) -> losses.Blocks | None:
+    form = config.loss.form
+    if form == "global":
+        return None
+    if form == "blockwise":
+        if not objective.has_blocks:
+            raise ConfigError(
+                f"config.loss.form='blockwise': config.loss.name={config.loss.name!r} "
+                "has no such form"
+            )
+        return losses.Blocks(mesh)
+    return losses.choose_blocks(config.batch.batch_size * NUM_VIEWS, mesh)
 
 
 def make_optimizer(
@@ -157,16 +211,20 @@ def make_optimizer(
     raise ValueError(f"optimizer.name={optimizer.name!r}: must be one of {OPTIMIZERS}")
 
 
-def make_recipe(config: config_dict.ConfigDict, *, num_classes: int | None) -> Recipe:
+def make_recipe(
+    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
+) -> Recipe:
     """Everything a train step needs.
 
     Args:
       config: resolved, so with training and warm-up steps decided.
       num_classes: of the training labels; None where there are none.
+      mesh: that the step is to run on; None for one device.
 
     Raises:
-      ConfigError: the loss needs labels and there are none.
+      ConfigError: as `make_loss`.
     """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     schedule = optim.warmup_cosine(
         optim.scaled_learning_rate(
             config.optimizer.learning_rate,
@@ -176,13 +234,19 @@ def make_recipe(config: config_dict.ConfigDict, *, num_classes: int | None) -> R
         warmup_steps=config.schedule.warmup_steps,
         total_steps=config.schedule.train_steps,
     )
-    loss, chance = make_loss(config, num_classes=num_classes)
+    loss, chance, blocks = make_loss(config, num_classes=num_classes, mesh=mesh)
+    batch = config.batch
     return Recipe(
-        model=make_model(config, num_classes=num_classes),
+        model=make_model(config, num_classes=num_classes, platform=platform),
         loss=loss,
         chance=chance,
         temperature=config.loss.temperature,
         optimizer=make_optimizer(config.optimizer, schedule),
         schedule=schedule,
         probe_weight_decay=config.optimizer.weight_decay,
+        blocks=blocks,
+        num_micro_batches=batch.batch_size
+        // (batch.micro_batch_size or batch.batch_size),
+        unroll_micro_batches=platform == "cpu",
+        shard_state=config.parallel.shard_state,
     )

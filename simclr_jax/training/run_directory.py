@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import uuid
 from typing import Any
 
 from ml_collections import config_dict
 
 from simclr_jax.errors import ConfigError
+from simclr_jax.parallel import processes
 from simclr_jax.training.validation import differing_keys
 
 _CONFIG = "config.json"
@@ -45,23 +47,46 @@ def check_no_file(workdir: str) -> None:
 
 
 def make_folder(workdir: str) -> None:
-    """Makes the run directory.
+    """Makes the run directory, and checks that all processes see the same one.
+
+    Every process has to call it.
 
     Raises:
-      ConfigError: it cannot be made.
+      ConfigError: it cannot be made, or is another one on another process's host.
     """
+    folder = pathlib.Path(workdir)
+    mark = folder / f".shared-{uuid.uuid4().hex}"
+    with processes.together():
+        if processes.is_main():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+            except OSError as error:
+                raise ConfigError(
+                    f"--workdir={workdir}: cannot be made or written ({error})"
+                ) from error
+    name = processes.gather_texts(mark.name)[0]
     try:
-        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be made ({error})") from error
+        with processes.together():
+            if not (folder / name).exists():
+                raise ConfigError(
+                    f"--workdir={workdir}: is not the folder that process 0 has under "
+                    "this name; it must be on a path that all hosts share, such as NFS "
+                    "or a bucket mounted with gcsfuse"
+                )
+    finally:
+        if processes.is_main():
+            mark.unlink(missing_ok=True)
 
 
 def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
-    """Writes `config.json`, atomically.
+    """Writes `config.json`, atomically; process 0 does.
 
     Raises:
       ConfigError: the directory cannot be written.
     """
+    if not processes.is_main():
+        return
     text = json.dumps(as_json(config), indent=2, sort_keys=True)
     write_file(pathlib.Path(workdir) / _CONFIG, text + "\n")
 

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import config_dict
 
-from simclr_jax import losses, parallel
+from simclr_jax import parallel
 from simclr_jax.models.simclr import Tree
-from simclr_jax.training.recipe import Recipe
-
-Metrics = dict[str, jax.Array]
+from simclr_jax.training import micro_batches, objective
+from simclr_jax.training.objective import Metrics
+from simclr_jax.training.recipe import NUM_VIEWS, Recipe, make_loss, make_recipe
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; replicated over the mesh.
+    """All that a step changes; laid out by `state_sharding`.
 
     Attributes:
       step: int32 scalar, the number of updates made.
@@ -64,35 +65,10 @@ def train_step(
     Returns:
       (the state after, float32 scalars computed before the update).
     """
-    num_images, num_views = batch["images"].shape[:2]
-    # One reshape, not a concatenation of two views: with the batch split over devices
-    # the latter would move the images themselves between them.
-    images = batch["images"].reshape(-1, *batch["images"].shape[2:])
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255.0
-
-    def objective(params: Tree) -> tuple[jax.Array, tuple[Metrics, Tree]]:
-        outputs, batch_stats = recipe.model.apply(
-            params, state.batch_stats, images, train=True
-        )
-        z = outputs.z.reshape(num_images, num_views, -1)
-        loss = recipe.loss(z, batch["labels"])
-        metrics = {
-            "loss": loss,
-            **losses.contrastive_metrics(z, temperature=recipe.temperature),
-            "effective_rank_h": losses.effective_rank(outputs.h),
-            "effective_rank_z": losses.effective_rank(outputs.z),
-        }
-        total = loss
-        if outputs.logits is not None:
-            labels = jnp.repeat(batch["labels"], num_views)
-            probe_loss, accuracy = _probe(outputs.logits, labels)
-            metrics |= {"probe_loss": probe_loss, "probe_accuracy": accuracy}
-            squares = jnp.sum(jnp.square(params["probe"]["kernel"]))
-            total += probe_loss + 0.5 * recipe.probe_weight_decay * squares
-        return total, (metrics, batch_stats)
-
-    gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+    differentiate = micro_batches.gradients if recipe.num_micro_batches > 1 else _whole
+    gradients, batch_stats, metrics = differentiate(
+        recipe, state.params, state.batch_stats, batch
+    )
     updates, opt_state = recipe.optimizer.update(
         gradients, state.opt_state, state.params
     )
@@ -110,35 +86,94 @@ def train_step(
     return new_state, metrics
 
 
-def _probe(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean cross entropy and accuracy over the labelled rows."""
-    labelled = (labels >= 0).astype(jnp.float32)
-    count = jnp.maximum(jnp.sum(labelled), 1.0)
-    losses_ = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.maximum(labels, 0)
-    )
-    hits = jnp.argmax(logits, axis=-1) == labels
-    return jnp.sum(losses_ * labelled) / count, jnp.sum(hits * labelled) / count
+def _whole(
+    recipe: Recipe, params: Tree, batch_stats: Tree, batch: dict[str, jax.Array]
+) -> tuple[Tree, Tree, Metrics]:
+    """(gradients, new statistics, metrics), the whole batch at once."""
+
+    def total(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
+        outputs, new_stats = recipe.model.apply(
+            params, batch_stats, objective.as_float(batch["images"]), train=True
+        )
+        value, metrics = objective.total_loss(outputs, params, batch["labels"], recipe)
+        return value, (new_stats, metrics)
+
+    gradients, (new_stats, metrics) = jax.grad(total, has_aux=True)(params)
+    return gradients, new_stats, metrics
+
+
+def state_sharding(recipe: Recipe, mesh: Mesh) -> Any:
+    """Where each array of the state lives: whole everywhere, or split by the recipe.
+
+    Returns:
+      A TrainState of NamedShardings.
+    """
+    # No parameter's shape depends on the size of the images.
+    init = functools.partial(init_state, recipe, image_size=32)
+    like = jax.eval_shape(init, jax.random.key(0))
+    if recipe.shard_state:
+        return parallel.spread(mesh, like)
+    return jax.tree.map(lambda _: parallel.replicated(mesh), like)
 
 
 def compile_init(
     recipe: Recipe, mesh: Mesh, *, image_size: int
 ) -> Callable[[jax.Array], TrainState]:
-    """`init_state` jitted, with the state replicated over the mesh."""
+    """`init_state` jitted, with the state laid out as in `state_sharding`."""
     return jax.jit(
         functools.partial(init_state, recipe, image_size=image_size),
-        out_shardings=parallel.replicated(mesh),
+        out_shardings=state_sharding(recipe, mesh),
     )
 
 
 def compile_step(
     recipe: Recipe, mesh: Mesh
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """`train_step` jitted: batch split over the mesh, state replicated and donated."""
+    """`train_step` jitted: batch split over the mesh, state donated.
+
+    The state comes and goes as `state_sharding` says; metrics are whole everywhere.
+    """
     whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    state = state_sharding(recipe, mesh)
     return jax.jit(
         functools.partial(train_step, recipe=recipe),
-        in_shardings=(whole, split),
-        out_shardings=(whole, whole),
+        in_shardings=(state, split),
+        out_shardings=(state, whole),
         donate_argnums=0,
     )
+
+
+def lower(
+    config: config_dict.ConfigDict, mesh: Mesh, *, num_classes: int | None
+) -> jax.stages.Lowered:
+    """The train step of a config, lowered for devices that need not be there.
+
+    Args:
+      config: resolved.
+      mesh: of real devices or of a `jax.experimental.topologies` description.
+      num_classes: of the training labels; None where there are none.
+    """
+    recipe = make_recipe(config, num_classes=num_classes, mesh=mesh)
+    size, batch_size = config.image_size, config.batch.batch_size
+    init = functools.partial(init_state, recipe, image_size=size)
+    batch = {
+        "images": jax.ShapeDtypeStruct(
+            (batch_size, NUM_VIEWS, size, size, 3), jnp.uint8
+        ),
+        "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    }
+    state = jax.eval_shape(init, jax.random.key(0))
+    return compile_step(recipe, mesh).lower(state, batch)  # type: ignore[attr-defined]
+
+
+def lower_loss(config: config_dict.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
+    """Loss and gradient alone, with respect to z [B, V, K] split on B; see `lower`."""
+    loss, _, _ = make_loss(config, num_classes=2, mesh=mesh)
+    shape = (config.batch.batch_size, NUM_VIEWS, config.head.output_dim)
+    split = parallel.batch_sharding(mesh)
+    labels = jnp.zeros(config.batch.batch_size, jnp.int32)
+    return jax.jit(
+        lambda z: jax.value_and_grad(loss)(z, labels),
+        in_shardings=split,
+        out_shardings=(parallel.replicated(mesh), split),
+    ).lower(jax.ShapeDtypeStruct(shape, jnp.float32))

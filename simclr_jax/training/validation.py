@@ -61,6 +61,9 @@ _RULES: list[Rule] = [
     ("image_size", lambda v: v >= 8, "must be at least 8"),
     *_none_or_at_least_one("data.threads"),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
+    ("batch.micro_batch_size", lambda v: v is None or v >= 2, "must be at least 2"),
+    *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
+    *_one_of("parallel.remat", models.REMATERIALIZATIONS),
     *_one_of("augment.crop.sampler", ("reference", "torchvision")),
     *_positive(
         "augment.crop.area_min", "augment.crop.ratio_min", "augment.blur.sigma_min"
@@ -102,6 +105,7 @@ _RULES: list[Rule] = [
     *_at_least_one("head.num_layers", "head.output_dim"),
     *_none_or_at_least_one("head.hidden_dim"),
     *_one_of("loss.name", losses.LOSSES),
+    *_one_of("loss.form", ("auto", "global", "blockwise")),
     *_positive("loss.temperature", "loss.weight_temperature", "loss.margin"),
     *_one_of("optimizer.name", recipe.OPTIMIZERS),
     *_positive("optimizer.learning_rate", "optimizer.trust_coefficient"),
@@ -149,7 +153,15 @@ _ORDERED = (
 )
 
 # Keys that change how a run is stored, read or watched, and not what it computes.
-_OPERATIONAL = ("data.data_dir", "data.threads", "log.", "checkpoint.", "evaluation.")
+_OPERATIONAL = (
+    "data.data_dir",
+    "data.threads",
+    "parallel.",
+    "loss.form",
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+)
 
 
 @contextlib.contextmanager
@@ -183,6 +195,12 @@ def validate(config: config_dict.ConfigDict) -> None:
                 f"config.{low}={flat[low]!r}: must not exceed "
                 f"config.{high}={flat[high]!r}"
             )
+    batch = config.batch
+    if batch.batch_size % (batch.micro_batch_size or 1):
+        raise ConfigError(
+            f"config.batch.micro_batch_size={batch.micro_batch_size}: must divide "
+            f"config.batch.batch_size={batch.batch_size}"
+        )
     _check_augmentations(config)
 
 
@@ -259,15 +277,16 @@ def check_devices(config: config_dict.ConfigDict, num_devices: int) -> None:
     """Checks that every device gets the same number of images.
 
     Raises:
-      ConfigError: the global batch is not divisible by the devices.
+      ConfigError: a batch is not divisible by the devices.
     """
     for key in (
         "batch.batch_size",
+        "batch.micro_batch_size",
         "evaluation.batch_size",
         "evaluation.sgd_batch_size",
     ):
         size = flatten(config)[key]
-        if size % num_devices:
+        if size is not None and size % num_devices:
             raise ConfigError(
                 f"config.{key}={size}: must be divisible by the {num_devices} devices"
             )

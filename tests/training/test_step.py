@@ -134,6 +134,35 @@ def test_the_batch_is_split_and_the_state_whole_on_every_device():
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
+def test_a_state_split_over_devices_makes_the_same_update():
+    split = dataclasses.replace(LARS, shard_state=True)
+    mesh, advance = compiled(split, 8)
+    layout = step.state_sharding(split, mesh)
+    state = jax.device_put(initial_state(split), layout)
+    kernel = state.params["encoder"]["group4"]["block1"]["conv2"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    assert state.params["encoder"]["stem"]["bn1"]["scale"].is_fully_replicated
+    after, metrics = advance(state, parallel.shard_batch(mesh, make_batch(0)))
+    for leaf, sharding in zip(
+        jax.tree.leaves(after), jax.tree.leaves(layout), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    one, one_metrics = run(LARS, 1, num_steps=1)
+    errors = relative_errors(jax.device_get(after.params), one.params)
+    assert max(errors.values()) < 2e-6, errors
+    np.testing.assert_allclose(metrics["loss"], one_metrics["loss"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["wide", "blocks"])
+def test_computing_activations_again_changes_nothing(remat):
+    model = dataclasses.replace(SGD.model, encoder=SGD.model.encoder.copy(remat=remat))
+    again, metrics = run(dataclasses.replace(SGD, model=model), 1, num_steps=1)
+    once, once_metrics = run(SGD, 1, num_steps=1)
+    errors = relative_errors(again.params, once.params)
+    assert max(errors.values()) < 1e-5, errors
+    np.testing.assert_allclose(metrics["loss"], once_metrics["loss"], rtol=1e-6)
+
+
 def test_no_collective_moves_images():
     _, advance = compiled(SGD, 8)
     state = jax.eval_shape(lambda: initial_state(SGD))

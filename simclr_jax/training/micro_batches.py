@@ -1,0 +1,93 @@
+"""The gradient of a huge batch, a micro-batch at a time (Gao et al., 2021).
+
+Plain gradient accumulation would compare views inside a micro-batch only. Here a first
+pass embeds all micro-batches without keeping activations, the loss and its gradient
+with respect to the outputs are taken over the whole batch, and a second pass replays
+each micro-batch to carry that gradient back into the parameters.
+
+What holds: loss and gradient are exactly those of the whole batch for the model in
+which BatchNorm takes its statistics over a micro-batch, on all devices together. That
+is the whole-batch model where BatchNorm uses fixed statistics, and another one where it
+does not: with M images in a micro-batch, BatchNorm sees 2M views. The running
+statistics move once a step, by the mean over the micro-batches.
+
+Image p of the batch belongs to micro-batch p mod n. So every device has its share of
+every micro-batch, no image moves between devices, and the assignment does not depend on
+how many there are.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.models.simclr import Outputs, Tree
+from simclr_jax.training import objective
+from simclr_jax.training.recipe import NUM_VIEWS, Recipe
+
+
+def gradients(
+    recipe: Recipe, params: Tree, batch_stats: Tree, batch: dict[str, jax.Array]
+) -> tuple[Tree, Tree, objective.Metrics]:
+    """Two passes over the micro-batches of `recipe.num_micro_batches`.
+
+    Args:
+      recipe: static.
+      params: the model's.
+      batch_stats: the model's, before the step.
+      batch: as in `train_step`; B divisible by the micro-batches.
+
+    Returns:
+      (gradients, new statistics, metrics).
+    """
+    number = recipe.num_micro_batches
+    images = batch["images"].reshape(-1, number, *batch["images"].shape[1:])
+
+    def apply(params: Tree, index: jax.Array) -> tuple[Outputs, Tree]:
+        own = jax.lax.dynamic_index_in_dim(images, index, axis=1, keepdims=False)
+        return recipe.model.apply(
+            params, batch_stats, objective.as_float(own), train=True
+        )
+
+    def embed(mean: Tree, index: jax.Array) -> tuple[Tree, Outputs]:
+        outputs, new_stats = apply(params, index)
+        return jax.tree.map(lambda m, new: m + new / number, mean, new_stats), outputs
+
+    def replay(total: Tree, step: tuple[jax.Array, Outputs]) -> tuple[Tree, None]:
+        index, cotangents = step
+        _, pull_back = jax.vjp(lambda params: apply(params, index)[0], params)
+        (gradient,) = pull_back(cotangents)
+        return jax.tree.map(jnp.add, total, gradient), None
+
+    indices = jnp.arange(number)
+    # XLA's backward convolutions are twenty times slower inside a loop on CPUs.
+    unroll = number if recipe.unroll_micro_batches else 1
+    zeros = jax.tree.map(jnp.zeros_like, batch_stats)
+    new_stats, outputs = jax.lax.scan(embed, zeros, indices, unroll=unroll)
+    (cotangents, direct), metrics = jax.grad(
+        objective.total_loss, argnums=(0, 1), has_aux=True
+    )(_in_batch_order(outputs), params, batch["labels"], recipe)
+    total, _ = jax.lax.scan(
+        replay, direct, (indices, _by_micro_batch(cotangents, number)), unroll=unroll
+    )
+    return total, new_stats, metrics
+
+
+def _in_batch_order(outputs: Any) -> Any:
+    """[n, M*V, ...] by micro-batch -> [B*V, ...], view v of image p in row p*V + v."""
+
+    def reorder(x: jax.Array) -> jax.Array:
+        views = x.reshape(len(x), -1, NUM_VIEWS, *x.shape[2:])
+        return views.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(reorder, outputs)
+
+
+def _by_micro_batch(outputs: Any, number: int) -> Any:
+    """The inverse of `_in_batch_order`."""
+
+    def reorder(x: jax.Array) -> jax.Array:
+        views = x.reshape(-1, number, NUM_VIEWS, *x.shape[1:])
+        return views.swapaxes(0, 1).reshape(number, -1, *x.shape[1:])
+
+    return jax.tree.map(reorder, outputs)

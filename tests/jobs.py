@@ -1,0 +1,57 @@
+"""Several processes on this machine that make up one program."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+_TIMEOUT_SECS = 900
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(
+    command: list[str], *, num_processes: int, devices_each: int
+) -> list[tuple[int, str]]:
+    """Runs `python COMMAND` in each process and returns their (exit code, output).
+
+    Where there is more than one, each gets the flags of a job.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "JAX_NUM_CPU_DEVICES": str(devices_each),
+    }
+    port = free_port()
+    started = []
+    for number in range(num_processes):
+        flags = [
+            f"--coordinator_address=127.0.0.1:{port}",
+            f"--num_processes={num_processes}",
+            f"--process_id={number}",
+        ]
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command, *(flags if num_processes > 1 else [])],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=_TIMEOUT_SECS)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [
+        (process.returncode, output)
+        for process, output in zip(started, outputs, strict=True)
+    ]

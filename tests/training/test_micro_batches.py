@@ -1,0 +1,153 @@
+"""Micro-batches: the gradient of the whole batch in a part of its memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import losses, models, optim, parallel
+from simclr_jax.models import SimCLR
+from simclr_jax.training import micro_batches, objective, recipe, step
+
+NUM_IMAGES, SIZE, CLASSES = 32, 16, 5
+
+
+class Frozen(SimCLR):
+    """The model with the running BatchNorm statistics, also in training."""
+
+    def apply(self, params, batch_stats, images, *, train):
+        del train
+        return super().apply(params, batch_stats, images, train=False)
+
+
+def make_recipe(num_micro_batches, *, frozen=False, **changes):
+    model = (Frozen if frozen else SimCLR)(
+        encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
+        head=models.create_projection_head(num_layers=2, output_dim=16),
+        num_classes=CLASSES,
+    )
+    parts = recipe.Recipe(
+        model=model,
+        loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
+        chance=None,
+        temperature=0.5,
+        optimizer=optim.lars(0.1, weight_decay=1e-4),
+        schedule=lambda step: 0.1,
+        probe_weight_decay=1e-2,
+        num_micro_batches=num_micro_batches,
+    )
+    return dataclasses.replace(parts, **changes)
+
+
+@functools.cache
+def start():
+    """Parameters without zeros, and statistics that are not those of a fresh net."""
+    state = step.init_state(make_recipe(1), jax.random.key(0), image_size=SIZE)
+    params = jax.tree.map(lambda p: jnp.where(p == 0, 0.1, p), state.params)
+    stats = jax.tree.map(lambda s: s + 0.3, state.batch_stats)
+    generator = np.random.default_rng(1)
+    batch = {
+        "images": generator.integers(0, 256, (NUM_IMAGES, 2, SIZE, SIZE, 3), np.uint8),
+        "labels": generator.integers(-1, CLASSES, NUM_IMAGES).astype(np.int32),
+    }
+    return jax.device_get(params), jax.device_get(stats), batch
+
+
+def gradients(parts, num_devices=1):
+    params, stats, batch = start()
+    mesh = parallel.create_mesh(jax.devices()[:num_devices])
+    split, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+    function = micro_batches.gradients if parts.num_micro_batches > 1 else step._whole
+    return jax.device_get(
+        jax.jit(functools.partial(function, parts), in_shardings=(whole, whole, split))(
+            params, stats, batch
+        )
+    )
+
+
+def error(one, other):
+    return max(
+        float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_with_fixed_statistics_it_is_the_whole_batch(unroll):
+    whole, stats, metrics = gradients(make_recipe(1, frozen=True))
+    number = 2 if unroll else 4
+    parts = make_recipe(number, frozen=True, unroll_micro_batches=unroll)
+    found, same_stats, same_metrics = gradients(parts)
+    assert error(found, whole) < 1e-5
+    assert error(same_stats, stats) < 1e-6
+    for name, value in metrics.items():
+        np.testing.assert_allclose(same_metrics[name], value, rtol=2e-5, err_msg=name)
+
+
+def of_the_same_model(params, stats, batch, parts):
+    """Loss and mean statistics, all micro-batches through the model in one graph."""
+    number = parts.num_micro_batches
+    pieces, new_stats = [], []
+    for i in range(number):
+        # The documented assignment: image p is in micro-batch p mod n.
+        images = objective.as_float(batch["images"][i::number])
+        outputs, updated = parts.model.apply(params, stats, images, train=True)
+        pieces.append(jax.tree.map(lambda x: x.reshape(-1, 2, x.shape[-1]), outputs))
+        new_stats.append(updated)
+    outputs = jax.tree.map(
+        lambda *xs: jnp.stack(xs, axis=1).reshape(2 * NUM_IMAGES, -1), *pieces
+    )
+    value, metrics = objective.total_loss(outputs, params, batch["labels"], parts)
+    mean = jax.tree.map(lambda *xs: sum(xs) / number, *new_stats)
+    return value, (mean, metrics)
+
+
+def test_with_batch_statistics_it_is_the_gradient_of_the_same_model():
+    parts = make_recipe(2)
+    params, stats, batch = start()
+    expected, (new_stats, metrics) = jax.jit(
+        jax.grad(functools.partial(of_the_same_model, parts=parts), has_aux=True)
+    )(params, stats, batch)
+    found, found_stats, found_metrics = gradients(parts)
+    assert error(found, expected) < 2e-5
+    assert error(found_stats, new_stats) < 1e-6
+    np.testing.assert_allclose(found_metrics["loss"], metrics["loss"], rtol=1e-6)
+
+
+def test_statistics_are_those_of_micro_batches_and_not_of_the_batch():
+    whole, _, _ = gradients(make_recipe(1))
+    parts, _, _ = gradients(make_recipe(4))
+    assert error(parts, whole) > 1e-2
+
+
+def test_devices_do_not_change_the_micro_batches():
+    one, one_stats, _ = gradients(make_recipe(4))
+    eight, eight_stats, _ = gradients(make_recipe(4), num_devices=8)
+    assert error(eight, one) < 2e-5
+    assert error(eight_stats, one_stats) < 1e-5
+
+
+def test_it_takes_less_memory_and_moves_no_images():
+    batch = {
+        "images": jax.ShapeDtypeStruct((128, 2, SIZE, SIZE, 3), np.uint8),
+        "labels": jax.ShapeDtypeStruct((128,), np.int32),
+    }
+
+    def compiled(number):
+        parts = make_recipe(number)
+        mesh = parallel.create_mesh()
+        state = jax.eval_shape(
+            functools.partial(step.init_state, parts, image_size=SIZE),
+            jax.random.key(0),
+        )
+        return step.compile_step(parts, mesh).lower(state, batch).compile()
+
+    whole, parts = compiled(1), compiled(8)
+    memory = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
+    assert memory[1] < 0.5 * memory[0]
+    collectives = [line for line in parts.as_text().splitlines() if "all-" in line]
+    assert collectives
+    assert not [line for line in collectives if f"{SIZE},{SIZE},3]" in line]
