@@ -16,23 +16,27 @@ LAYERS = (
     ("errors",),
     ("losses", "models", "optim"),
     ("data", "parallel"),
-    ("training", "evaluation", "interop"),
-    ("command", "pretrain", "evaluate", "convert", "preview"),
+    ("training", "evaluation", "interop", "planning", "diagnosis"),
+    ("command", "pretrain", "evaluate", "convert", "preview", "plan", "doctor"),
 )
 SAME_LAYER = {
     ("evaluation", "training"),
     ("interop", "training"),
+    ("planning", "training"),
+    ("diagnosis", "training"),
     ("convert", "command"),
     ("pretrain", "command"),
     ("evaluate", "command"),
     ("preview", "command"),
+    ("plan", "command"),
+    ("doctor", "command"),
 }
 # What only some packages may import.
 RESERVED = {
     "tensorflow": {"data", "interop"},
     "tensorflow_datasets": {"data"},
     "flax": {"models"},
-    "ml_collections": {"training", "evaluation", "interop", "command"},
+    "ml_collections": {"training", "evaluation", "interop", "planning", "command"},
     "orbax": {"training"},
 }
 
@@ -105,7 +109,7 @@ import simclr_jax.training.step, simclr_jax.training.recipe
 import simclr_jax.training.checkpoints, simclr_jax.training.validation
 import simclr_jax.evaluation.encoder, simclr_jax.evaluation.features
 import simclr_jax.evaluation.knn, simclr_jax.evaluation.linear
-import simclr_jax.interop.as_run
+import simclr_jax.interop.as_run, simclr_jax.diagnosis.checks
 simclr_jax.interop.from_torchvision
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,267 @@
+"""The sub-commands that `tpu.py` and `hosts.py` have in common."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import check
+import cli
+import supervise
+import worker
+from job import REQUIREMENTS, Job, workdir_of
+from remote import LaunchError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a sub-command works with.
+
+    Attributes:
+      job: the run, on the machines of now.
+      machines: what it runs on.
+      accelerator: key of `REQUIREMENTS`.
+      reminder: what to say after a failure about what is still there.
+    """
+
+    job: Callable[[], Job]
+    machines: supervise.Machines
+    accelerator: str
+    reminder: Callable[[], str]
+
+
+Command = Callable[[Context, argparse.Namespace, list[str]], int]
+
+
+def place_parser() -> argparse.ArgumentParser:
+    """Where things are on a worker."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    home = "relative to the home directory"
+    default = worker.Place()
+    parser.add_argument(
+        "--remote_dir", default=default.checkout, help=f"the code, {home} (%(default)s)"
+    )
+    parser.add_argument(
+        "--run_dir",
+        default=default.run,
+        help=f"pid, exit code and log of the run, {home} (%(default)s)",
+    )
+    return parser
+
+
+def place(args: argparse.Namespace) -> worker.Place:
+    """The place that the arguments name."""
+    try:
+        return worker.Place(args.remote_dir, args.run_dir)
+    except ValueError as error:
+        raise LaunchError(f"--remote_dir, --run_dir: {error}") from error
+
+
+def add_job_commands(
+    commands: argparse._SubParsersAction,
+    parents: list[argparse.ArgumentParser],
+    watch_parents: list[argparse.ArgumentParser],
+) -> dict[str, argparse.ArgumentParser]:
+    """Adds the sub-commands of a job and returns them by name."""
+
+    def add(
+        name: str, words: str, act: Command, passes: bool = False
+    ) -> argparse.ArgumentParser:
+        more = watch_parents if name == "watch" else []
+        return cli.add_command(
+            commands, name, words, [*parents, *more], act=act, passes=passes
+        )
+
+    behind = "what is behind `--` goes to simclr_jax"
+    added = {
+        "push": add("push", "copy the code to all workers", _push),
+        "install": add("install", "make .venv on all workers", _install),
+        "check": add(
+            "check",
+            "look for what keeps a run from starting; with `-- --workdir=DIR`, also "
+            "that all workers see the same directory",
+            _check,
+            passes=True,
+        ),
+        "doctor": add(
+            "doctor",
+            f"run simclr_jax.doctor on all workers; {behind}.doctor",
+            _doctor,
+            passes=True,
+        ),
+        "start": add(
+            "start",
+            f"check, then start on all workers; {behind}.pretrain",
+            _start,
+            passes=True,
+        ),
+        "logs": add("logs", "print the ends of all logs", _logs),
+        "status": add("status", "what each worker is doing", _status),
+        "stop": add("stop", "end the run on all workers", _stop),
+        "restart": add(
+            "restart",
+            f"stop everywhere, then start everywhere; {behind}.pretrain",
+            _restart,
+            passes=True,
+        ),
+        "watch": add(
+            "watch",
+            "keep the run going until it finished: start it where it is not running, "
+            f"start it again where it broke; {behind}.pretrain",
+            _watch,
+            passes=True,
+        ),
+    }
+    for name in ("install", "watch"):
+        _add_install_arguments(added[name])
+    for name in ("start", "restart", "watch"):
+        added[name].add_argument(
+            "--verify_secs",
+            type=float,
+            default=15,
+            help="all workers must hold out that long (%(default)g)",
+        )
+    for name in ("stop", "restart"):
+        added[name].add_argument(
+            "--grace_secs",
+            type=int,
+            default=30,
+            help="from SIGTERM to SIGKILL (%(default)d)",
+        )
+    added["logs"].add_argument(
+        "--lines", type=int, default=20, help="of each worker (%(default)d)"
+    )
+    added["logs"].add_argument(
+        "--follow", action="store_true", help="go on until the run ends"
+    )
+    added["watch"].add_argument(
+        "--poll_secs", type=float, default=60, help="between two looks (%(default)g)"
+    )
+    added["watch"].add_argument(
+        "--max_restarts",
+        type=int,
+        default=5,
+        help="give up after so many in a row, without half an hour of running between "
+        "them (%(default)d)",
+    )
+    return added
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    argv: list[str],
+    context: Callable[[argparse.Namespace], Context],
+) -> int:
+    """Parses the arguments, runs a sub-command of a job, returns the exit code."""
+    reminder: list[Callable[[], str]] = []
+
+    def act(args: argparse.Namespace, passed: list[str]) -> int:
+        made = context(args)
+        reminder.append(made.reminder)
+        return args.act(made, args, passed)
+
+    code = cli.guarded(parser, argv, act)
+    if code and reminder:
+        print(reminder[0](), end="", file=sys.stderr, flush=True)
+    return code
+
+
+def _add_install_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prepare",
+        default="",
+        metavar="COMMAND",
+        help="bash command that runs first on each worker, such as one that mounts "
+        "the directory of the run",
+    )
+    parser.add_argument(
+        "--python",
+        default="python3",
+        help="makes .venv; 3.11 or newer (%(default)s)",
+    )
+
+
+def _push(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    context.job().push()
+    return 0
+
+
+def _install(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    assert context.accelerator in REQUIREMENTS
+    context.job().install(context.accelerator, prepare=args.prepare, python=args.python)
+    return 0
+
+
+def _check(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    check.run(context.job().fleet, workdir_of(passed))
+    return 0
+
+
+def _doctor(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    context.job().doctor(passed)
+    return 0
+
+
+def _start(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    _need_program(passed)
+    context.job().start(passed, verify_secs=args.verify_secs)
+    return 0
+
+
+def _logs(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    context.job().logs(lines=args.lines, follow=args.follow)
+    return 0
+
+
+def _status(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    condition = context.machines.condition()
+    print(f"{context.machines.title}: {condition}")
+    if condition != "ready" and not args.dry_run:
+        return cli.FAILED
+    return 0 if context.job().status() else cli.FAILED
+
+
+def _stop(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    context.job().stop(grace_secs=args.grace_secs)
+    return 0
+
+
+def _restart(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    _need_program(passed)
+    context.job().restart(
+        passed, grace_secs=args.grace_secs, verify_secs=args.verify_secs
+    )
+    return 0
+
+
+def _watch(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    _need_program(passed)
+
+    def provision() -> None:
+        context.job().push()
+        _install(context, args, passed)
+
+    rules = supervise.Rules(
+        poll_secs=args.poll_secs,
+        max_restarts=args.max_restarts,
+        start=lambda: context.job().start(passed, verify_secs=args.verify_secs),
+        provision=provision,
+    )
+    act = supervise.rehearse if args.dry_run else supervise.watch
+    act(context.job, context.machines, rules)
+    if not args.dry_run:
+        print(context.reminder(), end="")
+    return 0
+
+
+def _need_program(passed: list[str]) -> None:
+    workdir = workdir_of(passed)
+    if not workdir:
+        raise LaunchError(
+            "--workdir: must be given behind `--`, with the other arguments of "
+            "simclr_jax.pretrain"
+        )
+    if "://" in workdir:
+        raise LaunchError(
+            f"--workdir={workdir}: must be a path that all workers mount, not a URL"
+        )

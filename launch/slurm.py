@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""Runs a pretraining job on a cluster with SLURM.
+
+    python3 launch/slurm.py submit --nodes=2 --gpus_per_node=8 --time=24:00:00 \
+        --workdir=/shared/runs/a -- --config=configs/imagenet.py:50x1
+
+Run it in the checkout on the login node, where `bash launch/setup.sh` and
+`.venv/bin/pip install -U "jax[cuda13]"` made the environment on a shared path.
+`script` prints what `submit` hands to sbatch. See docs/launching.md.
+"""
+
+import argparse
+import pathlib
+import re
+import shlex
+import sys
+import tempfile
+
+import checkout
+import cli
+from job import workdir_of
+from remote import LaunchError, Local
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+{directives}
+# One process per task; they find each other by SLURM's variables. The job is queued
+# again when it was cut off, by preemption, a crash or the time limit, and goes on
+# where it stopped; not when its input is bad (exit code 2).
+set -u
+cd {checkout} || exit 1
+workdir={workdir}
+max_restarts={max_restarts}
+program=({program})
+{devices}
+mkdir -p "$workdir" || exit 1
+# srun tells the highest exit code only, and those of killed tasks are higher.
+export BAD_INPUT="$workdir/.bad_input_$SLURM_JOB_ID"
+rm -f "$BAD_INPUT"
+
+# shellcheck disable=SC2317,SC2329  # called by its text
+task() {{
+  trap : TERM  # wait for the program to end
+  "$@"
+  local code=$?
+  if ((code == 2)); then touch "$BAD_INPUT"; fi
+  return "$code"
+}}
+
+srun --kill-on-bad-exit=1 bash -c "$(declare -f task); task \\"\\$@\\"" task \\
+  "${{program[@]}}"
+code=$?
+if ((code == 0)); then
+  echo "finished"
+elif [[ -e $BAD_INPUT ]]; then
+  echo "bad input: not queued again" >&2
+  rm -f "$BAD_INPUT"
+  code=2
+elif ((${{SLURM_RESTART_COUNT:-0}} >= max_restarts)); then
+  echo "ended with $code; given up after $max_restarts restarts" >&2
+else
+  echo "ended with $code; queued again" >&2
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+
+def script(args: argparse.Namespace, passed: list[str]) -> str:
+    """The text for sbatch."""
+    if workdir_of(passed):
+        raise LaunchError("--workdir: must be given once, before `--`")
+    if not pathlib.PurePath(args.workdir).is_absolute():
+        raise LaunchError(f"--workdir={args.workdir}: must be an absolute, shared path")
+    tasks = args.tasks_per_node or max(args.gpus_per_node, 1)
+    if args.nodes < 1 or args.gpus_per_node < 0:
+        raise LaunchError("--nodes, --gpus_per_node: must be at least 1 and 0")
+    if tasks not in (1, max(args.gpus_per_node, 1)):
+        raise LaunchError(
+            f"--tasks_per_node={tasks}: must be 1, or --gpus_per_node="
+            f"{args.gpus_per_node}, which is one process per GPU"
+        )
+    python = f"{args.checkout}/.venv/bin/python"
+    program = [python, "-u", "-m", "simclr_jax.pretrain", f"--workdir={args.workdir}"]
+    # With SLURM, JAX takes one GPU per process unless told otherwise.
+    devices = ""
+    if tasks == 1 and args.gpus_per_node > 1:
+        ids = ",".join(map(str, range(args.gpus_per_node)))
+        devices = f"export JAX_LOCAL_DEVICE_IDS={ids}\n"
+    return _SCRIPT.format(
+        directives="\n".join(_directives(args, tasks)) + "\n",
+        checkout=shlex.quote(args.checkout),
+        workdir=shlex.quote(args.workdir),
+        max_restarts=args.max_restarts,
+        program=shlex.join([*program, *passed]),
+        devices=devices,
+    )
+
+
+def _directives(args: argparse.Namespace, tasks: int) -> list[str]:
+    options = {
+        "job-name": args.name,
+        "nodes": args.nodes,
+        "ntasks-per-node": tasks,
+        "gpus-per-node": args.gpus_per_node or None,
+        "cpus-per-task": args.cpus_per_task,
+        "time": args.time,
+        "partition": args.partition,
+        "account": args.account,
+        "output": f"{args.log_dir or args.checkout}/slurm-%j.log",
+        "open-mode": "append",
+        # So that the program hears of the end before it comes.
+        "signal": f"TERM@{args.signal_secs}",
+    }
+    lines = ["#SBATCH --requeue"]
+    for name, value in options.items():
+        if value is None or value == "":
+            continue
+        # sbatch splits at blanks and takes quotes for themselves in some versions.
+        if not re.fullmatch(r"[\w./:@%+,=-]+", str(value)):
+            raise LaunchError(
+                f"{value!r} in #SBATCH --{name}: must be without blanks and quotes"
+            )
+        lines.append(f"#SBATCH --{name}={value}")
+    return lines
+
+
+def _script(args: argparse.Namespace, passed: list[str]) -> None:
+    text = script(args, passed)
+    if not args.output:
+        print(text, end="")
+    elif args.dry_run:
+        print(f"would write: {args.output}\n{text}", end="")
+    else:
+        pathlib.Path(args.output).write_text(text)
+        print(f"{args.output}: submit it with `sbatch {args.output}`")
+
+
+def _submit(args: argparse.Namespace, passed: list[str]) -> None:
+    text = script(args, passed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(args.output or f"{folder}/simclr_jax.sbatch")
+        if args.dry_run:
+            print(f"would write: {path}\n{text}", end="")
+        else:
+            path.write_text(text)
+        result = Local(dry_run=args.dry_run).run(["sbatch", str(path)])
+    if result.code:
+        raise LaunchError(f"sbatch: {result.why()}")
+    print(result.stdout, end="")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        description="Runs a pretraining job on a cluster with SLURM.",
+        allow_abbrev=False,
+    )
+    job = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add = job.add_argument
+    add("--name", default="simclr_jax", help="of the job (%(default)s)")
+    add("--nodes", type=int, required=True, help="how many")
+    add("--gpus_per_node", type=int, default=0, help="0: on CPUs (%(default)d)")
+    add(
+        "--tasks_per_node",
+        type=int,
+        default=0,
+        help="processes: one per GPU (the default), or 1 for all GPUs of a node",
+    )
+    add("--cpus_per_task", type=int, help="by default the cluster's choice")
+    add("--time", required=True, help="limit, such as 24:00:00 or 2-00:00:00")
+    add("--partition", default="", help="by default the cluster's choice")
+    add("--account", default="", help="to charge")
+    add("--workdir", required=True, help="the run directory, on a shared path")
+    add("--log_dir", default="", help="that exists, for slurm-JOB.log (the checkout)")
+    add(
+        "--checkout",
+        default=str(checkout.ROOT),
+        help="the code with its .venv, on a shared path (%(default)s)",
+    )
+    add(
+        "--signal_secs",
+        type=int,
+        default=120,
+        help="SIGTERM comes so long before the time limit (%(default)d)",
+    )
+    add(
+        "--max_restarts",
+        type=int,
+        default=100,
+        help="after crashes, preemptions and time limits, all together (%(default)d)",
+    )
+    add("--output", default="", help="file for the script")
+    commands = main.add_subparsers(dest="command", required=True)
+    parents = [cli.base_parser(), job]
+    behind = "what is behind `--` goes to simclr_jax.pretrain"
+    cli.add_command(
+        commands,
+        "script",
+        f"write the script for sbatch; {behind}",
+        parents,
+        act=_script,
+        passes=True,
+    )
+    cli.add_command(
+        commands,
+        "submit",
+        f"write the script and run sbatch; {behind}",
+        parents,
+        act=_submit,
+        passes=True,
+    )
+    return main
+
+
+def main(argv: list[str]) -> int:
+    """Runs a sub-command and returns the exit code."""
+    return cli.guarded(parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""The bash texts for workers, and the YAML writer."""
+
+import math
+import shutil
+import subprocess
+
+import pytest
+import worker
+import yaml
+import yaml_text
+from conftest import FAKES, ROOT
+
+ODD = 'it\'s "$HOME" `id` \\ *\n#; &'
+TAME = 'it\'s a "b" #;&'
+SETTINGS: dict[str, dict] = {
+    "PUSH": {"archive": "a.tar.gz"},
+    "INSTALL": {"prepare": TAME, "python": "python3", "requirement": "jax[tpu]"},
+    "INSPECT": {"versions": worker.VERSIONS},
+    "SHARED_WRITE": {"workdir": TAME, "nonce": "n"},
+    "SHARED_SEE": {"workdir": TAME, "nonce": "n", "tries": 3},
+    "SHARED_REMOVE": {"workdir": TAME, "nonce": "n"},
+    "START": {"arguments": [TAME, "--x"], "start_id": "1"},
+    "STATUS": {},
+    "STOP": {"grace": 3},
+    "LOGS": {"lines": 3, "follow": "yes"},
+    "DOCTOR": {"arguments": []},
+}
+NOT_TEXTS = {"CHIPS", "LIBTPU_LOCK", "SHARED_WAIT_SECS", "VERSIONS"}
+
+
+def test_no_text_is_left_out_here():
+    texts = {name for name in vars(worker) if name.isupper() and name[0] != "_"}
+    assert texts - NOT_TEXTS == set(SETTINGS)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
+def test_shellcheck_has_nothing_to_say(tmp_path):
+    for name, settings in SETTINGS.items():
+        text = worker.script(getattr(worker, name), worker.Place(), settings)
+        (tmp_path / f"{name}.bash").write_text("#!/usr/bin/env bash\n" + text)
+    files = [*sorted(tmp_path.iterdir())]
+    files += [path for path in sorted(FAKES.rglob("*")) if path.is_file()]
+    done = subprocess.run(
+        ["shellcheck", *files], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_settings_reach_bash_as_they_are():
+    text = worker.script(
+        'printf "%s\\0" "$one" "${many[@]}"',
+        worker.Place(),
+        {"one": ODD, "many": [ODD, "", "-n"]},
+    )
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
+    assert done.stdout == "@reached yes\n" + "\0".join([ODD, ODD, "", "-n", ""])
+
+
+def test_both_kinds_of_chips_are_looked_for():
+    for device in ("/dev/accel", "/dev/vfio/"):
+        assert f"-lname '{device}*'" in worker.INSPECT
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": "4x4", "b": "yes", "c": "no", "d": "1e3", "e": "", "f": "null", "g": "~"},
+        {"a": "x: y", "b": "# c", "c": "- d", "d": 'it\'s "e"', "e": "ä😀", "f": " g "},
+        {"a": 1, "b": True, "c": [], "d": {}, "e": "true", "f": "0x10", "g": "a\nb"},
+        [{"a": [1, [2, 3], {"b": ["c"]}]}, [["d"], {"e": {"f": "g"}}], "h"],
+        {"google.com/tpu": 4, "y": "n", "on": "off", "8": "12:30:45"},
+        "plain",
+    ],
+)
+def test_yaml_is_read_as_it_was_meant(value):
+    assert yaml.safe_load(yaml_text.dump(value)) == value
+
+
+def test_the_skypilot_example_is_a_task():
+    task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
+    assert task["resources"]["use_spot"] is True
+    assert task["resources"]["accelerators"].startswith("tpu-")
+    mount = next(iter(task["file_mounts"]))
+    assert f"--workdir={mount}/" in task["run"]
+    assert "simclr_jax.pretrain" in task["run"]
+    assert "launch/setup.sh" in task["setup"]
+    config = next(w for w in task["run"].split() if w.startswith("--config="))
+    assert (ROOT / config.removeprefix("--config=").partition(":")[0]).exists()
+    assert math.isfinite(task["resources"]["job_recovery"]["max_restarts_on_errors"])
