@@ -60,15 +60,13 @@ def gradients(
         return jax.tree.map(jnp.add, total, gradient), None
 
     indices = jnp.arange(number)
-    # XLA's backward convolutions are twenty times slower inside a loop on CPUs.
-    unroll = number if recipe.unroll_micro_batches else 1
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
-    new_stats, outputs = jax.lax.scan(embed, zeros, indices, unroll=unroll)
+    new_stats, outputs = jax.lax.scan(embed, zeros, indices)
     (cotangents, direct), metrics = jax.grad(
         objective.total_loss, argnums=(0, 1), has_aux=True
     )(_in_batch_order(outputs), params, batch["labels"], recipe)
     total, _ = jax.lax.scan(
-        replay, direct, (indices, _by_micro_batch(cotangents, number)), unroll=unroll
+        replay, direct, (indices, _by_micro_batch(cotangents, number))
     )
     return total, new_stats, metrics
 

@@ -51,10 +51,8 @@ def test_the_missing_are_named_on_all_that_are_there():
 
 def test_process_0_missing_is_told_with_its_address():
     (verdict,) = hold([1], num_processes=2, timeout_secs=1.0)
-    assert re.match(
-        r"process 0 did not answer at localhost:\d+ within 1 s \(this is process 1 of 2",
-        verdict,
-    )
+    assert re.match(r"process 0 did not answer at localhost:\d+ within 1 s", verdict)
+    assert "(this is process 1 of 2 on " in verdict
 
 
 def test_a_late_process_0_is_waited_for():
@@ -127,15 +125,17 @@ def test_a_taken_port_is_told():
 
 def test_the_report_is_one_line_of_json():
     port = free_port()
-    with socket.create_server(("", port)) as server:
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            other = pool.submit(hold, [2], num_processes=4, port=port)
-            link, _ = server.accept()
-            with link, link.makefile("rwb") as file:
-                report = json.loads(file.readline())
-                file.write(b'{"verdict": "no"}\n')
-                file.flush()
-            assert other.result() == ["no"]
+    with (
+        socket.create_server(("", port)) as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        other = pool.submit(hold, [2], num_processes=4, port=port)
+        link, _ = server.accept()
+        with link, link.makefile("rwb") as file:
+            report = json.loads(file.readline())
+            file.write(b'{"verdict": "no"}\n')
+            file.flush()
+        assert other.result() == ["no"]
     assert report["process_id"] == 2
     assert report["num_processes"] == 4
 

@@ -1,0 +1,260 @@
+"""Times the train step on one CPU core against PyTorch with lightly's loss.
+
+    python tests/benchmarks/train_step.py --torch_python=PATH
+
+PATH is a Python that has torch, torchvision and lightly; without it an environment with
+them is made in --env. Both sides take turns, a step each, on the same core; what is
+compared is processor time. They train the same net on the same images, with the same
+number of parameters: two views of each image, forward pass, NT-Xent, backward pass, SGD
+with momentum. On this side it is the step that training runs.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable
+from typing import Any
+
+# name -> depth, stem, side of the images, images in the batch
+NETS: dict[str, tuple[int, str, int, int]] = {
+    "resnet18": (18, "cifar", 32, 64),
+    "resnet50": (50, "imagenet", 64, 16),
+}
+SIDES = ("torch", "cpu", "direct")
+TEMPERATURE, MOMENTUM, LEARNING_RATE = 0.1, 0.9, 0.01
+HIDDEN_LAYERS, OUTPUT_DIM = 1, 128
+PACKAGES = ("torch", "torchvision", "lightly")
+# A step returns its loss.
+Step = Callable[[], float]
+
+
+def make_images(batch_size: int, side: int) -> Any:
+    import numpy as np
+
+    shape = (batch_size, 2, side, side, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
+    """The package's step with 'direct' or 'cpu' convolutions, and its parameters."""
+    import jax
+    import numpy as np
+
+    from simclr_jax import losses, models, optim, parallel
+    from simclr_jax.training import recipe, step
+
+    depth, stem, side, batch_size = NETS[net]
+    parts = recipe.Recipe(
+        model=models.SimCLR(
+            encoder=models.create_encoder(
+                depth=depth, stem=stem, convolutions=convolutions
+            ),
+            head=models.create_projection_head(
+                num_layers=HIDDEN_LAYERS + 1, output_dim=OUTPUT_DIM
+            ),
+        ),
+        loss=lambda z, labels: losses.nt_xent(z, temperature=TEMPERATURE),
+        chance=losses.chance_level(batch_size),
+        temperature=TEMPERATURE,
+        optimizer=optim.sgd(
+            lambda step: LEARNING_RATE, weight_decay=0.0, momentum=MOMENTUM
+        ),
+        schedule=lambda step: LEARNING_RATE,
+    )
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    state = step.compile_init(parts, mesh, image_size=side)(jax.random.key(0))
+    batch = parallel.shard_batch(
+        mesh,
+        {
+            "images": make_images(batch_size, side),
+            "labels": np.full(batch_size, -1, np.int32),
+        },
+    )
+    advance = step.compile_step(parts, mesh)
+    num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+
+    def one() -> float:
+        nonlocal state
+        state, metrics = advance(state, batch)
+        return float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+    return one, num_parameters
+
+
+def torch_step(net: str) -> tuple[Step, int]:
+    """The same in PyTorch: torchvision's net in channels-last, lightly's NTXentLoss."""
+    import torch
+    import torchvision
+    from lightly.loss import NTXentLoss
+    from torch import nn
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    depth, stem, side, batch_size = NETS[net]
+    encoder = getattr(torchvision.models, f"resnet{depth}")()
+    width = encoder.fc.in_features
+    encoder.fc = nn.Identity()
+    if stem == "cifar":
+        encoder.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        encoder.maxpool = nn.Identity()
+    layers: list[nn.Module] = []
+    for _ in range(HIDDEN_LAYERS):
+        layers += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width)]
+        layers.append(nn.ReLU(inplace=True))
+    layers += [nn.Linear(width, OUTPUT_DIM, bias=False), nn.BatchNorm1d(OUTPUT_DIM)]
+    # The last BatchNorm has no offset here.
+    layers[-1].bias.requires_grad_(False)
+    model = nn.Sequential(encoder, *layers).to(memory_format=torch.channels_last)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, LEARNING_RATE, MOMENTUM)
+    criterion = NTXentLoss(temperature=TEMPERATURE)
+    images = torch.from_numpy(make_images(batch_size, side))
+
+    def one() -> float:
+        x = images.transpose(0, 1).reshape(-1, side, side, 3).permute(0, 3, 1, 2)
+        z = model(x.to(torch.float32) / 255)
+        loss = criterion(z[:batch_size], z[batch_size:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return one, sum(p.numel() for p in parameters)
+
+
+def serve(net: str, side: str) -> None:
+    """One side's process: a step for every line read, its processor time for reply."""
+    step, num_parameters = torch_step(net) if side == "torch" else jax_step(net, side)
+    step()
+    print(json.dumps(num_parameters), flush=True)
+    for _ in sys.stdin:
+        start = time.process_time()
+        loss = step()
+        print(json.dumps([time.process_time() - start, loss]), flush=True)
+
+
+class Side:
+    """The process of one side, pinned to one core."""
+
+    def __init__(self, python: pathlib.Path, net: str, side: str, core: int) -> None:
+        self._process = subprocess.Popen(
+            [str(python), __file__, f"--serve={net},{side}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+        self.num_parameters = self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("A side ended early; its error is above.")
+        return json.loads(line)
+
+    def step(self) -> tuple[float, float]:
+        """(processor seconds, loss)."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        seconds, loss = self._read()
+        return seconds, loss
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def make_environment(folder: pathlib.Path) -> pathlib.Path:
+    """A Python with PyTorch and lightly in `folder`, made if it is not there yet."""
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists():
+        print(f"Installing {', '.join(PACKAGES)} in {folder} (about 6 GB)")
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        ready.touch()
+    return python
+
+
+def compare(
+    net: str, torch_python: pathlib.Path, *, rounds: int, steps: int, core: int
+) -> None:
+    """Prints the table of one net."""
+    pythons = {"torch": torch_python}
+    sides = {
+        side: Side(pythons.get(side, pathlib.Path(sys.executable)), net, side, core)
+        for side in SIDES
+    }
+    counts = {side: process.num_parameters for side, process in sides.items()}
+    if len(set(counts.values())) > 1:
+        raise SystemExit(f"The nets differ in their numbers of parameters: {counts}")
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    losses: dict[str, float] = {}
+    for _ in range(rounds):
+        for side, process in sides.items():
+            # The first step of a turn finds the caches full of another side's data.
+            turn = [process.step() for _ in range(1 + steps)][1:]
+            seconds[side].append(statistics.median(s for s, _ in turn))
+            losses[side] = turn[-1][1]
+    for process in sides.values():
+        process.close()
+
+    _, _, image_side, batch_size = NETS[net]
+    print(
+        f"\n{net}, {image_side} pixels, {batch_size} images of two views,"
+        f" {counts['torch']:,} parameters;"
+        f" {rounds} rounds of {steps} steps on core {core}"
+    )
+    print("| side | images/s | of torch | lowest and highest round | loss |")
+    print("|---|---|---|---|---|")
+    reference = statistics.median(seconds["torch"])
+    for side in SIDES:
+        median = statistics.median(seconds[side])
+        rates = sorted(batch_size / s for s in seconds[side])
+        print(
+            f"| {side} | {batch_size / median:.1f} | {reference / median:.2f} |"
+            f" {rates[0]:.1f}, {rates[-1]:.1f} | {losses[side]:.4f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch_python", type=pathlib.Path)
+    parser.add_argument(
+        "--env",
+        type=pathlib.Path,
+        default=pathlib.Path.home() / ".cache" / "simclr_jax" / "torch",
+    )
+    parser.add_argument("--net", choices=list(NETS), action="append")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="of each side in a round")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(*arguments.serve.split(","))
+        return
+    python = arguments.torch_python or make_environment(arguments.env)
+    for net in arguments.net or NETS:
+        compare(
+            net,
+            python,
+            rounds=arguments.rounds,
+            steps=arguments.steps,
+            core=arguments.core,
+        )
+
+
+if __name__ == "__main__":
+    main()

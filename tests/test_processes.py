@@ -1,0 +1,120 @@
+"""The real commands as several processes on this machine."""
+
+import json
+import os
+import re
+import shutil
+
+import jobs
+import pytest
+from commands import TINY
+
+from simclr_jax.training import writers
+
+RUN = [
+    "-m",
+    "simclr_jax.pretrain",
+    *TINY,
+    "--config.schedule.train_steps=4",
+    "--config.checkpoint.every_steps=2",
+    "--compilation_cache=",
+]
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    results = jobs.run([*RUN, f"--workdir={workdir}"], num_processes=2, devices_each=2)
+    for code, text in results:
+        assert code == 0, text[-3000:]
+    return workdir, [text for _, text in results]
+
+
+def test_process_0_alone_writes_and_prints(run_of_two):
+    workdir, (first, second) = run_of_two
+    assert "4 devices (cpu) of 2 processes, photographs" in first
+    assert "Done: 4 steps" in first
+    said = [line for line in second.splitlines() if "[Gloo]" not in line and line]
+    assert said == []
+    records = writers.read_metrics(workdir / writers.FILE_NAME)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    names = {path.name.split(".")[0] for path in workdir.iterdir()}
+    assert names == {"config", "metrics", "events", "checkpoints"}
+
+
+def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
+    workdir, _ = run_of_two
+    values = {}
+    for number in (2, 1):
+        copy = tmp_path / str(number)
+        shutil.copytree(workdir, copy)
+        command = [
+            "-m",
+            "simclr_jax.evaluate",
+            f"--workdir={copy}",
+            "--protocol=knn,linear,linear_sgd",
+            "--set=evaluation.sgd_epochs=1",
+            "--compilation_cache=",
+        ]
+        results = jobs.run(command, num_processes=number, devices_each=2)
+        for code, text in results:
+            assert code == 0, text[-3000:]
+        tables = [text.count("representation") for _, text in results]
+        assert tables == [1] + [0] * (number - 1)
+        for path in (copy / "eval").iterdir():
+            receipt = json.loads(path.read_text())
+            values.setdefault(path.name, []).append(receipt["value"])
+    assert sorted(values) == ["knn.json", "linear.json", "linear_sgd.json"]
+    for name, (two, one) in values.items():
+        # Two of about 3000 test images may fall on the other side by rounding.
+        assert two == pytest.approx(one, abs=1e-3), name
+
+
+def test_what_one_process_cannot_read_ends_all(tmp_path):
+    """The second process has no such file; both say so, and nothing waits."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, sys\n"
+        "from simclr_jax import command, pretrain\n"
+        "if '--process_id=1' in sys.argv:\n"
+        "    sys.argv = [a.replace('photographs', 'npz:/missing') for a in sys.argv]\n"
+        "command.run(pretrain.main, required=('config', 'workdir'))\n"
+    )
+    arguments = [*RUN[2:], "--config.data.dataset=photographs"]
+    command = [str(script), *arguments, f"--workdir={tmp_path / 'run'}"]
+    (code0, text0), (code1, text1) = jobs.run(command, num_processes=2, devices_each=1)
+    assert (code0, code1) == (2, 2)
+    assert re.search(r"error: process 1 of 2 on \S+: .*npz:/missing", text0)
+    assert re.search(r"error: .*npz:/missing", text1)
+    assert not os.path.exists(tmp_path / "run" / "config.json")
+
+
+def test_different_configs_are_refused(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys\n"
+        "from simclr_jax import command, pretrain\n"
+        "if '--process_id=1' in sys.argv:\n"
+        "    sys.argv.append('--config.seed=7')\n"
+        "command.run(pretrain.main, required=('config', 'workdir'))\n"
+    )
+    command = [str(script), *RUN[2:], f"--workdir={tmp_path / 'run'}"]
+    for code, text in jobs.run(command, num_processes=2, devices_each=1):
+        assert code == 2, text[-2000:]
+        assert "error: process 1 has a config with the hash" in text
+
+
+def test_doctor_checks_two_processes(tmp_path):
+    command = ["-m", "simclr_jax.doctor", f"--workdir={tmp_path / 'run'}"]
+    command.append("--compilation_cache=")
+    (code, text), (other_code, other) = jobs.run(
+        command, num_processes=2, devices_each=2
+    )
+    assert (code, other_code) == (0, 0), text[-3000:] + other[-3000:]
+    lines = [line for line in text.splitlines() if line.startswith(("ok", "BAD"))]
+    assert len(lines) == 14
+    assert not [line for line in lines if line.startswith("BAD")]
+    assert "2 processes with 2 devices each" in text
+    assert "All is well." in text
+    assert "ok" not in [line.split(" ")[0] for line in other.splitlines()]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,48 @@
+"""The real training loop, killed at a step, or gone on with.
+
+Run by `test_meshes.py`, alone or as one of several processes. Process 0 appends the
+checksum of every batch, as all processes have it together, to a file.
+"""
+
+import json
+import os
+
+from absl import app, flags
+from mesh_job import checksum
+
+from configs import smoke
+from simclr_jax import command, parallel
+from simclr_jax.parallel import processes
+from simclr_jax.training import loop
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+_BATCHES = flags.DEFINE_string("batches", None, "File of checksums.", required=True)
+_OVERRIDE = flags.DEFINE_string("changes", "{}", "JSON, on top of the smoke config.")
+_DIE_AT = flags.DEFINE_integer("die_at", None, "Number of the batch to die at.")
+
+
+def main(_) -> None:
+    command.start_processes(_WORKDIR.value)
+    config = smoke.get_config()
+    config.update_from_flattened_dict(json.loads(_OVERRIDE.value))
+    seen = 0
+    shard = parallel.shard_batch
+
+    def watched(mesh, local):
+        nonlocal seen
+        seen += 1
+        if seen == _DIE_AT.value:
+            os._exit(9)
+        batch = shard(mesh, local)
+        line = checksum(parallel.fetch(mesh, batch)) + "\n"
+        if processes.is_main():
+            with open(_BATCHES.value, "a") as file:
+                file.write(line)
+        return batch
+
+    parallel.shard_batch = watched
+    loop.train(config, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
