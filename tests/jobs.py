@@ -1,10 +1,13 @@
 """Several processes on this machine that make up one program."""
 
+import hashlib
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+
+import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 _TIMEOUT_SECS = 900
@@ -55,3 +58,11 @@ def run(
         (process.returncode, output)
         for process, output in zip(started, outputs, strict=True)
     ]
+
+
+def checksum(batch: dict[str, np.ndarray]) -> str:
+    """Of all arrays of a batch, to the bit."""
+    digest = hashlib.sha256()
+    for name in sorted(batch):
+        digest.update(np.ascontiguousarray(batch[name]).tobytes())
+    return digest.hexdigest()

@@ -247,10 +247,19 @@ def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
     assert not (tmp_path / "run").exists(), "bad input left files behind"
 
 
-@pytest.mark.parametrize("module", ["pretrain", "evaluate", "convert"])
-def test_help_shows_the_flags(module):
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [
+        ("pretrain", "--workdir"),
+        ("evaluate", "--workdir"),
+        ("convert", "--workdir"),
+        ("doctor", "--coordinator_address"),
+        ("plan", "--topology"),
+    ],
+)
+def test_help_shows_the_flags(module, flag):
     _, out, err = commands.run(module, "--help")
-    assert "--workdir" in out + err
+    assert flag in out + err
     assert f"python -m simclr_jax.{module}" in out + err
 
 

@@ -216,6 +216,9 @@ BAD_VALUES = {
     "seed": -1,
     "image_size": 4,
     "batch.batch_size": 1,
+    "batch.micro_batch_size": 1000,
+    "parallel.remat": "all",
+    "parallel.gradient_dtype": "float16",
     "augment.crop.area_min": 0.0,
     "augment.crop.area_max": 1.5,
     "augment.crop.sampler": "centre",
@@ -235,6 +238,7 @@ BAD_VALUES = {
     "head.kind": "mlp",
     "head.num_layers": 0,
     "loss.name": "triplet",
+    "loss.form": "ring",
     "loss.temperature": 0.0,
     "loss.margin": 0.0,
     "loss.weight_temperature": -0.5,
@@ -264,6 +268,39 @@ def test_bad_values_name_key_value_and_rule(key):
     assert message.startswith(f"config.{key}={BAD_VALUES[key]!r}: ")
     assert "must" in message
     assert "\n" not in message
+
+
+def test_a_loss_without_blocks_cannot_have_them():
+    config = base.get_config()
+    config.loss.name, config.loss.form = "nt_logistic", "blockwise"
+    with pytest.raises(ConfigError, match=r"config\.loss\.form='blockwise': .*has no"):
+        recipe.make_loss(config, num_classes=None)
+
+
+def test_devices_must_share_every_batch_evenly():
+    config = base.get_config()
+    validation.check_devices(config, 16)
+    config.batch.micro_batch_size = 64
+    validation.check_devices(config, 16)
+    with pytest.raises(
+        ConfigError, match=r"config\.batch\.micro_batch_size=64: must be"
+    ):
+        validation.check_devices(config, 128)
+    config.batch.micro_batch_size = None
+    with pytest.raises(ConfigError, match=r"config\.batch\.batch_size=4096: must be"):
+        validation.check_devices(config, 48)
+
+
+def test_how_a_run_is_spread_is_no_other_experiment():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    new["parallel"]["shard_state"] = True
+    new["parallel"]["remat"] = "blocks"
+    new["loss"]["form"] = "global"
+    assert validation.differing_keys(old, new) == []
+    new["batch"]["micro_batch_size"] = 256
+    assert validation.differing_keys(old, new) == [
+        "batch.micro_batch_size: None -> 256"
+    ]
 
 
 def test_a_config_without_a_key_is_refused():

@@ -12,7 +12,7 @@ _GIB, _GIGA, _MEGA, _TERA = 2**30, 1e9, 1e6, 1e12
 # Config keys that make a program need less memory, and what each costs.
 REMEDIES = (
     ("batch.micro_batch_size", "a second forward pass, BatchNorm over micro-batches"),
-    ("parallel.remat", "'elementwise' or 'blocks': more arithmetic"),
+    ("parallel.remat", "'wide' or 'blocks': more arithmetic"),
     ("parallel.shard_state", "True: more traffic between chips"),
     ("loss.form", "'blockwise', where similarities take the memory"),
 )

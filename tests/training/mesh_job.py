@@ -5,12 +5,12 @@ happened to an npz file: a checksum of every batch, losses, and all parameters a
 BatchNorm statistics after the steps asked for.
 """
 
-import hashlib
 import json
 
 import jax
 import numpy as np
 from absl import app, flags
+from jobs import checksum
 
 from configs import smoke
 from simclr_jax import command, parallel
@@ -22,13 +22,6 @@ _OVERRIDES = flags.DEFINE_string("overrides", "{}", "JSON, on top of the smoke c
 _KEEP = flags.DEFINE_list("keep", ["1"], "Steps after which the state is kept.")
 _NOISE = flags.DEFINE_float("noise", 0.0, "Relative noise on the images.")
 command.define_processes()
-
-
-def checksum(batch: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(batch):
-        digest.update(np.ascontiguousarray(batch[name]).tobytes())
-    return digest.hexdigest()
 
 
 def noisy(images: np.ndarray, relative: float, seed: int) -> np.ndarray:

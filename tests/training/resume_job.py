@@ -8,7 +8,7 @@ import json
 import os
 
 from absl import app, flags
-from mesh_job import checksum
+from jobs import checksum
 
 from configs import smoke
 from simclr_jax import command, parallel

@@ -38,7 +38,7 @@ PLAIN = {
 LARS = {
     **TINY,
     "optimizer.name": "lars",
-    "optimizer.learning_rate": 2.0,
+    "optimizer.learning_rate": 0.2,
     "schedule.train_steps": 20,
 }
 

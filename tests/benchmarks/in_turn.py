@@ -1,0 +1,86 @@
+"""Several programs that take turns on one core, and an environment for peers."""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from typing import Any
+
+PEERS = ("torch", "torchvision", "lightly")
+
+
+class Contender:
+    """A process of a benchmark, pinned to one core, that does a step when told to."""
+
+    def __init__(self, python: pathlib.Path, script: str, what: str, core: int) -> None:
+        """Starts `python SCRIPT --serve=WHAT`, which has to call `serve`."""
+        self._process = subprocess.Popen(
+            [str(python), script, f"--serve={what}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+        self.about = self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("A contender ended early; its error is above.")
+        return json.loads(line)
+
+    def step(self) -> Any:
+        """What the step replied."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def serve(about: Any, step: Callable[[], Any]) -> None:
+    """A contender's side: says what it is, then a step for every line read."""
+    print(json.dumps(about), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(step()), flush=True)
+
+
+def make_environment(folder: pathlib.Path) -> pathlib.Path:
+    """A Python with PyTorch and lightly in `folder`, made if it is not there yet."""
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists():
+        print(f"Installing {', '.join(PEERS)} in {folder} (about 6 GB)")
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
+        ready.touch()
+    return python
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks against PyTorch have."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument(
+        "--torch_python",
+        type=pathlib.Path,
+        help="a Python with torch, torchvision and lightly",
+    )
+    result.add_argument(
+        "--env",
+        type=pathlib.Path,
+        default=pathlib.Path.home() / ".cache" / "simclr_jax" / "torch",
+        help="where to make one otherwise",
+    )
+    result.add_argument("--rounds", type=int, default=5)
+    result.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    result.add_argument("--serve", help=argparse.SUPPRESS)
+    return result
