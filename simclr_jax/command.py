@@ -11,14 +11,15 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from simclr_jax.errors import InvalidInput, RunFailed
+from simclr_jax.errors import InvalidInput, RunFailed, RunStopped
 
 # The flags defined here show in the --help of the command that asks for them.
 flags.disclaim_key_flags()
 # Config files import each other as `configs.NAME`, from whatever folder one starts in.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-_FAILED, _USAGE_ERROR, _INTERRUPTED = 1, 2, 130
+# The last two as shells have them: 128 and the number of the signal.
+_FAILED, _USAGE_ERROR, _INTERRUPTED, _STOPPED = 1, 2, 130, 143
 
 
 def define_config() -> flags.FlagHolder:
@@ -100,7 +101,7 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
 
     A value that cannot be right ends with one line on stderr and exit code 2; a run
     that cannot go on, such as one whose loss is not finite, with one line and exit
-    code 1.
+    code 1; one that was stopped by SIGTERM, with 143.
 
     Args:
       main: the command.
@@ -130,6 +131,8 @@ def _guarded(main: Callable[[], None]) -> None:
         main()
     except InvalidInput as error:
         _exit(error, _USAGE_ERROR)
+    except RunStopped as error:
+        _exit(error, _STOPPED)
     except RunFailed as error:
         _exit(error, _FAILED)
     except KeyboardInterrupt:

@@ -25,6 +25,10 @@ class StartFailed(RunFailed):
     """The processes of a job did not come together."""
 
 
+class RunStopped(RunFailed):
+    """A run that was asked to end before its last step; it can be gone on with."""
+
+
 class TrainingDiverged(RunFailed):
     """A loss, gradient or update is not finite any more."""
 

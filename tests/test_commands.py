@@ -78,6 +78,33 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
     assert steps == list(range(1, 41)), "each step is in the metrics once"
 
 
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path):
+    arguments = tiny_config(
+        tmp_path / "run",
+        "--config.schedule.train_steps=400",
+        "--config.checkpoint.every_steps=400",
+    )
+    process = commands.start("pretrain", *arguments)
+    metrics = tmp_path / "run" / writers.FILE_NAME
+    wait_for(
+        lambda: metrics.exists() and len(writers.read_metrics(metrics)) > 2, process
+    )
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 143, err
+    (saved,) = (int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert 2 < saved < 400
+    last = f"error: stopped behind step {saved} of 400, which is saved"
+    assert err.splitlines()[-1].startswith(last)
+
+    process = commands.start("pretrain", *arguments)
+    wait_for(lambda: writers.read_metrics(metrics)[-1]["step"] > saved, process)
+    process.kill()
+    process.communicate()
+    steps = [record["step"] for record in writers.read_metrics(metrics)]
+    assert steps == list(range(1, steps[-1] + 1))
+
+
 def test_evaluate_measures_a_run_and_leaves_receipts(tmp_path):
     generator = np.random.default_rng(0)
     for split, count in (("train", 130), ("test", 70)):

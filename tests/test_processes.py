@@ -42,6 +42,30 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     assert names == {"config", "metrics", "events", "checkpoints"}
 
 
+def test_one_process_told_to_stop_stops_all_behind_the_same_step(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from simclr_jax import command, parallel, pretrain\n"
+        "seen, shard = 0, parallel.shard_batch\n"
+        "def watched(mesh, local):\n"
+        "    global seen\n"
+        "    seen += 1\n"
+        "    if seen == 4 and '--process_id=1' in sys.argv:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return shard(mesh, local)\n"
+        "parallel.shard_batch = watched\n"
+        "command.run(pretrain.main, required=('config', 'workdir'))\n"
+    )
+    settings = [*RUN[2:], "--config.schedule.train_steps=3000"]
+    settings += ["--config.checkpoint.every_steps=3000", "--config.log.every_steps=100"]
+    command = [str(script), *settings, f"--workdir={tmp_path / 'run'}"]
+    for code, text in jobs.run(command, num_processes=2, devices_each=1):
+        assert code == 143, text[-3000:]
+        (step,) = re.findall(r"error: stopped behind step (\d+) of 3000", text)
+        assert (tmp_path / "run" / "checkpoints" / step).is_dir()
+
+
 def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
     workdir, _ = run_of_two
     values = {}

@@ -14,12 +14,13 @@ from ml_collections import config_dict
 from simclr_jax import losses, optim, parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.records import Source
-from simclr_jax.errors import TrainingDiverged
+from simclr_jax.errors import RunStopped, TrainingDiverged
 from simclr_jax.parallel import processes
 from simclr_jax.training import inputs, recipe, run_directory, step, validation
 from simclr_jax.training.checkpoints import Checkpoints, describe
 from simclr_jax.training.health import HealthMonitor
 from simclr_jax.training.step import Metrics, TrainState
+from simclr_jax.training.stopping import StopRequest
 from simclr_jax.training.writers import MetricsWriter, progress_line
 
 _LOG = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def train(
       CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. The checkpoints
         written before stay.
+      RunStopped: SIGTERM came; the state is saved.
     """
     with processes.together():
         validation.validate(config)
@@ -76,9 +78,18 @@ def train(
             active=processes.is_main(),
         )
         stack.callback(writer.close)
+        stop = stack.enter_context(StopRequest())
         reporter = _Reporter(config, writer, start_step, parts.chance)
         return _run_steps(
-            config, parts, mesh, state, batches, reporter, checkpoints, description
+            config,
+            parts,
+            mesh,
+            state,
+            batches,
+            reporter,
+            checkpoints,
+            description,
+            stop,
         )
 
 
@@ -155,6 +166,7 @@ def _run_steps(
     reporter: "_Reporter",
     checkpoints: Checkpoints,
     description: dict[str, Any],
+    stop: StopRequest,
 ) -> TrainState:
     """The steps themselves. Metrics are read one step late: the device never waits."""
     total_steps = config.schedule.train_steps
@@ -170,11 +182,18 @@ def _run_steps(
         if pending is not None:
             reporter.report(*pending)
         pending = (done, metrics)
-        if done % config.checkpoint.every_steps == 0 or done == total_steps:
+        stopped = stop.asked(done) and done < total_steps
+        if stopped or done % config.checkpoint.every_steps == 0 or done == total_steps:
             # Only a state known to be finite may become the newest checkpoint.
             reporter.report(*pending)
             pending = None
             checkpoints.save(done, state, description)
+        if stopped:
+            checkpoints.wait()
+            raise RunStopped(
+                f"stopped behind step {done} of {total_steps}, which is saved; the "
+                "same command goes on from there"
+            )
     checkpoints.wait()
     reporter.finish()
     return state

@@ -19,6 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.", required=T
 _BATCHES = flags.DEFINE_string("batches", None, "File of checksums.", required=True)
 _OVERRIDE = flags.DEFINE_string("changes", "{}", "JSON, on top of the smoke config.")
 _DIE_AT = flags.DEFINE_integer("die_at", None, "Number of the batch to die at.")
+command.define_processes()
 
 
 def main(_) -> None:
