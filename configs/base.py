@@ -31,9 +31,10 @@ def get_config() -> config_dict.ConfigDict:
     # of a second forward pass; BatchNorm takes its statistics over a micro-batch.
     batch.micro_batch_size = config_dict.placeholder(int)
 
-    # How the step is spread over the devices; none of it changes the mathematics.
+    # How the step is spread over the devices.
     config.parallel = parallel = config_dict.ConfigDict()
     # True: each device holds a part of parameters and optimiser state, not all of it.
+    # The mathematics stay, as with `remat`.
     parallel.shard_state = False
     # In which the weight gradients of convolutions are summed over devices; bfloat16
     # halves that traffic and rounds each device's share to 8 bits.

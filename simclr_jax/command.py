@@ -61,13 +61,15 @@ def define_processes() -> None:
     )
 
 
-def start_processes(workdir: str) -> None:
+def start_processes(workdir: str | None, *, ends_in_order: bool = False) -> None:
     """Joins the other processes, if there are any, and opens the compilation cache.
 
     To be called before anything touches a device.
 
     Args:
-      workdir: the run directory, which all hosts share.
+      workdir: the run directory, which all hosts share; None keeps no compiled
+        programs where they would be kept there.
+      ends_in_order: as in `processes.start`.
 
     Raises:
       ConfigError, StartFailed: as `processes.start`.
@@ -82,12 +84,13 @@ def start_processes(workdir: str) -> None:
         values.num_processes,
         values.process_id,
         timeout_secs=values.startup_timeout_secs,
+        ends_in_order=ends_in_order,
     )
     # Only now: whether processes share a cache decides where it is.
     cache = values.compilation_cache
     if cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         if jax.process_count() > 1:
-            cache = os.path.join(workdir, "compilation_cache")
+            cache = workdir and os.path.join(workdir, "compilation_cache")
         else:
             cache = os.path.expanduser("~/.cache/simclr_jax")
     if cache is not None:
@@ -175,11 +178,9 @@ def _exit(error: Exception | str, code: int) -> NoReturn:
 
 
 def _others_are_waiting() -> bool:
-    """Whether this is one process of several."""
-    jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
-        return False
-    return jax.process_count() > 1
+    # What was never imported has started no job.
+    processes = sys.modules.get("simclr_jax.parallel.processes")
+    return processes is not None and processes.others_are_waiting()
 
 
 def _leave(code: int) -> NoReturn:

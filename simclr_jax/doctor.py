@@ -21,7 +21,7 @@ command.define_processes()
 
 def main() -> None:
     """Runs the command."""
-    command.start_processes(_WORKDIR.value or "")
+    command.start_processes(None)
     from simclr_jax.diagnosis import checks
     from simclr_jax.errors import RunFailed
     from simclr_jax.parallel import processes

@@ -3,8 +3,8 @@
     python -m simclr_jax.plan --config=configs/imagenet.py:50x1 \
         --topology=v5e:4x4,v5e:16x16 --output=plan.json
 
-Compiles the train step with the TPU compiler itself (`pip install "simclr_jax[plan]"`)
-and reports memory, arithmetic, collectives, and by published peak rates the shortest
+Compiles the train step with the TPU compiler (`.venv/bin/pip install -e ".[plan]"`) and
+reports memory, arithmetic, collectives, and by published peak rates the shortest
 possible step and run. `docs/plan.md` explains the columns. The exit code is 1 where the
 program fits none of the slices.
 """

@@ -23,7 +23,7 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 
 def main() -> None:
     """Runs the command."""
-    command.start_processes(_WORKDIR.value)
+    command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.training.loop import train
 

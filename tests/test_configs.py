@@ -179,7 +179,9 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     as_json, override = run_directory.as_json, protocols._with_overrides
     # What looks at every key whatever it means does not count.
     monkeypatch.setattr(validation, "validate", lambda config: None)
-    monkeypatch.setattr(validation, "check_devices", lambda config, devices: None)
+    monkeypatch.setattr(
+        validation, "check_devices", lambda config, devices, group: None
+    )
     monkeypatch.setattr(
         run_directory,
         "check",
@@ -279,16 +281,20 @@ def test_a_loss_without_blocks_cannot_have_them():
 
 def test_devices_must_share_every_batch_evenly():
     config = base.get_config()
-    validation.check_devices(config, 16)
+    validation.check_devices(config, 16, "batch")
     config.batch.micro_batch_size = 64
-    validation.check_devices(config, 16)
+    validation.check_devices(config, 16, "batch")
     with pytest.raises(
         ConfigError, match=r"config\.batch\.micro_batch_size=64: must be"
     ):
-        validation.check_devices(config, 128)
+        validation.check_devices(config, 128, "batch")
     config.batch.micro_batch_size = None
     with pytest.raises(ConfigError, match=r"config\.batch\.batch_size=4096: must be"):
-        validation.check_devices(config, 48)
+        validation.check_devices(config, 48, "batch")
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.batch_size=1024: must"):
+        validation.check_devices(config, 2048, "evaluation")
+    # What pretraining does not use does not stop it.
+    validation.check_devices(config, 2048, "batch")
 
 
 def test_how_a_run_is_spread_is_no_other_experiment():
@@ -297,6 +303,8 @@ def test_how_a_run_is_spread_is_no_other_experiment():
     new["parallel"]["remat"] = "blocks"
     new["loss"]["form"] = "global"
     assert validation.differing_keys(old, new) == []
+    # But all processes must do the same.
+    assert validation.fingerprint(old) != validation.fingerprint(new)
     new["batch"]["micro_batch_size"] = 256
     assert validation.differing_keys(old, new) == [
         "batch.micro_batch_size: None -> 256"

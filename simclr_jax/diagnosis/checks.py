@@ -25,8 +25,14 @@ from simclr_jax.parallel import processes
 from simclr_jax.training import run_directory
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Only what each host has; they may differ from host to host without harm.
-_HOST_LIBRARIES = ("libtpu", "tensorflow", "tensorflow-cpu")
+# Of some machines only. Different compilers make programs that do not fit together.
+_OPTIONAL_LIBRARIES = (
+    "libtpu",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "tensorflow",
+    "tensorflow-cpu",
+)
 _LARGEST_CLOCK_SPREAD_SECS = 5.0
 _LEAST_FREE_GB = 5.0
 
@@ -90,9 +96,12 @@ def _environment() -> str:
         missing = [name for name in _LIBRARIES if _version(name) is None]
         if missing:
             raise _Failed(f"{', '.join(missing)}: not installed; bash launch/setup.sh")
-    found = [(name, _version(name)) for name in (*_LIBRARIES, *_HOST_LIBRARIES)]
-    listed = ", ".join(f"{name} {version}" for name, version in found if version)
-    return f"Python {platform.python_version()}, {listed}"
+    return f"Python {platform.python_version()}, {_libraries()}"
+
+
+def _libraries() -> str:
+    found = [(name, _version(name)) for name in (*_LIBRARIES, *_OPTIONAL_LIBRARIES)]
+    return ", ".join(f"{name} {version}" for name, version in found if version)
 
 
 def _devices() -> str:
@@ -145,13 +154,12 @@ def code_digest() -> str:
 def _versions() -> str:
     """The same code and libraries on all hosts."""
     code = code_digest()
-    libraries = ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES)
     processes.require_equal("Python", platform.python_version())
-    processes.require_equal("libraries", libraries)
+    processes.require_equal("libraries", _libraries())
     processes.require_equal("code of simclr_jax", code)
     flags = re.sub(r"\s+", " ", os.environ.get("XLA_FLAGS", "")).strip()
     processes.require_equal("XLA_FLAGS", flags or "(none)")
-    return f"the same everywhere; code {code}"
+    return f"the same everywhere; package {code}"
 
 
 def _clocks() -> str:

@@ -99,9 +99,9 @@ class _Step:
         init = step.compile_init(parts, mesh, image_size=_IMAGE_SIZE)
         state = init(jax.random.key(0))
         self._params = _draw(state.params)
-        params = jax.device_put(self._params, parallel.replicated(mesh))
         # On the host, since a step takes its state's memory.
-        self._state = _fetch(mesh, dataclasses.replace(state, params=params))
+        state = _fetch(mesh, state)
+        self._state = dataclasses.replace(state, params=self._params)
 
     def run(self, batch: dict[str, np.ndarray]) -> dict[str, Tree]:
         """NumPy trees of what one step gives."""
@@ -109,7 +109,7 @@ class _Step:
             count = len(batch["images"]) // jax.process_count()
             start = jax.process_index() * count
             batch = {key: array[start : start + count] for key, array in batch.items()}
-        state = jax.device_put(self._state, parallel.replicated(self._mesh))
+        state = parallel.put(parallel.replicated(self._mesh), self._state)
         after, metrics = self._advance(state, parallel.shard_batch(self._mesh, batch))
         after, metrics = _fetch(self._mesh, (after, metrics))
         return {

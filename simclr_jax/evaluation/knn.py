@@ -66,13 +66,13 @@ def _nearest(
     split, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     count = len(queries)
     filled = np.pad(queries, ((0, -count % mesh.size), (0, 0)))
-    sharded = jax.device_put(filled, split)
-    best = jax.device_put(
+    sharded, *best = parallel.put(
+        split,
         (
+            filled,
             np.full((len(filled), k), -np.inf, np.float32),
             np.zeros((len(filled), k), np.int32),
         ),
-        split,
     )
     size = min(_BANK_BLOCK, len(bank))
     for start in range(0, len(bank), size):
@@ -80,8 +80,8 @@ def _nearest(
         missing = size - len(block)
         block = np.pad(block, ((0, missing), (0, 0)))
         labels = np.pad(bank_labels[start : start + size], (0, missing))
-        block, labels = jax.device_put((block, labels), whole)
-        best = _merge(best, sharded, block, labels, size - missing, k=k)
+        block, labels = parallel.put(whole, (block, labels))
+        best = _merge((best[0], best[1]), sharded, block, labels, size - missing, k=k)
         jax.block_until_ready(best)  # so that blocks do not pile up on the devices
     similarities, neighbours = parallel.fetch(mesh, best)
     return similarities[:count], neighbours[:count]

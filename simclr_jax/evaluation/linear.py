@@ -111,7 +111,7 @@ def _shard(x: np.ndarray, labels: np.ndarray, mesh: Mesh) -> _Data:
         np.pad(labels, (0, missing)),
         np.pad(np.full(len(x), 1 / len(x), np.float32), (0, missing)),
     )
-    return _Data(*jax.device_put(arrays, parallel.batch_sharding(mesh)))
+    return _Data(*parallel.put(parallel.batch_sharding(mesh), arrays))
 
 
 def _objective(classifier: Classifier, data: _Data, penalty: float) -> jax.Array:

@@ -57,8 +57,9 @@ def train_classifier(
             classifier = Classifier(
                 jnp.zeros((width, num_classes)), jnp.zeros(num_classes)
             )
-            carry = jax.device_put(
-                (classifier, optimizer.init(classifier)), parallel.replicated(mesh)
+            carry = parallel.put(
+                parallel.replicated(mesh),
+                jax.device_get((classifier, optimizer.init(classifier))),
             )
         previous, (carry, loss) = loss, step(carry, batch, encode)
         # One step runs while the next is prepared; more would only pile up.

@@ -257,16 +257,17 @@ def _make_tasks(
         frozen = pretrained.layer(layer)
     except ValueError as error:
         raise ConfigError(f"config.evaluation.{error}") from error
-    train = _open_labelled(config, config.evaluation.train_split)
-    test = _open_labelled(config, config.evaluation.test_split)
-    if train.class_names != test.class_names:
-        raise DataError(
-            f"dataset {config.data.dataset}: the classes of {train.name} "
-            f"({train.class_names}) and {test.name} ({test.class_names}) must be the "
-            "same"
-        )
     mesh = parallel.create_mesh()
-    validation.check_devices(config, mesh.size)
+    with processes.together():
+        validation.check_devices(config, mesh.size, "evaluation")
+        train = _open_labelled(config, config.evaluation.train_split)
+        test = _open_labelled(config, config.evaluation.test_split)
+        if train.class_names != test.class_names:
+            raise DataError(
+                f"dataset {config.data.dataset}: the classes of {train.name} "
+                f"({train.class_names}) and {test.name} ({test.class_names}) must be "
+                "the same"
+            )
     encodes: dict[str, Encode] = {}
     if baselines:
         encodes["pixels"] = features.pixels

@@ -9,11 +9,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axis 'data' over `devices`, by default all there are."""
+    """A mesh with the axis 'data' over `devices`, by default all there are.
+
+    In the order of processes, unlike `jax.make_mesh`, which orders a TPU slice by its
+    links: slice i of a batch is then that of process i.
+    """
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh(
-        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-    )
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -73,6 +76,21 @@ def shard_batch(
         key: jax.make_array_from_process_local_data(sharding, value)
         for key, value in local.items()
     }
+
+
+def put(sharding: NamedSharding, arrays: Any) -> Any:
+    """Global arrays from NumPy ones that every process has as a whole.
+
+    Each device gets its own part; `jax.device_put` would send all of it to all devices,
+    to compare what the processes have.
+    """
+
+    def one(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        )
+
+    return jax.tree.map(one, arrays)
 
 
 def fetch(mesh: Mesh, arrays: Any) -> Any:

@@ -23,6 +23,8 @@ from simclr_jax.parallel.roll_call import Job
 _LOG = logging.getLogger(__name__)
 
 _MAX_TEXT = 2048
+# Known without JAX, which may be what has failed.
+_num_processes = 1
 
 
 def start(
@@ -31,6 +33,7 @@ def start(
     process_id: int | None = None,
     *,
     timeout_secs: float = 300,
+    ends_in_order: bool = False,
 ) -> None:
     """Joins the processes of a job; does nothing where there is only this one.
 
@@ -42,6 +45,7 @@ def start(
       num_processes: how many there are.
       process_id: this one's number, from 0.
       timeout_secs: to wait for the others.
+      ends_in_order: SIGTERM does not end the process: it is for `StopRequest` to see.
 
     Raises:
       ConfigError: some of the first three are given and some are not, or wrong.
@@ -54,9 +58,12 @@ def start(
         job = _detect(timeout_secs)
     if job is None or job.num_processes == 1:
         return
+    global _num_processes
+    _num_processes = job.num_processes
     if job.process_id == 0:
         _LOG.info("Waiting for %d processes ...", job.num_processes)
     roll_call.hold(job, timeout_secs=timeout_secs)
+    jax.config.update("jax_enable_preemption_service", ends_in_order)
     # Without an address JAX finds the same job again, and what else to set for it.
     known = dataclasses.asdict(job) if coordinator_address is not None else {}
     jax.distributed.initialize(**known, initialization_timeout=int(timeout_secs))
@@ -105,6 +112,11 @@ def _detect(timeout_secs: float) -> Job | None:
     return Job(address, number, own)
 
 
+def others_are_waiting() -> bool:
+    """Whether this process was started as one of several; asks no device."""
+    return _num_processes > 1
+
+
 def is_main() -> bool:
     """Whether this process writes the files and prints: number 0 does."""
     return jax.process_index() == 0
@@ -141,13 +153,13 @@ def together() -> Iterator[None]:
     Every process has to enter it, and it must hold no collective.
 
     Raises:
-      InvalidInput, RunFailed: of this process, or one that names the process which
-        failed and repeats what it said.
+      Exception: what the block raised here, or an InvalidInput or RunFailed that names
+        the process which failed and repeats what it said.
     """
     own: Exception | None = None
     try:
         yield
-    except (InvalidInput, RunFailed) as error:
+    except Exception as error:
         own = error
     kind = "" if own is None else "input" if isinstance(own, InvalidInput) else "run"
     said = gather_texts(f"{kind}|{name()}|{own or ''}")

@@ -99,51 +99,66 @@ def _collect(
             )
         selector = stack.enter_context(selectors.DefaultSelector())
         selector.register(server, selectors.EVENT_READ)
-        connections: list[socket.socket] = []
+        numbers: dict[Any, int] = {}
         verdict = ""
         while not verdict and len(reports) < job.num_processes:
             left = deadline - time.monotonic()
             if left <= 0:
                 verdict = _missing(job, reports, timeout_secs)
                 break
-            for _ in selector.select(timeout=left):
-                connection, _address = server.accept()
-                connections.append(stack.enter_context(connection))
-                verdict = verdict or _enter(reports, connection)
+            for key, _ in selector.select(timeout=left):
+                if key.fileobj is not server:
+                    # They have nothing more to say: this one has ended.
+                    selector.unregister(key.fileobj)
+                    del reports[numbers.pop(key.fileobj)]
+                    continue
+                connection = stack.enter_context(server.accept()[0])
+                number, wrong = _enter(reports, connection)
+                verdict = verdict or wrong
+                if number is not None:
+                    numbers[connection] = number
+                    selector.register(connection, selectors.EVENT_READ)
         line = (json.dumps({"verdict": verdict}) + "\n").encode()
-        for connection in connections:
+        for connection in numbers:
             with contextlib.suppress(OSError):
                 connection.sendall(line)
         return verdict
 
 
-def _enter(reports: dict[int, dict[str, Any]], connection: socket.socket) -> str:
-    """Takes one report; returns what is wrong with it. Strangers are ignored."""
+def _enter(
+    reports: dict[int, dict[str, Any]], connection: socket.socket
+) -> tuple[int | None, str]:
+    """Takes one report; returns its number, and what is wrong with it.
+
+    Strangers have no number and are ignored.
+    """
     try:
         connection.settimeout(_REPORT_SECS)
         report = json.loads(_read_line(connection))
         number, host = int(report["process_id"]), report["host"]
         versions, others = report["versions"], int(report["num_processes"])
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None, ""
     own = reports[0]
+    wrong = ""
     if others != own["num_processes"]:
-        return (
+        wrong = (
             f"process {number} on {host} was started as one of {others} processes, "
             f"process 0 on {own['host']} as one of {own['num_processes']}"
         )
-    if number in reports:
-        return (
+    elif number in reports:
+        wrong = (
             f"process {number} is there twice, on {reports[number]['host']} and on "
             f"{host}: each must have a number of its own"
         )
-    if versions != own["versions"]:
-        return (
+    elif versions != own["versions"]:
+        wrong = (
             f"process {number} on {host} has {_text(versions)}, process 0 on "
             f"{own['host']} {_text(own['versions'])}: all must have the same"
         )
-    reports[number] = report
-    return ""
+    else:
+        reports[number] = report
+    return number, wrong
 
 
 def _report(
@@ -155,7 +170,8 @@ def _report(
         try:
             with socket.create_connection((job.host, job.port), timeout=left) as link:
                 link.sendall(line)
-                link.settimeout(left + _VERDICT_SECS)
+                # Process 0 may have started later, and waits as long from there.
+                link.settimeout(timeout_secs + _VERDICT_SECS)
                 return str(json.loads(_read_line(link))["verdict"])
         except (OSError, ValueError, KeyError):
             # Not there yet, or something else that held the port and went.

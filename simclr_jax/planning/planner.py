@@ -69,7 +69,7 @@ class Planner:
         """
         resolved = self._resolve(self.config.batch.batch_size)
         if self.dataset is not None:
-            validation.check_devices(resolved, topology.devices)
+            validation.check_devices(resolved, topology.devices, "batch")
             # Raises where the objective and the labels do not go together.
             recipe.make_recipe(resolved, num_classes=self.dataset.num_classes)
         elif resolved.batch.batch_size % topology.devices:

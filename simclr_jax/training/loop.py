@@ -51,7 +51,7 @@ def train(
         validation.validate(config)
         source = inputs.open_source(config, config.data.split)
         config = validation.resolve(config, num_examples=source.num_examples)
-        validation.check_devices(config, jax.device_count())
+        validation.check_devices(config, jax.device_count(), "batch")
         run_directory.check(workdir, config, allow_config_change=allow_config_change)
         mesh = parallel.create_mesh()
         parts = recipe.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
@@ -96,8 +96,8 @@ def train(
 def _require_same_run(config: config_dict.ConfigDict, source: Source) -> None:
     """Checks that all processes are about to do the same thing on the same images."""
     processes.require_equal(
-        "a config with the hash",
-        validation.config_hash(run_directory.as_json(config)),
+        "a config of the fingerprint",
+        validation.fingerprint(run_directory.as_json(config)),
     )
     processes.require_equal(
         f"the training images of {config.data.dataset}:",
@@ -149,6 +149,8 @@ def _initial_or_restored(
     init = step.compile_init(parts, mesh, image_size=config.image_size)
     key = jax.random.key(config.seed)
     latest = checkpoints.latest_step()
+    # A file system that shows files late would let processes start at different steps.
+    processes.require_equal("as the newest checkpoint that of step", str(latest))
     if latest is None:
         return init(key)
     _LOG.info("Going on from the checkpoint of step %d.", latest)

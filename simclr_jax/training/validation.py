@@ -156,7 +156,8 @@ _ORDERED = (
 _OPERATIONAL = (
     "data.data_dir",
     "data.threads",
-    "parallel.",
+    "parallel.shard_state",
+    "parallel.remat",
     "loss.form",
     "log.",
     "checkpoint.",
@@ -273,20 +274,20 @@ def resolve(
     return config
 
 
-def check_devices(config: config_dict.ConfigDict, num_devices: int) -> None:
+def check_devices(config: config_dict.ConfigDict, num_devices: int, group: str) -> None:
     """Checks that every device gets the same number of images.
+
+    Args:
+      config: valid.
+      num_devices: that the batch is split over.
+      group: 'batch' or 'evaluation'.
 
     Raises:
       ConfigError: a batch is not divisible by the devices.
     """
-    for key in (
-        "batch.batch_size",
-        "batch.micro_batch_size",
-        "evaluation.batch_size",
-        "evaluation.sgd_batch_size",
-    ):
-        size = flatten(config)[key]
-        if size is not None and size % num_devices:
+    for key, size in flatten(config).items():
+        is_size = key.startswith(f"{group}.") and key.endswith("batch_size")
+        if is_size and size is not None and size % num_devices:
             raise ConfigError(
                 f"config.{key}={size}: must be divisible by the {num_devices} devices"
             )
@@ -304,10 +305,20 @@ def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def fingerprint(config: dict[str, Any]) -> str:
+    """16 hex digits over all that processes of a run must have in common."""
+    own = ("data.data_dir", "data.threads")  # what each host may have for itself
+    return _digest({k: v for k, v in flatten(config).items() if k not in own})
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """16 hex digits that name what a config (as read from JSON) computes."""
     named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
-    canonical = json.dumps(named, sort_keys=True)
+    return _digest(named)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -64,6 +64,41 @@ def test_a_late_process_0_is_waited_for():
         assert early.result() == late.result() == [""]
 
 
+def test_an_early_process_waits_as_long_as_a_late_process_0():
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        early = pool.submit(hold, [1], num_processes=3, port=port, timeout_secs=3.0)
+        time.sleep(2.0)
+        late = pool.submit(hold, [0], num_processes=3, port=port, timeout_secs=8.0)
+        time.sleep(2.5)  # past the deadline of process 1
+        last = pool.submit(hold, [2], num_processes=3, port=port)
+        assert early.result() == late.result() == last.result() == [""]
+
+
+def test_a_process_that_ended_is_missing_and_can_come_again():
+    port = free_port()
+    report = {"process_id": 1, "num_processes": 2, "host": "gone", "versions": {}}
+    report["versions"] = {
+        "python": roll_call.platform.python_version(),
+        "jax": roll_call.jax.__version__,
+    }
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        first = pool.submit(hold, [0], num_processes=3, port=port)
+        for _ in range(50):
+            try:
+                link = socket.create_connection(("localhost", port), timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        link.sendall(json.dumps({**report, "num_processes": 3}).encode() + b"\n")
+        time.sleep(0.3)
+        link.close()
+        time.sleep(0.3)
+        others = pool.submit(hold, [1, 2], num_processes=3, port=port)
+        assert first.result() == [""]
+        assert others.result() == ["", ""]
+
+
 def test_one_number_given_twice_is_told():
     verdicts = hold([0, 1, 1], num_processes=3, timeout_secs=5.0)
     assert "process 1 is there twice" in verdicts[0]
