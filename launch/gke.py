@@ -20,6 +20,8 @@ import job_set
 import yaml_text
 from remote import LaunchError, Local
 
+_DELETE_SECS = 1800  # until the last pod ended
+
 
 def _manifest(args: argparse.Namespace, passed: list[str]) -> None:
     text = yaml_text.dump(job_set.manifest(args, passed))
@@ -33,11 +35,13 @@ def _manifest(args: argparse.Namespace, passed: list[str]) -> None:
         print(f"{args.output}: {hosts} hosts of {args.chips_per_host} chips")
 
 
-def _kubectl(args: argparse.Namespace, *words: str) -> None:
+def _kubectl(args: argparse.Namespace, *words: str, timeout_secs: float = 120) -> None:
     """Runs kubectl and prints what it says."""
     namespace = ["-n", args.namespace] if args.namespace else []
     context = ["--context", args.context] if args.context else []
-    result = Local(dry_run=args.dry_run).run(["kubectl", *context, *namespace, *words])
+    result = Local(dry_run=args.dry_run).run(
+        ["kubectl", *context, *namespace, *words], timeout_secs=timeout_secs
+    )
     if result.code:
         raise LaunchError(f"kubectl: {result.why()}")
     print(result.stdout, end="")
@@ -72,7 +76,11 @@ def _logs(args: argparse.Namespace, passed: list[str]) -> None:
 def _delete(args: argparse.Namespace, passed: list[str]) -> None:
     if not args.yes and not args.dry_run:
         raise LaunchError("--yes: must be given to delete")
-    _kubectl(args, "delete", "jobset", args.name, "--ignore-not-found", "--wait")
+    _kubectl(
+        args,
+        *("delete", "jobset", args.name, "--ignore-not-found", "--wait"),
+        timeout_secs=_DELETE_SECS,
+    )
     if not args.dry_run:
         print(
             "The run is gone. The node pool goes on costing until it scales to zero or "

@@ -17,6 +17,7 @@ import cli
 import job_commands
 from job import REQUIREMENTS, Job
 from remote import Fleet, LaunchError, as_bash
+from supervise import NoCapacity
 
 _SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15")
 
@@ -45,9 +46,8 @@ class Ssh:
 
     def copy(self, worker: int, source: str, target: str) -> list[str]:
         """The command that copies a file into a host's home directory."""
-        host = self.hosts[worker]
-        address = f"[{host}]" if host.count(":") > 1 else host
-        return ["scp", "-q", *self._options, source, f"{self._user}{address}:{target}"]
+        path = f"{self._user}{_before_colon(self.hosts[worker])}:{target}"
+        return ["scp", "-q", *self._options, source, path]
 
 
 class FixedHosts:
@@ -62,7 +62,7 @@ class FixedHosts:
 
     def recreate(self) -> None:
         """Cannot be done."""
-        raise LaunchError("the hosts are yours to bring back; looking again later")
+        raise NoCapacity("the hosts are yours to bring back; looking again later")
 
 
 def hosts_of(args: argparse.Namespace) -> list[str]:
@@ -74,8 +74,8 @@ def hosts_of(args: argparse.Namespace) -> list[str]:
         except OSError as error:
             raise LaunchError(f"--hosts_file={args.hosts_file}: {error}") from error
     lines = [line.partition("#")[0] for line in text.splitlines()]
-    hosts = re.split(r"[,\s]+", " ".join(lines).strip())
-    if not all(hosts):
+    hosts = [name for name in re.split(r"[,\s]+", " ".join(lines)) if name]
+    if not hosts:
         raise LaunchError("--hosts, --hosts_file: must name at least one host")
     for host in hosts:
         if not re.fullmatch(r"[\w:][\w.:%-]*", host, re.ASCII):
@@ -88,7 +88,8 @@ def hosts_of(args: argparse.Namespace) -> list[str]:
 def context(args: argparse.Namespace) -> job_commands.Context:
     """What the sub-commands work with."""
     hosts = hosts_of(args)
-    coordinator = args.coordinator_address or f"{hosts[0]}:{args.port}"
+    own = f"{_before_colon(hosts[0])}:{args.port}"
+    coordinator = args.coordinator_address or own
     local = cli.local(args)
     transport = Ssh(hosts, args.user, args.ssh_option)
 
@@ -106,6 +107,11 @@ def context(args: argparse.Namespace) -> job_commands.Context:
         accelerator=getattr(args, "accelerator", ""),
         reminder=str,
     )
+
+
+def _before_colon(host: str) -> str:
+    """A host where a colon follows it: IPv6 addresses get brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 The same for every transport; `tpu.py` and `hosts.py` are the commands.
 """
 
-import itertools
 import pathlib
 import secrets
 import tempfile
@@ -17,6 +16,8 @@ import worker
 from remote import Fleet, LaunchError, Settings
 
 REQUIREMENTS = {"tpu": "jax[tpu]", "cuda": "jax[cuda13]", "cpu": ""}
+GRACE_SECS = 30  # pretrain saves a checkpoint on SIGTERM
+_STOPPED = 143  # exit code of pretrain after SIGTERM, once it saved
 _INSTALL_SECS = 3600
 _POLL_SECS = 3.0
 
@@ -44,7 +45,10 @@ class State:
     def __str__(self) -> str:
         if self.kind != "exited":
             return {"none": "not started"}.get(self.kind, self.kind)
-        return "finished" if self.code == 0 else f"failed (exit code {self.code})"
+        if self.code == 0:
+            return "finished"
+        word = "stopped" if self.code == _STOPPED else "failed"
+        return f"{word} (exit code {self.code})"
 
 
 class Job:
@@ -82,21 +86,24 @@ class Job:
         if not self.fleet.local.dry_run:
             print(f"Code {checkout.digest()} is on {self.fleet.count()}.")
 
-    def install(self, accelerator: str, *, prepare: str, python: str) -> None:
+    def prepare(self, command: str) -> None:
+        """Runs a bash command on all workers; an empty one is left out."""
+        if command:
+            results = self.fleet.run(
+                worker.PREPARE, {"prepare": command}, timeout_secs=_INSTALL_SECS
+            )
+            self.fleet.need_all(results, "not prepared")
+
+    def install(self, accelerator: str, *, python: str) -> None:
         """Makes the environment on all workers.
 
         Args:
           accelerator: key of `REQUIREMENTS`.
-          prepare: a bash command that runs first.
           python: the interpreter that .venv is made with.
         """
         results = self.fleet.run(
             worker.INSTALL,
-            {
-                "prepare": prepare,
-                "python": python,
-                "requirement": REQUIREMENTS[accelerator],
-            },
+            {"python": python, "requirement": REQUIREMENTS[accelerator]},
             timeout_secs=_INSTALL_SECS,
         )
         self.fleet.need_all(results, "the installation failed")
@@ -110,7 +117,7 @@ class Job:
           arguments: of `simclr_jax.pretrain`; with `--workdir`.
           verify_secs: for how long all must hold out.
         """
-        check.run(self.fleet, workdir_of(arguments))
+        check.run(self.fleet, value_of("workdir", arguments))
         results = self.fleet.run(
             worker.START,
             {
@@ -241,17 +248,22 @@ class Job:
     def _give_up(self, others: list[int], report: str) -> None:
         """Stops the workers that did start, and says so."""
         try:
-            self.stop(grace_secs=10, workers=others)
+            self.stop(grace_secs=GRACE_SECS, workers=others)
         except LaunchError as error:
             raise LaunchError(f"{report}\n{error}") from error
         names = ", ".join(self.fleet.name(i) for i in others) or "none had started"
         raise LaunchError(f"{report}\nThe others were stopped: {names}.")
 
 
-def workdir_of(arguments: list[str]) -> str | None:
-    """The value of `--workdir` among the arguments of pretrain."""
-    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+def value_of(name: str, arguments: list[str]) -> str | None:
+    """The value of the flag `--name` among the arguments of pretrain.
+
+    Returns:
+      None where the flag is not given; empty where it has no value.
+    """
+    following = [*arguments[1:], ""]
+    for argument, after in zip(arguments, following, strict=False):
         flag, equals, value = argument.lstrip("-").partition("=")
-        if flag == "workdir" and argument.startswith("-"):
-            return value if equals else following
+        if flag == name and argument.startswith("-"):
+            return value if equals else after
     return None

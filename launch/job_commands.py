@@ -9,7 +9,7 @@ import check
 import cli
 import supervise
 import worker
-from job import REQUIREMENTS, Job, workdir_of
+from job import GRACE_SECS, REQUIREMENTS, Job, value_of
 from remote import LaunchError
 
 
@@ -63,86 +63,25 @@ def add_job_commands(
     watch_parents: list[argparse.ArgumentParser],
 ) -> dict[str, argparse.ArgumentParser]:
     """Adds the sub-commands of a job and returns them by name."""
-
-    def add(
-        name: str, words: str, act: Command, passes: bool = False
-    ) -> argparse.ArgumentParser:
+    added = {}
+    for name, (words, act) in _table().items():
         more = watch_parents if name == "watch" else []
-        return cli.add_command(
-            commands, name, words, [*parents, *more], act=act, passes=passes
+        added[name] = cli.add_command(
+            commands,
+            name,
+            words,
+            [*parents, *more],
+            act=act,
+            passes=name in ("check", "doctor", "start", "restart", "watch"),
         )
-
-    behind = "what is behind `--` goes to simclr_jax"
-    added = {
-        "push": add("push", "copy the code to all workers", _push),
-        "install": add("install", "make .venv on all workers", _install),
-        "check": add(
-            "check",
-            "look for what keeps a run from starting; with `-- --workdir=DIR`, also "
-            "that all workers see the same directory",
-            _check,
-            passes=True,
-        ),
-        "doctor": add(
-            "doctor",
-            f"run simclr_jax.doctor on all workers; {behind}.doctor",
-            _doctor,
-            passes=True,
-        ),
-        "start": add(
-            "start",
-            f"check, then start on all workers; {behind}.pretrain",
-            _start,
-            passes=True,
-        ),
-        "logs": add("logs", "print the ends of all logs", _logs),
-        "status": add("status", "what each worker is doing", _status),
-        "stop": add("stop", "end the run on all workers", _stop),
-        "restart": add(
-            "restart",
-            f"stop everywhere, then start everywhere; {behind}.pretrain",
-            _restart,
-            passes=True,
-        ),
-        "watch": add(
-            "watch",
-            "keep the run going until it finished: start it where it is not running, "
-            f"start it again where it broke; {behind}.pretrain",
-            _watch,
-            passes=True,
-        ),
-    }
     for name in ("install", "watch"):
         _add_install_arguments(added[name])
-    for name in ("start", "restart", "watch"):
-        added[name].add_argument(
-            "--verify_secs",
-            type=float,
-            default=15,
-            help="all workers must hold out that long (%(default)g)",
-        )
-    for name in ("stop", "restart"):
-        added[name].add_argument(
-            "--grace_secs",
-            type=int,
-            default=30,
-            help="from SIGTERM to SIGKILL (%(default)d)",
-        )
+    _add_timing_arguments(added)
     added["logs"].add_argument(
         "--lines", type=int, default=20, help="of each worker (%(default)d)"
     )
     added["logs"].add_argument(
         "--follow", action="store_true", help="go on until the run ends"
-    )
-    added["watch"].add_argument(
-        "--poll_secs", type=float, default=60, help="between two looks (%(default)g)"
-    )
-    added["watch"].add_argument(
-        "--max_restarts",
-        type=int,
-        default=5,
-        help="give up after so many in a row, without half an hour of running between "
-        "them (%(default)d)",
     )
     return added
 
@@ -166,18 +105,73 @@ def run(
     return code
 
 
+def _table() -> dict[str, tuple[str, Command]]:
+    """The sub-commands: what each is for, and the function that does it."""
+    behind = "what is behind `--` goes to simclr_jax"
+    return {
+        "push": ("copy the code to all workers", _push),
+        "install": ("make .venv on all workers", _install),
+        "check": (
+            "look for what keeps a run from starting; with `-- --workdir=DIR`, also "
+            "that all workers see the same directory",
+            _check,
+        ),
+        "doctor": (f"run simclr_jax.doctor on all workers; {behind}.doctor", _doctor),
+        "start": (f"check, then start on all workers; {behind}.pretrain", _start),
+        "logs": ("print the ends of all logs", _logs),
+        "status": ("what each worker is doing", _status),
+        "stop": ("end the run on all workers", _stop),
+        "restart": (
+            f"stop everywhere, then start everywhere; {behind}.pretrain",
+            _restart,
+        ),
+        "watch": (
+            "keep the run going until it finished: start it where it is not running, "
+            f"start it again where it broke; {behind}.pretrain",
+            _watch,
+        ),
+    }
+
+
 def _add_install_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prepare",
         default="",
         metavar="COMMAND",
         help="bash command that runs first on each worker, such as one that mounts "
-        "the directory of the run",
+        "the directory of the run; `watch` runs it before every start",
     )
     parser.add_argument(
         "--python",
         default="python3",
         help="makes .venv; 3.11 or newer (%(default)s)",
+    )
+
+
+def _add_timing_arguments(added: dict[str, argparse.ArgumentParser]) -> None:
+    for name in ("start", "restart", "watch"):
+        added[name].add_argument(
+            "--verify_secs",
+            type=float,
+            default=15,
+            help="all workers must hold out that long (%(default)g)",
+        )
+    for name in ("stop", "restart", "watch"):
+        added[name].add_argument(
+            "--grace_secs",
+            type=int,
+            default=GRACE_SECS,
+            help="from SIGTERM, on which the run saves, to SIGKILL (%(default)d)",
+        )
+    added["watch"].add_argument(
+        "--poll_secs", type=float, default=60, help="between two looks (%(default)g)"
+    )
+    added["watch"].add_argument(
+        "--max_restarts",
+        type=int,
+        default=5,
+        help="give up after so many in a row, without half an hour of running between "
+        "them (%(default)d)",
     )
 
 
@@ -188,12 +182,13 @@ def _push(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
 
 def _install(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
     assert context.accelerator in REQUIREMENTS
-    context.job().install(context.accelerator, prepare=args.prepare, python=args.python)
+    context.job().prepare(args.prepare)
+    context.job().install(context.accelerator, python=args.python)
     return 0
 
 
 def _check(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
-    check.run(context.job().fleet, workdir_of(passed))
+    check.run(context.job().fleet, value_of("workdir", passed))
     return 0
 
 
@@ -244,8 +239,10 @@ def _watch(context: Context, args: argparse.Namespace, passed: list[str]) -> int
     rules = supervise.Rules(
         poll_secs=args.poll_secs,
         max_restarts=args.max_restarts,
-        start=lambda: context.job().start(passed, verify_secs=args.verify_secs),
+        grace_secs=args.grace_secs,
+        prepare=lambda: context.job().prepare(args.prepare),
         provision=provision,
+        start=lambda: context.job().start(passed, verify_secs=args.verify_secs),
     )
     act = supervise.rehearse if args.dry_run else supervise.watch
     act(context.job, context.machines, rules)
@@ -255,7 +252,7 @@ def _watch(context: Context, args: argparse.Namespace, passed: list[str]) -> int
 
 
 def _need_program(passed: list[str]) -> None:
-    workdir = workdir_of(passed)
+    workdir = value_of("workdir", passed)
     if not workdir:
         raise LaunchError(
             "--workdir: must be given behind `--`, with the other arguments of "

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 
+from job import value_of
 from remote import LaunchError
 from supervise import BAD_INPUT
 
@@ -40,26 +41,9 @@ def manifest(args: argparse.Namespace, passed: list[str]) -> dict:
             f"--name={args.name}: must be up to 40 of a-z, 0-9 and -, beginning with "
             "a letter and not ending with -"
         )
-    hosts = num_hosts(args.topology, args.chips_per_host)
-    job = {
-        "parallelism": hosts,
-        "completions": hosts,
-        "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": _CONTAINER,
-                        "operator": "In",
-                        "values": [BAD_INPUT],
-                    },
-                }
-            ]
-        },
-        "template": _pod(args, passed),
-    }
+    for flag in ("config", "workdir"):
+        if value_of(flag, passed) is not None:
+            raise LaunchError(f"--{flag}: must be given once, before `--`")
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -88,9 +72,37 @@ def manifest(args: argparse.Namespace, passed: list[str]) -> dict:
             # The headless service by whose names the hosts find each other.
             "network": {"enableDNSHostnames": True, "subdomain": args.name},
             "replicatedJobs": [
-                {"name": "workers", "replicas": 1, "template": {"spec": job}}
+                {
+                    "name": "workers",
+                    "replicas": 1,
+                    "template": {"spec": _job(args, passed)},
+                }
             ],
         },
+    }
+
+
+def _job(args: argparse.Namespace, passed: list[str]) -> dict:
+    """One pod per host; the first that fails ends all of them."""
+    hosts = num_hosts(args.topology, args.chips_per_host)
+    return {
+        "parallelism": hosts,
+        "completions": hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": _CONTAINER,
+                        "operator": "In",
+                        "values": [BAD_INPUT],
+                    },
+                }
+            ]
+        },
+        "template": _pod(args, passed),
     }
 
 

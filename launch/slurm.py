@@ -5,7 +5,7 @@
         --workdir=/shared/runs/a -- --config=configs/imagenet.py:50x1
 
 Run it in the checkout on the login node, where `bash launch/setup.sh` and
-`.venv/bin/pip install -U "jax[cuda13]"` made the environment on a shared path.
+`.venv/bin/pip install -U -e . "jax[cuda13]"` made the environment on a shared path.
 `script` prints what `submit` hands to sbatch. See docs/launching.md.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 
 import checkout
 import cli
-from job import workdir_of
+from job import value_of
 from remote import LaunchError, Local
 
 _SCRIPT = """\
@@ -68,7 +68,7 @@ exit "$code"
 
 def script(args: argparse.Namespace, passed: list[str]) -> str:
     """The text for sbatch."""
-    if workdir_of(passed):
+    if value_of("workdir", passed) is not None:
         raise LaunchError("--workdir: must be given once, before `--`")
     if not pathlib.PurePath(args.workdir).is_absolute():
         raise LaunchError(f"--workdir={args.workdir}: must be an absolute, shared path")
@@ -150,12 +150,8 @@ def _submit(args: argparse.Namespace, passed: list[str]) -> None:
     print(result.stdout, end="")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    main = argparse.ArgumentParser(
-        description="Runs a pretraining job on a cluster with SLURM.",
-        allow_abbrev=False,
-    )
+def _job_parser() -> argparse.ArgumentParser:
+    """The job's own arguments."""
     job = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add = job.add_argument
     add("--name", default="simclr_jax", help="of the job (%(default)s)")
@@ -191,8 +187,17 @@ def parser() -> argparse.ArgumentParser:
         help="after crashes, preemptions and time limits, all together (%(default)d)",
     )
     add("--output", default="", help="file for the script")
+    return job
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(
+        description="Runs a pretraining job on a cluster with SLURM.",
+        allow_abbrev=False,
+    )
     commands = main.add_subparsers(dest="command", required=True)
-    parents = [cli.base_parser(), job]
+    parents = [cli.base_parser(), _job_parser()]
     behind = "what is behind `--` goes to simclr_jax.pretrain"
     cli.add_command(
         commands,

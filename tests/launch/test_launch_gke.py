@@ -3,6 +3,7 @@
 import gke
 import pytest
 import yaml
+from remote import Local, Result
 
 NEEDED = {
     "--name": "a",
@@ -131,6 +132,22 @@ def test_what_cannot_be_right_is_refused(capsys, changes, words):
     assert said.out == ""
 
 
+@pytest.mark.parametrize("flag", ["config", "workdir"])
+@pytest.mark.parametrize("behind", ["--{}=/mnt/shared/b", "-{}=", "--{} b", "--{}"])
+def test_config_and_workdir_are_given_once(capsys, flag, behind):
+    words = behind.format(flag).split()
+    assert gke.main(["manifest", *arguments({}), "--", "--x=1", *words]) == 1
+    said = capsys.readouterr()
+    assert f"--{flag}: must be given once, before `--`" in said.err
+    assert said.out == ""
+
+
+def test_settings_of_the_config_go_behind(capsys):
+    behind = ("--config.workdir=1", "--nodebug")
+    (container,) = pod_of(manifest(capsys, behind=behind))["spec"]["containers"]
+    assert tuple(container["args"][-2:]) == behind
+
+
 def test_the_manifest_goes_to_a_file(world, tmp_path, capsys):
     path = tmp_path / "a.yaml"
     asked = ["manifest", *arguments({}), f"--output={path}"]
@@ -164,6 +181,21 @@ def test_kubectl_is_called(world, capsys, command, options, words):
     world.fail("kubectl", "no such cluster")
     assert gke.main([command, *options, *where]) == 1
     assert "no such cluster" in capsys.readouterr().err
+
+
+def test_deleting_may_take_longer_than_asking(world, monkeypatch):
+    limits = []
+
+    def note(self, argv, *, timeout_secs=120, **settings):
+        limits.append(timeout_secs)
+        return Result(0)
+
+    monkeypatch.setattr(Local, "run", note)
+    assert gke.main(["delete", "--name=a", "--yes"]) == 0
+    assert gke.main(["apply", "--file=a.yaml"]) == 0
+    deleting, applying = limits
+    assert deleting >= 900, "kubectl waits for the pods"
+    assert applying == 120
 
 
 def test_delete_must_be_meant(world, capsys):

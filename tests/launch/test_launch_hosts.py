@@ -78,6 +78,32 @@ def test_hosts_come_from_a_file_too(world, capsys):
     assert said.index("worker 0 (h1): not started") < said.index("worker 1 (h0)")
 
 
+@pytest.mark.parametrize("option", ["--hosts=h1,h0,", "--hosts=,h1, h0"])
+def test_a_comma_too_many_does_no_harm(world, capsys, option):
+    assert run("status", option) == 1
+    said = capsys.readouterr().out
+    assert said.index("worker 0 (h1)") < said.index("worker 1 (h0)")
+    assert "worker 2" not in said
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("fd00::1", "[fd00::1]"),
+        ("node1", "node1"),
+        ("10.0.0.2", "10.0.0.2"),
+    ],
+)
+def test_a_port_follows_brackets_around_ipv6(world, capsys, host, address):
+    options = (f"--hosts={host},h1", "--dry_run", "--user=me")
+    assert run("start", *options, program=program(world)) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"--coordinator_address={address}:8476") == 2
+    assert f" me@{host} " in said, "which ssh takes as it is"
+    assert run("push", *options) == 0
+    assert f"me@{address}:simclr_jax_push" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [
@@ -102,12 +128,18 @@ def test_watch_starts_again_and_does_not_make_hosts(ready, script, capsys):
         ready.heal("ssh-1")
         ready.finish(134)
 
-    script(lose, lambda: None, lambda: None, lambda: None, back, ready.finish)
-    options = (TWO, "--accelerator=cpu", "--verify_secs=0.2")
+    now = [0.0]
+
+    def wait():
+        now[0] += 300
+
+    long = [wait] * 12  # lost more often than restarts are allowed
+    script(lose, *long, back, ready.finish, clock=lambda: now[0])
+    options = (TWO, "--accelerator=cpu", "--verify_secs=0.2", "--max_restarts=2")
     assert run("watch", *options, program=program(ready)) == 0
     said = capsys.readouterr().out
     assert "1 running, 1 unreachable" in said
-    assert "gone: no answer 3 times" in said
+    assert said.count("gone: no answer for 600 s") > 2
     assert "the hosts are yours to bring back" in said
     assert "worker 0 failed (exit code 134)" in said
     assert [ready.starts(index) for index in range(2)] == [2, 2]

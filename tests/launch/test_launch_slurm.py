@@ -78,8 +78,9 @@ def test_what_cannot_be_right_is_refused(world, capsys, changes, words):
 
 
 def test_the_workdir_is_given_once(world, capsys):
-    assert slurm.main(["script", *arguments(world), "--", "--workdir=/b"]) == 1
-    assert "--workdir: must be given once" in capsys.readouterr().err
+    for behind in (["--workdir=/b"], ["--workdir", "/b"], ["--workdir="]):
+        assert slurm.main(["script", *arguments(world), "--", *behind]) == 1
+        assert "--workdir: must be given once" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")

@@ -1,6 +1,7 @@
 """The bash texts for workers, and the YAML writer."""
 
 import math
+import re
 import shutil
 import subprocess
 
@@ -14,7 +15,8 @@ ODD = 'it\'s "$HOME" `id` \\ *\n#; &'
 TAME = 'it\'s a "b" #;&'
 SETTINGS: dict[str, dict] = {
     "PUSH": {"archive": "a.tar.gz"},
-    "INSTALL": {"prepare": TAME, "python": "python3", "requirement": "jax[tpu]"},
+    "PREPARE": {"prepare": TAME},
+    "INSTALL": {"python": "python3", "requirement": "jax[tpu]"},
     "INSPECT": {"versions": worker.VERSIONS},
     "SHARED_WRITE": {"workdir": TAME, "nonce": "n"},
     "SHARED_SEE": {"workdir": TAME, "nonce": "n", "tries": 3},
@@ -76,6 +78,17 @@ def test_yaml_is_read_as_it_was_meant(value):
     assert yaml.safe_load(yaml_text.dump(value)) == value
 
 
+@pytest.mark.parametrize(
+    "name", ["docs/launching.md", "launch/skypilot.yaml", "launch/slurm.py"]
+)
+def test_jax_is_installed_within_the_limits_of_the_package(name):
+    lines = (ROOT / name).read_text().splitlines()
+    installs = [x for x in lines if "pip" in x and "jax[" in x and "install" in x]
+    assert installs
+    for line in installs:
+        assert re.search(r'(-e|--editable) \. "jax\[\w+\]"', line), line
+
+
 def test_the_skypilot_example_is_a_task():
     task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     assert task["resources"]["use_spot"] is True
@@ -86,4 +99,6 @@ def test_the_skypilot_example_is_a_task():
     assert "launch/setup.sh" in task["setup"]
     config = next(w for w in task["run"].split() if w.startswith("--config="))
     assert (ROOT / config.removeprefix("--config=").partition(":")[0]).exists()
-    assert math.isfinite(task["resources"]["job_recovery"]["max_restarts_on_errors"])
+    recovery = task["resources"]["job_recovery"]
+    assert math.isfinite(recovery["max_restarts_on_errors"])
+    assert recovery["recover_on_exit_codes"] == [143], "that of a run that saved"

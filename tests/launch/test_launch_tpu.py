@@ -78,7 +78,8 @@ def test_life_of_a_run(world, capsys):
     for index in range(3):
         home = world.home(index)
         assert (home / "prepared").read_text() == "it's\n"
-        assert (home / "pip").read_text().splitlines()[-1].endswith(" jax[tpu]")
+        upgrade = (home / "pip").read_text().splitlines()[-1]
+        assert upgrade.endswith(" --upgrade --editable . jax[tpu]"), "within our limits"
         assert (home / "simclr_jax/configs/with space.py").exists()
         assert not (home / "simclr_jax/secret.txt").exists()
         assert not list(home.glob("*.tar.gz"))
@@ -111,7 +112,7 @@ def test_life_of_a_run(world, capsys):
     assert run("stop") == 0
     assert capsys.readouterr().out.count("nothing ran") == 3
     assert run("status") == 1
-    assert "failed (exit code 143)" in capsys.readouterr().out
+    assert "stopped (exit code 143)" in capsys.readouterr().out
 
     assert run("restart", "--verify_secs=0.3", program=arguments) == 0
     assert [world.starts(index) for index in range(3)] == [2, 2, 2]
@@ -292,6 +293,69 @@ def test_stop_ends_leftovers(ready, capsys):
     assert "worker 0: left over, `stop` ends it: process" in capsys.readouterr().err
     assert run("stop") == 0
     assert not ready.programs(0)
+
+
+def test_a_run_that_is_noted_nowhere_is_left_over(ready, capsys):
+    assert start(ready) == 0
+    (ready.run_of(0) / "pid").unlink()
+    assert run("check") == 1
+    assert "worker 0: left over" in capsys.readouterr().err
+    assert run("stop") == 0
+    assert not ready.programs(0)
+
+
+def test_stop_leaves_other_programs_of_the_checkout_alone(ready, capsys):
+    other = ("--run_dir=other_run",)
+    assert start(ready, *other) == 0
+    (second,) = ready.programs(0)
+    assert start(ready) == 0, "what belongs to another run is not left over"
+    checkout = ready.home(0) / "simclr_jax"
+
+    def by_hand(module: str) -> subprocess.Popen:
+        words = ["-c", "while :; do sleep 0.1; done", "-m", module]
+        return subprocess.Popen(["bash", *words], cwd=checkout)
+
+    spared = [by_hand("simclr_jax.evaluate"), by_hand("simclr_jax.pretrainer")]
+    ended = [by_hand("simclr_jax.pretrain"), by_hand("simclr_jax.doctor")]
+    try:
+        capsys.readouterr()
+        assert run("check") == 1
+        said = capsys.readouterr().err
+        assert all(f"process {process.pid} " in said for process in ended)
+        assert said.count("left over") == 2
+        assert run("stop") == 0
+        assert [process.wait(10) for process in ended] == [-signal.SIGTERM] * 2
+        assert [process.poll() for process in spared] == [None, None]
+        assert second in ready.programs(0)
+        assert run("status") == 1
+        assert run("status", *other) == 0
+    finally:
+        for process in (*spared, *ended):
+            process.kill()
+            process.wait()
+    assert run("stop", *other) == 0
+    assert second not in ready.programs(0)
+
+
+def test_stop_does_not_kill_whoever_has_an_old_process_id(ready, capsys):
+    # After a reboot the noted process id is another's; and what is left over, such as a
+    # process that waits for a share, cannot be killed.
+    (ready.root / "worker_bin/kill").write_text("#!/usr/bin/env bash\n")
+    (ready.root / "worker_bin/kill").chmod(0o755)
+    left = subprocess.Popen(
+        ["bash", "-c", "sleep 60; :", "-m", "simclr_jax.pretrain"],
+        cwd=ready.home(0) / "simclr_jax",
+    )
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    ready.write(0, "simclr_jax_run/host0/pid", f"{stranger.pid}\n")
+    try:
+        assert run("stop", "--grace_secs=0") == 1
+        assert "does not end, not even by KILL" in capsys.readouterr().err
+        assert stranger.poll() is None
+    finally:
+        for process in (left, stranger):
+            process.kill()
+            process.wait()
 
 
 def test_check_tells_what_differs(ready, capsys):
