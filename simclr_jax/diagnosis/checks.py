@@ -115,13 +115,13 @@ def _devices() -> str:
         if platforms == {"cpu"} and chips:
             raise _Failed(
                 f"only CPUs, though {chips[0]} is there: install JAX for TPUs "
-                '(.venv/bin/pip install -U "jax[tpu]"), unset JAX_PLATFORMS, and end '
+                '(.venv/bin/pip install -U -e . "jax[tpu]"), unset JAX_PLATFORMS, and end '
                 "other programs that hold the chips"
             )
         if platforms == {"cpu"} and shutil.which("nvidia-smi"):
             raise _Failed(
                 "only CPUs, though nvidia-smi is there: install JAX for GPUs "
-                '(.venv/bin/pip install -U "jax[cuda13]") and unset JAX_PLATFORMS'
+                '(.venv/bin/pip install -U -e . "jax[cuda13]") and unset JAX_PLATFORMS'
             )
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     size = f", {memory / 1e9:.1f} GB each" if memory else ""

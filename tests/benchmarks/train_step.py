@@ -9,17 +9,14 @@ number of parameters: two views of each image, forward pass, NT-Xent, backward p
 with momentum. On this side it is the step that training runs.
 """
 
-import argparse
-import json
-import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
 from typing import Any
+
+import in_turn
 
 # name -> depth, stem, side of the images, images in the batch
 NETS: dict[str, tuple[int, str, int, int]] = {
@@ -29,7 +26,6 @@ NETS: dict[str, tuple[int, str, int, int]] = {
 SIDES = ("torch", "cpu", "direct")
 TEMPERATURE, MOMENTUM, LEARNING_RATE = 0.1, 0.9, 0.01
 HIDDEN_LAYERS, OUTPUT_DIM = 1, 128
-PACKAGES = ("torch", "torchvision", "lightly")
 # A step returns its loss.
 Step = Callable[[], float]
 
@@ -129,60 +125,16 @@ def torch_step(net: str) -> tuple[Step, int]:
 
 
 def serve(net: str, side: str) -> None:
-    """One side's process: a step for every line read, its processor time for reply."""
+    """One side's process, which replies with processor seconds and the loss."""
     step, num_parameters = torch_step(net) if side == "torch" else jax_step(net, side)
     step()
-    print(json.dumps(num_parameters), flush=True)
-    for _ in sys.stdin:
+
+    def timed() -> tuple[float, float]:
         start = time.process_time()
         loss = step()
-        print(json.dumps([time.process_time() - start, loss]), flush=True)
+        return time.process_time() - start, loss
 
-
-class Side:
-    """The process of one side, pinned to one core."""
-
-    def __init__(self, python: pathlib.Path, net: str, side: str, core: int) -> None:
-        self._process = subprocess.Popen(
-            [str(python), __file__, f"--serve={net},{side}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
-        self.num_parameters = self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("A side ended early; its error is above.")
-        return json.loads(line)
-
-    def step(self) -> tuple[float, float]:
-        """(processor seconds, loss)."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        seconds, loss = self._read()
-        return seconds, loss
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-
-
-def make_environment(folder: pathlib.Path) -> pathlib.Path:
-    """A Python with PyTorch and lightly in `folder`, made if it is not there yet."""
-    python = folder / "bin" / "python"
-    ready = folder / "ready"
-    if not ready.exists():
-        print(f"Installing {', '.join(PACKAGES)} in {folder} (about 6 GB)")
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
-        ready.touch()
-    return python
+    in_turn.serve(num_parameters, timed)
 
 
 def compare(
@@ -191,10 +143,15 @@ def compare(
     """Prints the table of one net."""
     pythons = {"torch": torch_python}
     sides = {
-        side: Side(pythons.get(side, pathlib.Path(sys.executable)), net, side, core)
+        side: in_turn.Contender(
+            pythons.get(side, pathlib.Path(sys.executable)),
+            __file__,
+            f"{net},{side}",
+            core,
+        )
         for side in SIDES
     }
-    counts = {side: process.num_parameters for side, process in sides.items()}
+    counts = {side: process.about for side, process in sides.items()}
     if len(set(counts.values())) > 1:
         raise SystemExit(f"The nets differ in their numbers of parameters: {counts}")
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -229,23 +186,14 @@ def compare(
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch_python", type=pathlib.Path)
-    parser.add_argument(
-        "--env",
-        type=pathlib.Path,
-        default=pathlib.Path.home() / ".cache" / "simclr_jax" / "torch",
-    )
+    parser = in_turn.parser(__doc__.splitlines()[0])
     parser.add_argument("--net", choices=list(NETS), action="append")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of each side in a round")
-    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(*arguments.serve.split(","))
         return
-    python = arguments.torch_python or make_environment(arguments.env)
+    python = arguments.torch_python or in_turn.make_environment(arguments.env)
     for net in arguments.net or NETS:
         compare(
             net,

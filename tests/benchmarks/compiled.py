@@ -1,0 +1,212 @@
+"""Compiles the programs of docs/compiled.md for TPUs and writes that page.
+
+    python tests/benchmarks/compiled.py --folder=/tmp/plans
+
+Takes an hour or two on two cores. A program whose plan is in the folder is not compiled
+again, so the command can be stopped and gone on with; `--only=NAME` compiles one, and
+`--page_only` none: what is not in the folder is then marked as such. Needs
+`.venv/bin/pip install -e ".[plan]"`.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "compiled.md"
+GIB = 2**30
+
+R50 = "imagenet.py:50x1"
+R152 = "simclr_v2.py:152x3+sk"
+# name -> (what the table says, config, settings, slice)
+STEPS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "r50_4x4": ("ResNet-50", R50, {}, "v5e:4x4"),
+    "r50_16x16": ("ResNet-50", R50, {}, "v5e:16x16"),
+    "r50_v3": ("ResNet-50", R50, {}, "v3:8x8"),
+    "r50_v6e": ("ResNet-50", R50, {}, "v6e:4x4"),
+    "r50_v5p": ("ResNet-50", R50, {}, "v5p:2x2x4"),
+    "r50_1x1": (
+        "ResNet-50, micro-batches of 128",
+        R50,
+        {"batch.micro_batch_size": 128},
+        "v5e:1x1",
+    ),
+    "r50x4": ("ResNet-50 4x", "imagenet.py:50x4", {}, "v5e:16x16"),
+    "r152": ("ResNet-152 3x+SK", R152, {}, "v5e:16x16"),
+    "r152_shard": (
+        "ResNet-152 3x+SK, state sharded",
+        R152,
+        {"parallel.shard_state": True},
+        "v5e:16x16",
+    ),
+}
+LOSSES = {
+    f"loss_{slice_.replace(':', '_')}_{images}_{form}": (slice_, images, form)
+    for slice_ in ("v5e:4x4", "v5e:16x16")
+    for images in (4096, 32768, 262144)
+    for form in ("global", "blockwise")
+}
+
+
+def plan(
+    output: pathlib.Path,
+    config: str,
+    settings: dict[str, Any],
+    slice_: str,
+    *more: str,
+) -> None:
+    """Runs the plan command; a program that fits nowhere is a result too."""
+    command = [sys.executable, "-m", "simclr_jax.plan", f"--config=configs/{config}"]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    command += [f"--topology={slice_}", f"--output={output}", *more]
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if code not in (0, 1) or not output.exists():
+        raise SystemExit(f"{output.stem}: {command} ended with exit code {code}")
+
+
+def read(folder: pathlib.Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text())["plans"][0]
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def between(values: list[float], scale: float = 1.0) -> str:
+    low, high = (number(value * scale) for value in values)
+    return f"{low} to {high}"
+
+
+def step_row(folder: pathlib.Path, name: str) -> list[str]:
+    what, _, _, slice_ = STEPS[name]
+    if not (folder / f"{name}.json").exists():
+        return [what, slice_, "", "not compiled", *[""] * 6]
+    made = read(folder, name)
+    memory = made["memory"]
+    needed = f"{memory['peak'] / GIB:.1f} of {memory['available'] / GIB:.2f}"
+    row = [what, slice_, str(made["chips"])]
+    if not made["fits"]:
+        return [*row, f"does not fit: {needed}", *"------"]
+    program, training = made["program"], made["training"]
+    collectives = program["collectives"]
+    total = sum(c["count"] * c["bytes"] for c in collectives) / 1e6
+    return [
+        *row,
+        needed,
+        f"{memory['state'] / GIB:.2f}",
+        number(program["flops"] / 1e12),
+        number(program["hbm_bytes"] / 1e9),
+        f"{sum(c['count'] for c in collectives)}, {total:.0f} MB",
+        between(made["step_seconds"], 1e3),
+        between(training["images_per_second"]),
+    ]
+
+
+def loss_row(folder: pathlib.Path, slice_: str, images: int) -> list[str]:
+    row = [f"{images:,}", slice_]
+    for form in ("global", "blockwise"):
+        made = read(folder, f"loss_{slice_.replace(':', '_')}_{images}_{form}")
+        memory = made["memory"]
+        if not made["fits"]:
+            needed = f"does not fit: {memory['peak'] / GIB:.0f} GiB"
+            row += [needed, "-", "-"]
+            continue
+        row += [
+            f"{memory['temporaries'] / 2**20:.1f}",
+            number(made["program"]["flops"] / 1e9),
+            between(made["step_seconds"], 1e3),
+        ]
+    return row
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(folder: pathlib.Path) -> str:
+    about = json.loads((folder / "r50_4x4.json").read_text())
+    steps = table(
+        [
+            "encoder",
+            "slice",
+            "chips",
+            "GiB a device",
+            "state",
+            "TFLOP",
+            "HBM GB",
+            "collectives",
+            "step ms",
+            "images/s",
+        ],
+        [step_row(folder, name) for name in STEPS],
+    )
+    pairs = dict.fromkeys((slice_, images) for slice_, images, _ in LOSSES.values())
+    nt_xent = table(
+        [
+            "images",
+            "slice",
+            "global: MiB",
+            "GFLOP",
+            "ms",
+            "block-wise: MiB",
+            "GFLOP",
+            "ms",
+        ],
+        [loss_row(folder, *pair) for pair in pairs],
+    )
+    return f"""# What the TPU compiler says
+
+Written by `python tests/benchmarks/compiled.py` (JAX {about["jax"]}, libtpu
+{about["libtpu"]}). Nothing was run: memory, arithmetic and collectives are those of
+compiled programs; times are a bracket from published peak rates, as
+[the page on `plan`](plan.md) explains. Figures are for one device and one step, but
+images/s, which are those of the slice.
+
+## The train step at batch 4096, 224 pixels
+
+As the configs in `configs/` have it: bfloat16 convolutions, LARS, gradients summed in
+float32, `parallel.remat = "wide"`. A chip of v3 is two devices, each with half of its
+memory.
+
+{steps}
+
+## NT-Xent and its gradient alone
+
+The gradient with respect to projections of 128 numbers, two views an image. MiB are the
+compiler's temporaries.
+
+{nt_xent}
+"""
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=pathlib.Path, required=True)
+    parser.add_argument("--only", choices=[*STEPS, *LOSSES])
+    parser.add_argument("--page_only", action="store_true")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    names = [arguments.only] if arguments.only else [*LOSSES, *STEPS]
+    for name in [] if arguments.page_only else names:
+        output = arguments.folder / f"{name}.json"
+        if output.exists():
+            continue
+        if name in LOSSES:
+            slice_, images, form = LOSSES[name]
+            settings = {"batch.batch_size": images, "loss.form": form}
+            plan(output, "imagenet.py", settings, slice_, "--loss_only")
+        else:
+            _, config, settings, slice_ = STEPS[name]
+            plan(output, config, settings, slice_)
+    if not arguments.only:
+        PAGE.write_text(page(arguments.folder))
+        print(f"Wrote {PAGE}.")
+
+
+if __name__ == "__main__":
+    main()
