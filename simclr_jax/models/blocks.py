@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from simclr_jax.models.convolutions import Conv2d, max_pool_by_comparisons
+from simclr_jax.models.convolutions import Conv2d
+from simclr_jax.models.cpu_convolutions import max_pool_by_comparisons
 
 BASE_FILTERS = 64
 # What rematerialisation may keep of a block: all but its last, widest convolution.

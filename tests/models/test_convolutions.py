@@ -5,20 +5,20 @@ import importlib.util
 import itertools
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
 
 from simclr_jax import parallel
-from simclr_jax.models import convolutions, create_encoder
-from simclr_jax.models.convolutions import Conv2d, conv2d, max_pool_by_comparisons
+from simclr_jax.models import convolutions, cpu_convolutions, create_encoder
+from simclr_jax.models.convolutions import Conv2d, conv2d
+from simclr_jax.models.cpu_convolutions import max_pool_by_comparisons
 
 # side of the kernel, stride, side of the images
 CASES = [
@@ -81,8 +81,9 @@ def padded_conv(size, stride, **settings):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of one image, where the real budget would take all at once."""
-    monkeypatch.setattr(convolutions, "_CHUNK_BYTES", 4)
-    monkeypatch.setattr(convolutions, "_LEAST_CHUNK", 0)
+    monkeypatch.setattr(cpu_convolutions, "_CHUNK_BYTES", 4)
+    monkeypatch.setattr(cpu_convolutions, "_LEAST_TIMES_GRADIENT", 0)
+    monkeypatch.setattr(cpu_convolutions, "_LEAST_IMAGES", 1)
 
 
 @pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
@@ -115,16 +116,17 @@ def test_chunks_add_up_to_the_same_gradient(size, stride, side):
 @pytest.mark.parametrize(
     ("num_images", "floats", "total", "chunk"),
     [
-        (128, 2**18, 0, 4),  # 4 MiB are 2^20 floats
-        (128, 2**18 - 1, 0, 4),
-        (30, 2**18, 0, 3),  # a divisor
-        (128, 2**30, 0, 1),
-        (6, 1, 0, 6),
-        (128, 2**18, 2**20, 8),  # twice the gradient
+        (128, 2**15, 0, 32),  # 4 MiB are 2^20 floats
+        (128, 2**15 + 1, 0, 16),
+        (90, 2**15, 0, 30),  # a divisor
+        (128, 2**15, 2**20, 64),  # twice the gradient
+        (128, 2**30, 0, 8),  # a part for each of eight devices
+        (16, 1, 0, 8),  # always a loop
+        (1, 1, 0, 1),
     ],
 )
 def test_a_chunk_fills_the_budget(num_images, floats, total, chunk):
-    assert convolutions._chunk_size(num_images, floats, total) == chunk
+    assert cpu_convolutions._chunk_size(num_images, floats, total) == chunk
 
 
 @pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
@@ -142,14 +144,15 @@ def test_a_bfloat16_gradient_is_exact_in_float32_only(formulation, size, stride,
         convolve = padded_conv(
             size, stride, formulation=formulation, gradient_dtype=dtype
         )
-        y, dx, dk = jax.jit(functools.partial(with_gradients, convolve))(*arrays)
+        # Not jitted: XLA on CPUs leaves out the rounding of what is widened again.
+        y, dx, dk = with_gradients(convolve, *arrays)
         assert (y.dtype, dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16, "float32")
         # Eight bits, rounded to nearest.
         np.testing.assert_allclose(y.astype(float), want[0], rtol=2**-8, atol=1e-9)
         np.testing.assert_allclose(dx.astype(float), want[1], rtol=2**-8, atol=1e-9)
         errors[dtype] = np.max(np.abs(dk - want[2]) / np.max(np.abs(want[2])))
     assert errors["float32"] == 0
-    assert 2**-12 < errors["bfloat16"] < 2**-8
+    assert 2**-14 < errors["bfloat16"] < 2**-8
 
 
 @pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
@@ -197,25 +200,33 @@ def test_a_layer_is_flax_s(size, stride, use_bias, dtype):
     )
 
 
-def operations(function, *arrays):
-    return [
-        line.split(" = ")[1].split("[")[0].split()[0]
-        for line in str(jax.make_jaxpr(function)(*arrays)).splitlines()
-        if " = " in line
-    ]
-
-
-@pytest.mark.parametrize(("side", "slow"), [(1, True), (2, True), (3, False)])
-def test_what_is_slow_on_cpus_is_no_convolution_there(side, slow):
-    x, kernel, g = (jnp.asarray(a, jnp.float32) for a in draw(3, 1, side))
-    x, g = x[:, 1:], g[:, 1:]
+@pytest.mark.parametrize(
+    ("size", "stride", "side", "as_products"),
+    [
+        (1, 1, 4, True),
+        (1, 2, 4, True),
+        (3, 1, 1, True),
+        (3, 1, 2, True),
+        (3, 2, 4, True),
+        (3, 1, 3, False),
+        (3, 2, 5, False),
+        (7, 1, 6, True),
+    ],
+)
+def test_what_is_slow_on_cpus_is_no_convolution_there(size, stride, side, as_products):
+    x = jnp.ones((NUM_IMAGES, side, side, CHANNELS))
+    kernel = jnp.ones((size, size, CHANNELS, FILTERS))
     for formulation in convolutions.FORMULATIONS:
-        convolve = padded_conv(3, 1, formulation=formulation)
-        found = operations(functools.partial(with_gradients, convolve), x, kernel, g)
-        expected = {"direct": 3, "cpu": 0 if slow else 2}[formulation]
-        assert found.count("conv_general_dilated") == expected
-        # Copies of the image for every place of the kernel.
-        assert ("concatenate" in found) == (formulation == "cpu")
+        convolve = padded_conv(size, stride, formulation=formulation)
+        g = jnp.ones(convolve(x, kernel).shape)
+        compute = functools.partial(with_gradients, convolve)
+        program = str(jax.make_jaxpr(compute)(x, kernel, g))
+        # With the primal call of `custom_vjp`, which only differentiation drops.
+        expected = {"direct": 3, "cpu": 0 if as_products else 2}[formulation]
+        assert program.count("= conv_general_dilated") == expected
+        # No copies of the images for the places of a kernel on accelerators.
+        assert ("= stack" in program) == (formulation == "cpu")
+        assert ("dot_general" in program) == (formulation == "cpu")
 
 
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((0, 2), (2, 1))])
@@ -238,15 +249,126 @@ def test_max_pool_keeps_what_is_not_a_number():
         assert jnp.isnan(pooled).all()
 
 
-def small_encoder(depth, **settings):
-    return create_encoder(depth=depth, width=0.0625, **settings)
+def two_layers(params, x, formulation, gradient_dtype="float32"):
+    """A strided and an unstrided convolution: mean square of what comes out."""
+    settings = {"formulation": formulation, "gradient_dtype": gradient_dtype}
+    for kernel, stride in zip(params, (2, 1), strict=True):
+        x = jax.nn.relu(padded_conv(3, stride, **settings)(x, kernel))
+    return jnp.mean(jnp.square(x.astype(jnp.float32)))
 
 
-@functools.cache
-def encoder_results(depth, formulation, remat="none"):
+def layers_and_images(num_images=16):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((3, 3, 4, 8), (3, 3, 8, 8), (num_images, 12, 12, 4))
+    *params, x = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)
+    )
+    return params, x
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+def test_layers_can_be_computed_again_and_looped_over(formulation):
+    params, x = layers_and_images()
+    objective = functools.partial(two_layers, formulation=formulation)
+    want = jax.jit(jax.grad(objective))(params, x)
+
+    def looped(params, x):
+        def add(total, part):
+            return total + jax.checkpoint(objective)(params, part), None
+
+        return jax.lax.scan(add, 0.0, x.reshape(4, 4, *x.shape[1:]))[0] / 4
+
+    got = jax.jit(jax.grad(looped))(params, x)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want
+    )
+    shapes = jax.eval_shape(jax.grad(looped), params, x)
+    assert [s.dtype for s in shapes] == [jnp.float32] * 2
+
+
+@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+def test_images_split_over_devices_stay_where_they_are(formulation, monkeypatch):
+    monkeypatch.setattr(cpu_convolutions, "_CHUNK_BYTES", 0)
+    monkeypatch.setattr(cpu_convolutions, "_LEAST_TIMES_GRADIENT", 0)
+    params, x = layers_and_images()
+    gradients = jax.grad(functools.partial(two_layers, formulation=formulation))
+    mesh = parallel.create_mesh(jax.devices())
+    assert mesh.size == 8
+    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    compiled = (
+        jax.jit(gradients, in_shardings=(whole, split), out_shardings=whole)
+        .lower(params, x)
+        .compile()
+    )
+    moves = ("all-gather", "all-to-all", "collective-permute")
+    program = compiled.as_text()
+    assert "all-reduce" in program
+    assert not [move for move in moves if move in program]
+    got = compiled(jax.device_put(params, whole), jax.device_put(x, split))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        got,
+        jax.jit(gradients)(params, x),
+    )
+
+
+_COMPILE_FOR_TPU = """
+import json, re, sys
+sys.path.insert(0, {folder!r})
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from simclr_jax import parallel
+from test_convolutions import layers_and_images, two_layers
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+mesh = parallel.create_mesh(topology.devices)
+whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+params, x = jax.eval_shape(layers_and_images)
+x = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+found = {{}}
+for dtype in ("float32", "bfloat16"):
+    step = jax.jit(
+        jax.grad(lambda p, x: two_layers(p, x, "direct", dtype)),
+        in_shardings=(whole, split),
+        out_shardings=whole,
+    )
+    program = step.lower(params, x).compile().as_text()
+    results = re.findall(r"= (.*) all-reduce(?:-start)?[(]", program)
+    found[dtype] = re.findall(r"(\\w+)\\[3,3,\\d+,\\d+\\]", " ".join(results))
+print(json.dumps(found))
+"""
+
+
+def test_tpus_sum_gradients_in_the_dtype_asked_for():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, the compiler for TPUs, is not installed")
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        # No question to the cloud about which TPU this is, and no lock on one.
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    code = _COMPILE_FOR_TPU.format(folder=str(pathlib.Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {"float32": ["f32", "f32"], "bfloat16": ["bf16", "bf16"]}
+
+
+def encoder_results(depth, formulation):
     """(variables, h, gradients) of a small net with every branch open."""
-    images = jax.random.uniform(jax.random.key(1), (8, 64, 64, 3))
-    encoder = small_encoder(depth, convolutions=formulation, remat=remat)
+    images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 3))
+    encoder = create_encoder(depth=depth, width=0.0625, convolutions=formulation)
     variables = jax.jit(encoder.init)(jax.random.key(0), images)
     # The last scale of each block starts at 0, which would hide its convolutions.
     params = jax.tree.map(lambda p: jnp.where(p == 0, 0.1, p), variables["params"])
@@ -260,23 +382,57 @@ def encoder_results(depth, formulation, remat="none"):
     return variables, h, gradients
 
 
-def worst(a, b):
-    return max(
-        float(jnp.linalg.norm(x - y) / (jnp.linalg.norm(y) + 1e-6))
+def relative_errors(a, b):
+    """|a - b| / |b| of each leaf."""
+    return [
+        float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    ]
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+# At 32 pixels the groups have 8, 4, 2 and 1 pixels a side.
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_net_is_the_same_in_both_formulations(depth):
     variables, h, gradients = encoder_results(depth, "direct")
     cpu_variables, cpu_h, cpu_gradients = encoder_results(depth, "cpu")
     jax.tree.map(np.testing.assert_array_equal, cpu_variables, variables)
-    print(worst(cpu_h, h), worst(cpu_gradients, gradients))
+    # float32 rounding, 1e-7 of each sum, through all layers and back.
+    assert max(relative_errors(cpu_h, h)) < 2e-5
+    assert max(relative_errors(cpu_gradients, gradients)) < 1e-4
 
 
-def test_blocks_can_be_computed_again():
-    for formulation in convolutions.FORMULATIONS:
-        _, h, gradients = encoder_results(18, formulation)
-        _, again_h, again_gradients = encoder_results(18, formulation, "blocks")
-        print(worst(again_h, h), worst(again_gradients, gradients))
+@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+@pytest.mark.parametrize("gradient_dtype", convolutions.GRADIENT_DTYPES)
+def test_an_encoder_hands_its_settings_on(formulation, gradient_dtype):
+    encoder = create_encoder(
+        depth=18,
+        width=0.0625,
+        dtype=jnp.bfloat16,
+        convolutions=formulation,
+        gradient_dtype=gradient_dtype,
+    )
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
+    gradients = jax.grad(lambda v, x: encoder.apply(v, x).sum())
+    program = str(jax.make_jaxpr(gradients)(variables, images))
+    direct = formulation == "direct"
+    assert ("= stack" in program) != direct
+    assert ("= reduce_window_max" in program) == direct
+    if direct:
+        wide = program.count("preferred_element_type=float32")
+        assert wide == {"float32": 20, "bfloat16": 0}[gradient_dtype]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("convolutions", "direct, cpu"), ("gradient_dtype", "float32")]
+)
+def test_unknown_settings_are_refused(name, values):
+    with pytest.raises(ValueError, match=f"{name}='other': must be one of {values}"):
+        create_encoder(depth=18, **{name: "other"})
+
+
+@pytest.mark.parametrize("name", ["formulation", "gradient_dtype"])
+def test_a_convolution_refuses_unknown_settings(name):
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+    with pytest.raises(ValueError, match=f"{name}='other': must be one of"):
+        conv2d(x, kernel, **{name: "other"})
