@@ -115,8 +115,8 @@ def _devices() -> str:
         if platforms == {"cpu"} and chips:
             raise _Failed(
                 f"only CPUs, though {chips[0]} is there: install JAX for TPUs "
-                '(.venv/bin/pip install -U -e . "jax[tpu]"), unset JAX_PLATFORMS, and end '
-                "other programs that hold the chips"
+                '(.venv/bin/pip install -U -e . "jax[tpu]"), unset JAX_PLATFORMS, and '
+                "end other programs that hold the chips"
             )
         if platforms == {"cpu"} and shutil.which("nvidia-smi"):
             raise _Failed(
