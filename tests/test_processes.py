@@ -66,6 +66,7 @@ def test_one_process_told_to_stop_stops_all_behind_the_same_step(tmp_path):
         assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
     workdir, _ = run_of_two
     values = {}
@@ -125,9 +126,10 @@ def test_different_configs_are_refused(tmp_path):
     command = [str(script), *RUN[2:], f"--workdir={tmp_path / 'run'}"]
     for code, text in jobs.run(command, num_processes=2, devices_each=1):
         assert code == 2, text[-2000:]
-        assert "error: process 1 has a config with the hash" in text
+        assert "error: process 1 has a config of the fingerprint" in text
 
 
+@pytest.mark.slow
 def test_doctor_checks_two_processes(tmp_path):
     command = ["-m", "simclr_jax.doctor", f"--workdir={tmp_path / 'run'}"]
     command.append("--compilation_cache=")
