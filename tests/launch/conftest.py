@@ -133,7 +133,9 @@ class World:
     def finish(self, code: int = 0, workers: tuple[int, ...] = (0, 1)) -> None:
         """Lets the programs end, and waits until that is noted."""
         for index in workers:
-            self.write(index, "finish", str(code))
+            self.write(index, "finish.tmp", str(code))
+            # At once, so that no program reads half of it.
+            (self.home(index) / "finish.tmp").rename(self.home(index) / "finish")
         self.wait(lambda: all((self.run_of(i) / "exit_code").exists() for i in workers))
         for index in workers:
             (self.home(index) / "finish").unlink()

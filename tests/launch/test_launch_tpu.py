@@ -312,8 +312,9 @@ def test_stop_leaves_other_programs_of_the_checkout_alone(ready, capsys):
     checkout = ready.home(0) / "simclr_jax"
 
     def by_hand(module: str) -> subprocess.Popen:
-        words = ["-c", "while :; do sleep 0.1; done", "-m", module]
-        return subprocess.Popen(["bash", *words], cwd=checkout)
+        # One that starts no children, which would be counted for a moment.
+        words = ["-S", "-E", "-c", "import time; time.sleep(60)", "-m", module]
+        return subprocess.Popen([sys.executable, *words], cwd=checkout)
 
     spared = [by_hand("simclr_jax.evaluate"), by_hand("simclr_jax.pretrainer")]
     ended = [by_hand("simclr_jax.pretrain"), by_hand("simclr_jax.doctor")]

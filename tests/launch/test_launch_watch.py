@@ -85,6 +85,8 @@ def test_a_lost_slice_is_made_again(ready, script, state):
     def lose():
         if state == "missing":
             (ready.root / "slices/n").unlink()
+            for process in ready.processes():
+                os.kill(process, signal.SIGKILL)
         else:
             ready.slice(state)
 

@@ -23,7 +23,7 @@ command.define_processes()
 
 
 def main(_) -> None:
-    command.start_processes(_WORKDIR.value)
+    command.start_processes(_WORKDIR.value, ends_in_order=True)
     config = smoke.get_config()
     config.update_from_flattened_dict(json.loads(_OVERRIDE.value))
     seen = 0
