@@ -35,46 +35,41 @@ _KNOWN = {
 
 
 def describe(
-    data: config_dict.ConfigDict, *, num_examples: int | None, num_classes: int | None
+    config: config_dict.ConfigDict, *, num_examples: int | None, num_classes: int | None
 ) -> Dataset:
-    """The training images of a config's group `data`.
+    """The training images of a config.
 
     What is given counts; then the published sizes of well-known datasets, for which
     nothing has to be here; then the dataset itself.
 
     Args:
-      data: the group.
+      config: valid.
       num_examples: overrides the dataset's; it is then not opened.
       num_classes: overrides the dataset's.
 
     Raises:
       ConfigError: nothing tells how many images there are.
     """
+    data = config.data
     known = _KNOWN.get((data.dataset.partition(":")[0], data.split))
     if num_examples is not None:
         known = Dataset(num_examples, known.num_classes if known else None)
     elif known is None:
-        known = _open(data)
+        known = _open(config)
     if num_classes is not None:
         known = dataclasses.replace(known, num_classes=num_classes)
     return known
 
 
-def _open(data: config_dict.ConfigDict) -> Dataset:
+def _open(config: config_dict.ConfigDict) -> Dataset:
     # Imported here: TensorFlow takes seconds.
-    from simclr_jax.data import sources
+    from simclr_jax.training import inputs
 
     try:
-        source = sources.open_source(
-            data.dataset,
-            split=data.split,
-            data_dir=data.data_dir,
-            image_key=data.image_key,
-            label_key=data.label_key,
-        )
+        source = inputs.open_source(config, config.data.split)
     except DataError as error:
         raise ConfigError(
-            f"config.data.dataset={data.dataset!r}: its size is not known here; give "
-            f"--num_examples ({error})"
+            f"config.data.dataset={config.data.dataset!r}: its size is not known here; "
+            f"give --num_examples ({error})"
         ) from error
     return Dataset(source.num_examples, source.num_classes)

@@ -42,7 +42,7 @@ def make_planner(
     dataset = None
     if not loss_only:
         dataset = datasets.describe(
-            config.data, num_examples=num_examples, num_classes=num_classes
+            config, num_examples=num_examples, num_classes=num_classes
         )
     return Planner(config, dataset, report)
 

@@ -102,6 +102,8 @@ def _whole(
     return gradients, new_stats, metrics
 
 
+# Asked for at every compilation and restore; tracing a large net takes seconds.
+@functools.lru_cache(maxsize=4)
 def state_sharding(recipe: Recipe, mesh: Mesh) -> Any:
     """Where each array of the state lives: whole everywhere, or split by the recipe.
 

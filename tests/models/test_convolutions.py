@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -314,6 +313,8 @@ def test_images_split_over_devices_stay_where_they_are(formulation, monkeypatch)
 
 
 _COMPILE_FOR_TPU = """
+from simclr_jax.planning import topologies as slices
+slices.prepare_environment()
 import json, re, sys
 sys.path.insert(0, {folder!r})
 import jax, jax.numpy as jnp, numpy as np
@@ -343,20 +344,9 @@ print(json.dumps(found))
 def test_tpus_sum_gradients_in_the_dtype_asked_for():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, the compiler for TPUs, is not installed")
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        # No question to the cloud about which TPU this is, and no lock on one.
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
     code = _COMPILE_FOR_TPU.format(folder=str(pathlib.Path(__file__).parent))
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )

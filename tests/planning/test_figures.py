@@ -151,7 +151,7 @@ def test_a_fitting_libtpu_is_accepted(monkeypatch, version):
 
 def dataset(config, **given):
     settings = {"num_examples": None, "num_classes": None, **given}
-    return datasets.describe(config.data, **settings)
+    return datasets.describe(config, **settings)
 
 
 def test_well_known_datasets_need_not_be_here():
