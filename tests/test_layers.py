@@ -17,7 +17,16 @@ LAYERS = (
     ("losses", "models", "optim"),
     ("data", "parallel"),
     ("training", "evaluation", "interop", "planning", "diagnosis"),
-    ("command", "pretrain", "evaluate", "convert", "preview", "plan", "doctor"),
+    (
+        "command",
+        "pretrain",
+        "evaluate",
+        "convert",
+        "prepare",
+        "preview",
+        "plan",
+        "doctor",
+    ),
 )
 SAME_LAYER = {
     ("evaluation", "training"),
@@ -27,6 +36,7 @@ SAME_LAYER = {
     ("convert", "command"),
     ("pretrain", "command"),
     ("evaluate", "command"),
+    ("prepare", "command"),
     ("preview", "command"),
     ("plan", "command"),
     ("doctor", "command"),

@@ -8,13 +8,13 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.records import NO_LABEL, decode_rgb
+from simclr_jax.data.records import NO_LABEL
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 class FolderSource:
@@ -51,11 +51,12 @@ class FolderSource:
                 pass
         self.num_examples = len(self._paths)
         self.record_spec = tf.TensorSpec((None,), tf.string)
+        self.image_shape = None
 
         parts = [path.relative_to(root).parts for path in self._paths]
         labelled = all(len(part) > 1 for part in parts)
         classes = sorted({part[0] for part in parts}) if labelled else []
-        if split == "all" and len(classes) > 1 and _SPLITS.issuperset(classes):
+        if split == "all" and len(classes) > 1 and SPLITS.issuperset(classes):
             raise DataError(
                 f"dataset {self.name}: its sub-folders {', '.join(classes)} are "
                 "splits, not classes; choose one with config.data.split"
@@ -74,11 +75,11 @@ class FolderSource:
             records[i] = read_image_file(self._paths[index])
         return records, self._labels[indices]
 
-    def decode(
+    def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Source`."""
-        return decode_rgb(record), label
+        return record, label
 
     def describe(self, index: int) -> str:
         """See `Source`."""

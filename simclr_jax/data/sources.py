@@ -1,4 +1,4 @@
-"""Where images come from: arrays, folders, TFDS, photographs, synthetic.
+"""Where images come from: arrays, folders, shards, TFDS, photographs, synthetic.
 
 Adding a source is one class with the methods of `records.Source` and one line in
 `open_source`.
@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-from simclr_jax.data import folders, photographs, prepared
+from simclr_jax.data import folders, photographs, prepared, shards
 from simclr_jax.data.records import NO_LABEL, Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
@@ -45,6 +45,7 @@ class ArraySource:
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.record_spec = tf.TensorSpec((None, *images.shape[1:]), tf.uint8)
+        self.image_shape: tuple[int, int] | None = images.shape[1:3]
         self._images = images
         self._labels = np.full(len(images), NO_LABEL, np.int32)
         if labels is not None:
@@ -63,7 +64,7 @@ class ArraySource:
         """See `Source`."""
         return self._images[indices], self._labels[indices]
 
-    def decode(
+    def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Source`."""
@@ -121,7 +122,8 @@ def open_source(
     """Opens a dataset by its name in the config.
 
     Args:
-      dataset: a TFDS name; 'folder:PATH'; 'npz:PATH' with arrays `images` and
+      dataset: a TFDS name; 'folder:PATH'; 'prepared:PATH', as `simclr_jax.prepare`
+        leaves it; 'npz:PATH' with arrays `images` and
         optionally `labels`, where '{split}' in PATH stands for the split;
         'photographs'; or 'synthetic:SIZE' (1,281,167 noise images of SIZE pixels).
       split: of TFDS and photographs; for a folder a sub-folder or 'all'.
@@ -135,6 +137,8 @@ def open_source(
     kind, _, argument = dataset.partition(":")
     if kind == "folder":
         return folders.FolderSource(argument, split=split)
+    if kind == "prepared":
+        return shards.ShardSource(argument, split=split)
     if kind == "npz":
         return _open_npz(argument.replace("{split}", split))
     if kind == "synthetic":
