@@ -65,7 +65,7 @@ def main() -> None:
         drop_duplicates=_DROP_DUPLICATES.value,
         shard_size_mb=_SHARD_SIZE_MB.value,
     )
-    num_workers = _NUM_WORKERS.value or len(os.sched_getaffinity(0))
+    num_workers = _NUM_WORKERS.value or _own_cores()
     manifest = preparing.prepare(options, _OUTPUT.value or "", num_workers=num_workers)
     classes = manifest["class_names"]
     print(
@@ -75,6 +75,13 @@ def main() -> None:
         f"{manifest['num_duplicates']:,} duplicates; splits: "
         f"{', '.join(manifest['splits'])}; see {_OUTPUT.value}/preview.jpg"
     )
+
+
+def _own_cores() -> int:
+    # Of a shared machine a job may have been given some; macOS cannot tell.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

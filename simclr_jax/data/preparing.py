@@ -105,7 +105,13 @@ def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any
             return _finished(options, folder)
         _claim(folder)
         with _lock(work):
-            manifest = _prepare(options, folder, num_workers)
+            try:
+                manifest = _prepare(options, folder, num_workers)
+            except DataError:
+                if not (work / _PLAN).exists():
+                    # Nothing was begun: a mistyped input leaves nothing behind.
+                    shutil.rmtree(work)
+                raise
         shutil.rmtree(work)
     except (OSError, tf.errors.OpError) as error:
         raise RunFailed(

@@ -654,8 +654,9 @@ def test_linked_folders_are_entered_but_not_for_ever(tree, tmp_path):
 def test_inputs_that_cannot_be(name, message, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").touch()
-    path = tmp_path / name
-    _assert_data_error(["--input", path, message], _prepare, path, tmp_path / "dataset")
+    path, output = tmp_path / name, tmp_path / "dataset"
+    _assert_data_error(["--input", path, message], _prepare, path, output)
+    assert not list(output.iterdir()), "another input can be tried"
 
 
 def test_a_store_that_tensorflow_reads(tree, tmp_path):
