@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 PEERS = ("torch", "torchvision", "lightly")
@@ -54,8 +54,11 @@ def serve(about: Any, step: Callable[[], Any]) -> None:
         print(json.dumps(step()), flush=True)
 
 
-def make_environment(folder: pathlib.Path) -> pathlib.Path:
-    """A Python with PyTorch and lightly in `folder`, made if it is not there yet."""
+def make_environment(folder: pathlib.Path, more: Sequence[str] = ()) -> pathlib.Path:
+    """A Python with PyTorch and lightly in `folder`, made if it is not there yet.
+
+    Of the packages `more`, one that cannot be installed is named and done without.
+    """
     python = folder / "bin" / "python"
     ready = folder / "ready"
     if not ready.exists():
@@ -63,6 +66,15 @@ def make_environment(folder: pathlib.Path) -> pathlib.Path:
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
         ready.touch()
+    for package in more:
+        ready = folder / f"ready_{package}"
+        if not ready.exists():
+            print(f"Installing {package} in {folder}")
+            command = [python, "-m", "pip", "install", "-q", package]
+            if subprocess.run(command).returncode == 0:
+                ready.touch()
+            else:
+                print(f"{package} could not be installed; its error is above.")
     return python
 
 
@@ -71,8 +83,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description)
     result.add_argument(
         "--torch_python",
+        "--peers_python",
         type=pathlib.Path,
-        help="a Python with torch, torchvision and lightly",
+        help="a Python with the peers: torch, torchvision, lightly, ...",
     )
     result.add_argument(
         "--env",
