@@ -1,0 +1,1 @@
+"""The contenders of input_pipeline.py; each is made in a process of its own."""
