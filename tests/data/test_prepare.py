@@ -493,7 +493,9 @@ def test_part_of_the_images_for_validation(tmp_path):
     assert not images[0] & images[1], "equal images are on one side"
     assert len(images[0] | images[1]) == 30
     assert list(manifest["splits"]) == ["train", "val"]
-    assert _open(tmp_path / "dataset", "all").num_examples == 60
+    everything = _pixels(_open(tmp_path / "dataset", "all"), np.arange(60))[0]
+    halves = [_pixels(s, np.arange(s.num_examples))[0] for s in (train, val)]
+    np.testing.assert_array_equal(everything, [*halves[0], *halves[1]])
 
 
 @pytest.mark.parametrize(
