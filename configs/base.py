@@ -20,7 +20,18 @@ def get_config() -> config_dict.ConfigDict:
     data.split = "train"
     data.image_key = "image"
     data.label_key = "label"  # may be absent from the dataset
-    data.threads = config_dict.placeholder(int)  # for reading; None: one per core
+    data.threads = config_dict.placeholder(int)  # for augmenting; None: one per core
+    # Reads at a time, of 16 images or a block each; None: as many as threads. More of
+    # them hide the latency of a store.
+    data.parallel_reads = config_dict.placeholder(int)
+    data.memory_mb = 8192  # of host memory for all buffers of the input pipeline
+    # Datasets whose images have one size and take no more as pixels are decoded once
+    # and kept in memory, on each host; 0: none.
+    data.in_memory_mb = 1024
+    # Neighbours in the dataset that are shuffled and read together, in one request
+    # where it holds them side by side. 1 is best on disks; a store such as GCS wants
+    # 16 or more, and a dataset that is not stored in the order of its classes.
+    data.block_size = 1
 
     # Images, not views, in one update, over all devices. NT-Xent sees twice as many
     # views.
@@ -43,10 +54,13 @@ def get_config() -> config_dict.ConfigDict:
     # and widest convolution of each residual block); blocks (whole residual blocks).
     parallel.remat = "none"
 
-    # Augmentations, in the order in which they apply (paper appendix A). Also there:
-    # rotation, cutout, noise, sobel.
+    # Augmentations, in the order in which they apply (paper appendix A), the crop first
+    # or left out. Also there: rotation, cutout, noise, sobel.
     config.augment = augment = config_dict.ConfigDict()
     augment.operations = ("crop", "flip", "color_jitter", "grayscale", "blur")
+    # Where views are made. host; split: crops on the host, the rest on the accelerator;
+    # accelerator: all of it there, for a dataset that its memory and in_memory_mb hold.
+    augment.device = "host"
     augment.crop = crop = config_dict.ConfigDict()
     crop.sampler = "reference"  # or torchvision: area uniform, ratio log-uniform
     crop.area_min, crop.area_max = 0.08, 1.0  # share of the image

@@ -1,17 +1,18 @@
 """SimCLR's augmentations as TensorFlow operations on single images (paper appendix A).
 
-Two layers: operations with explicit factors (`adjust_hue`, `gaussian_blur`, ...), and
-random ones, `name(image, seed, **settings)`, that draw the factors from a stateless
-seed. Images are float32 [H, W, 3] in [0, 1] unless said otherwise; a seed is int64 [2].
-`OPERATIONS` maps the names used in the config to the random operations, so that any of
-them can be composed in any order.
+The readable definition, one image at a time. Two layers: operations with explicit
+factors (`adjust_hue`, `gaussian_blur`, ...), and random ones, `name(image, u,
+**settings)`, which take uniform numbers u (`draws.py`) and make factors of them. Images
+are float32 [H, W, 3] in [0, 1] unless said otherwise. `OPERATIONS` maps the names used
+in the config to the random operations, so that any of them can be composed in any
+order. Training runs faster forms of the same: `augment_host.py`, `augment_jax.py`.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from simclr_jax.data.draws import between, jitter_factors, jitter_order, split
 from simclr_jax.data.tf_cpu import tf
 
 Settings = Mapping[str, Any]
@@ -108,20 +109,6 @@ def sobel(image: tf.Tensor) -> tf.Tensor:
 # Random operations --------------------------------------------------------------------
 
 
-def _uniform(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
-    """`count` independent draws from [0, 1)."""
-    draws = tf.random.stateless_uniform([count], seed, alg="philox")
-    return tf.unstack(draws)
-
-
-def _between(u: tf.Tensor, low: float, high: float) -> tf.Tensor:
-    return low + u * (high - low)
-
-
-def _fold_in(seed: tf.Tensor, number: int) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
-
-
 def _with_probability(
     probability: float,
     u: tf.Tensor,
@@ -167,8 +154,8 @@ def _torchvision_box(
     height, width = shape[0], shape[1]
     h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     draws = tf.random.stateless_uniform([4, 10], seed, alg="philox")
-    target = _between(draws[0], *area) * h * w
-    aspect = tf.exp(_between(draws[1], math.log(ratio[0]), math.log(ratio[1])))
+    target = between(draws[0], *area) * h * w
+    aspect = tf.exp(between(draws[1], math.log(ratio[0]), math.log(ratio[1])))
     widths = tf.cast(tf.round(tf.sqrt(target * aspect)), tf.int32)
     heights = tf.cast(tf.round(tf.sqrt(target / aspect)), tf.int32)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
@@ -203,7 +190,10 @@ def random_crop_box(
     ratio_min: float,
     ratio_max: float,
 ) -> list[tf.Tensor]:
-    """Draws a box (y, x, height, width) in an image of `shape` (height, width, C)."""
+    """Draws a box (y, x, height, width) in an image of `shape` (height, width, C).
+
+    The seed is int64 [2]. For many images of one size there is `boxes.random_boxes`.
+    """
     return CROP_SAMPLERS[sampler](
         shape, seed, area=(area_min, area_max), ratio=(ratio_min, ratio_max)
     )
@@ -217,54 +207,41 @@ def random_resized_crop(
     return crop_and_resize(image, box, (image_size, image_size))
 
 
-def random_flip(image: tf.Tensor, seed: tf.Tensor, *, probability: float) -> tf.Tensor:
+def random_flip(image: tf.Tensor, u: tf.Tensor, *, probability: float) -> tf.Tensor:
     """Mirrors left and right."""
-    (u,) = _uniform(seed, 1)
-    return _with_probability(probability, u, lambda: tf.reverse(image, [1]), image)
+    return _with_probability(probability, u[0], lambda: tf.reverse(image, [1]), image)
 
 
 def color_jitter(
     image: tf.Tensor,
-    seed: tf.Tensor,
+    u: tf.Tensor,
     *,
     probability: float,
-    strength: float,
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
     brightness_mode: str,
+    **ranges: float,
 ) -> tf.Tensor:
     """Brightness, contrast, saturation and hue, in random order, clipped after each.
 
-    Each range is its number times `strength`: factors from [max(0, 1 - r), 1 + r], the
-    hue from [-r, r] turns, additive brightness from [-r, r].
+    Args:
+      image: the image.
+      u: float32 [9].
+      probability: of acting at all.
+      brightness_mode: 'multiplicative' or 'additive'.
+      **ranges: the other arguments of `draws.jitter_factors`.
     """
-    u = _uniform(_fold_in(seed, 0), 5)
-    order = tf.argsort(
-        tf.random.stateless_uniform([4], _fold_in(seed, 1), alg="philox")
+    bright, contrast, saturation, turns = jitter_factors(
+        u, brightness_mode=brightness_mode, **ranges
     )
-
-    def factor(u: tf.Tensor, spread: float) -> tf.Tensor:
-        spread = spread * strength
-        return _between(u, max(0.0, 1.0 - spread), 1.0 + spread)
-
-    shift = brightness * strength
-    bright = (
-        _between(u[1], -shift, shift)
-        if brightness_mode == "additive"
-        else factor(u[1], brightness)
-    )
-    hue_turns = _between(u[4], -hue * strength, hue * strength)
+    order = tf.argsort(jitter_order(u))
 
     def jitter() -> tf.Tensor:
         result = image
         for place in range(4):
             operations = (
                 lambda x=result: adjust_brightness(x, bright, mode=brightness_mode),
-                lambda x=result: adjust_contrast(x, factor(u[2], contrast)),
-                lambda x=result: adjust_saturation(x, factor(u[3], saturation)),
-                lambda x=result: adjust_hue(x, hue_turns),
+                lambda x=result: adjust_contrast(x, contrast),
+                lambda x=result: adjust_saturation(x, saturation),
+                lambda x=result: adjust_hue(x, turns),
             )
             result = tf.switch_case(order[place], operations)
             result = tf.clip_by_value(result, 0.0, 1.0)
@@ -274,16 +251,15 @@ def color_jitter(
 
 
 def random_grayscale(
-    image: tf.Tensor, seed: tf.Tensor, *, probability: float
+    image: tf.Tensor, u: tf.Tensor, *, probability: float
 ) -> tf.Tensor:
     """Drops the colours."""
-    (u,) = _uniform(seed, 1)
-    return _with_probability(probability, u, lambda: to_grayscale(image), image)
+    return _with_probability(probability, u[0], lambda: to_grayscale(image), image)
 
 
 def random_blur(
     image: tf.Tensor,
-    seed: tf.Tensor,
+    u: tf.Tensor,
     *,
     probability: float,
     sigma_min: float,
@@ -291,8 +267,7 @@ def random_blur(
     kernel_fraction: float,
 ) -> tf.Tensor:
     """Gaussian blur; the kernel is `kernel_fraction` of the image's height."""
-    u = _uniform(seed, 2)
-    sigma = _between(u[1], sigma_min, sigma_max)
+    sigma = between(u[1], sigma_min, sigma_max)
     height = tf.cast(tf.shape(image)[0], tf.float32)
     kernel_size = tf.cast(height * kernel_fraction, tf.int32)
 
@@ -304,11 +279,8 @@ def random_blur(
     return _with_probability(probability, u[0], blur, image)
 
 
-def random_rotation(
-    image: tf.Tensor, seed: tf.Tensor, *, probability: float
-) -> tf.Tensor:
+def random_rotation(image: tf.Tensor, u: tf.Tensor, *, probability: float) -> tf.Tensor:
     """Turns by 0, 90, 180 or 270 degrees, each as likely."""
-    u = _uniform(seed, 2)
     quarter_turns = tf.cast(u[1] * 4.0, tf.int32)
     return _with_probability(
         probability, u[0], lambda: tf.image.rot90(image, quarter_turns), image
@@ -316,10 +288,9 @@ def random_rotation(
 
 
 def random_cutout(
-    image: tf.Tensor, seed: tf.Tensor, *, probability: float, size_fraction: float
+    image: tf.Tensor, u: tf.Tensor, *, probability: float, size_fraction: float
 ) -> tf.Tensor:
     """Blackens a square, its centre anywhere, its side a fraction of the image's."""
-    u = _uniform(seed, 3)
 
     def covered(u: tf.Tensor, extent: tf.Tensor) -> tf.Tensor:
         extent = tf.cast(extent, tf.float32)
@@ -334,39 +305,39 @@ def random_cutout(
     return _with_probability(probability, u[0], cut, image)
 
 
+def normal_pixels(u: tf.Tensor, shape: Sequence[int] | tf.Tensor) -> tf.Tensor:
+    """Standard normal numbers, seeded by two uniform ones [2]."""
+    seed = tf.cast(u * 2.0**24, tf.int32)
+    return tf.random.stateless_normal(shape, seed, alg="philox")
+
+
 def random_noise(
     image: tf.Tensor,
-    seed: tf.Tensor,
+    u: tf.Tensor,
     *,
     probability: float,
     stddev_min: float,
     stddev_max: float,
 ) -> tf.Tensor:
     """Adds Gaussian noise; the result is clipped to [0, 1]."""
-    u = _uniform(_fold_in(seed, 0), 2)
-    stddev = _between(u[1], stddev_min, stddev_max)
+    stddev = between(u[1], stddev_min, stddev_max)
 
     def add() -> tf.Tensor:
-        noise = tf.random.stateless_normal(
-            tf.shape(image), _fold_in(seed, 1), alg="philox"
-        )
+        noise = normal_pixels(u[2:], tf.shape(image))
         return tf.clip_by_value(image + stddev * noise, 0.0, 1.0)
 
     return _with_probability(probability, u[0], add, image)
 
 
-def random_sobel(image: tf.Tensor, seed: tf.Tensor, *, probability: float) -> tf.Tensor:
+def random_sobel(image: tf.Tensor, u: tf.Tensor, *, probability: float) -> tf.Tensor:
     """Replaces the image by its edges."""
-    (u,) = _uniform(seed, 1)
-    return _with_probability(probability, u, lambda: sobel(image), image)
+    return _with_probability(probability, u[0], lambda: sobel(image), image)
 
 
 # Composition --------------------------------------------------------------------------
 
-# Names in `config.augment`. An operation's place in this table seeds its draws, so new
-# ones go to the end; leaving one out of a composition leaves the others' draws alone.
+# Names in `config.augment` but 'crop', which comes first or never.
 OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
-    "crop": random_resized_crop,
     "flip": random_flip,
     "color_jitter": color_jitter,
     "grayscale": random_grayscale,
@@ -380,37 +351,28 @@ OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
 
 def compose(
     operations: Sequence[str], settings: Mapping[str, Settings], *, image_size: int
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+) -> Callable[..., tf.Tensor]:
     """Joins operations into the function that makes one view.
 
     Args:
-      operations: names in `OPERATIONS`, in the order in which they apply. Without
-        'crop' the whole image is resized first.
+      operations: names in `draws.COUNTS`, in the order in which they apply; 'crop' is
+        the first or none, and without it the box should be the whole image.
       settings: for each name the keyword arguments of its operation.
       image_size: side of the view in pixels.
 
     Returns:
-      view(image [H, W, 3] uint8 or float32, seed [2]) -> uint8 [S, S, 3].
+      view(image [H, W, 3] uint8 or float32, box (y, x, height, width), u [D]) -> uint8
+      [S, S, 3].
     """
-    parts = []
-    for name in operations:
-        part = functools.partial(OPERATIONS[name], **settings[name])
-        if name == "crop":
-            part = functools.partial(part, image_size=image_size)
-        parts.append((list(OPERATIONS).index(name), part))
 
-    def view(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        if "crop" not in operations:
-            shape = tf.shape(image)
-            whole = (0, 0, shape[0], shape[1])
-            image = crop_and_resize(image, whole, (image_size, image_size))
-        elif operations[0] != "crop":
-            # The crop itself reads less when it gets the pixels as they are.
-            image = to_float(image)
-        for number, part in parts:
-            image = part(image, _fold_in(seed, number))
-            if number == 0:
-                image = tf.ensure_shape(image, (image_size, image_size, 3))
+    def view(
+        image: tf.Tensor, box: Sequence[tf.Tensor | int], u: tf.Tensor
+    ) -> tf.Tensor:
+        image = crop_and_resize(image, box, (image_size, image_size))
+        image = tf.ensure_shape(image, (image_size, image_size, 3))
+        for name, own in split(u, operations).items():
+            if name != "crop":
+                image = OPERATIONS[name](image, own, **settings[name])
         return to_uint8(image)
 
     return view

@@ -51,7 +51,8 @@ class FolderSource:
                 pass
         self.num_examples = len(self._paths)
         self.record_spec = tf.TensorSpec((None,), tf.string)
-        self.image_shape = None
+        self.encoded = True
+        self.image_shape: tuple[int, int] | None = None
 
         parts = [path.relative_to(root).parts for path in self._paths]
         labelled = all(len(part) > 1 for part in parts)

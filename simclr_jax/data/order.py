@@ -2,97 +2,185 @@
 
 Everything here is a pure function of (seed, step), so a run can start at any step at
 the cost of starting at the first, and any number of hosts reads the same global
-batches. Plain NumPy on 64-bit integers, the same on every machine.
+batches. Random numbers are Threefry's (Salmon et al., 2011), in 32-bit arithmetic that
+NumPy and JAX do alike: arrays of either come in and go out, and `resident.py` makes the
+same batches on an accelerator.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
-_ROUNDS = 6
-# Constants of SplitMix64 (Steele, Lea, Flood, 2014).
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+Array = Any  # of NumPy or JAX
+
+# What random numbers are for; each purpose has its own.
+_SHUFFLE, _VIEWS = 1, 2
+
+_FEISTEL_ROUNDS = 6
+# Threefry-2x32 with 20 rounds.
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+# Beyond, positions would not fit the 32 bits of the shuffle.
+MAX_EXAMPLES = 2**31 - 1
 
 
-def _hash(*values: int | np.ndarray) -> np.ndarray:
-    """Mixes non-negative integers (broadcast) into uniform 64-bit words."""
-    state = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        for value in values:
-            state = (state ^ np.asarray(value).astype(np.uint64)) + _GAMMA
-            state = (state ^ (state >> np.uint64(30))) * _MIX_1
-            state = (state ^ (state >> np.uint64(27))) * _MIX_2
-            state = state ^ (state >> np.uint64(31))
-    return state
+class Key(NamedTuple):
+    """Two uint32 words (arrays of one shape) that name a stream of random numbers."""
+
+    first: Array
+    second: Array
+
+
+def threefry(key: Key, first: Array, second: Array) -> tuple[Array, Array]:
+    """Two random uint32 words for each key and counter (first, second), broadcast."""
+    words = (key.first, key.second, key.first ^ key.second ^ np.uint32(_PARITY))
+    x, y = first + words[0], second + words[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x = x + y
+            y = (y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))
+            y = x ^ y
+        x = x + words[(group + 1) % 3]
+        y = y + words[(group + 2) % 3] + np.uint32(group + 1)
+    return x, y
+
+
+def _word(number: int) -> np.ndarray:
+    # An array, since NumPy warns of overflow in scalars and not in arrays.
+    return np.array([number & 0xFFFFFFFF], np.uint32)
+
+
+def _key(seed: int, purpose: int, first: Array, second: Array) -> Key:
+    """The key of (seed, purpose, two uint32 arrays)."""
+    root = Key(_word(seed), _word(seed >> 32))
+    root = Key(*threefry(root, _word(purpose), _word(0)))
+    return Key(*threefry(root, first, second))
+
+
+def uniform(words: Array) -> Array:
+    """Random words as float32 in [0, 1), multiples of 2^-24."""
+    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+
+
+class Shuffle:
+    """A seeded random permutation of range(size) for each epoch.
+
+    A Feistel network over the smallest even number of bits that holds `size`; a result
+    outside the range is sent round again until it falls inside (cycle walking, fewer
+    than four rounds on average). Nothing is stored; a size of billions costs no more.
+    """
+
+    def __init__(self, *, seed: int, epoch: Array, size: int) -> None:
+        """Prepares the keys.
+
+        Args:
+          seed: the run's seed; each (seed, epoch) is another permutation.
+          epoch: uint32 array, broadcast with the values.
+          size: number of elements.
+        """
+        # Fewer than 3 bits a half would not mix; tiny sizes walk longer instead.
+        half = max(3, ((size - 1).bit_length() + 1) // 2)
+        self._half, self._mask = np.uint32(half), np.uint32(2**half - 1)
+        self._key = _key(seed, _SHUFFLE, epoch, _word(0))
+
+    def once(self, values: Array) -> Array:
+        """One pass of the network: uint32 values, of which some may be >= size."""
+        left, right = values >> self._half, values & self._mask
+        for number in range(_FEISTEL_ROUNDS):
+            mixed, _ = threefry(self._key, right, _word(number))
+            left, right = right, left ^ (mixed & self._mask)
+        return (left << self._half) | right
 
 
 def permute(
     positions: np.ndarray, *, seed: int, epoch: np.ndarray, size: int
 ) -> np.ndarray:
-    """Where a seeded random permutation of range(size) sends each position.
-
-    A Feistel network over the smallest even number of bits that holds `size`; a result
-    outside the range is sent round again until it falls inside (cycle walking, fewer
-    than four rounds on average). Nothing is stored; a size of billions costs no more.
+    """Where the `Shuffle` of each epoch sends each position.
 
     Args:
       positions: integers in [0, size).
-      seed: the run's seed; each (seed, epoch) is another permutation.
+      seed: the run's seed.
       epoch: integers, broadcast with `positions`.
-      size: number of elements.
+      size: number of elements, at most `MAX_EXAMPLES`.
 
     Returns:
       int64 array of the broadcast shape; for one epoch a bijection of range(size).
     """
     positions, epoch = np.broadcast_arrays(positions, epoch)
-    # Fewer than 3 bits a half would not mix; the walk is longer for tiny sizes instead.
-    half = np.uint64(max(3, ((size - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    keys = [_hash(seed, 1, epoch, i) for i in range(_ROUNDS)]
-    result = positions.astype(np.uint64)
-    outside = np.ones(result.shape, bool)
-    while outside.any():
-        left, right = result >> half, result & mask
-        for key in keys:
-            left, right = right, left ^ (_hash(right, key) & mask)
-        result = np.where(outside, (left << half) | right, result)
-        outside = result >= np.uint64(size)
-    return result.astype(np.int64)
+    values = positions.reshape(-1).astype(np.uint32)
+    epoch = epoch.reshape(-1).astype(np.uint32)
+    outside = np.arange(values.size)
+    while outside.size:
+        shuffle = Shuffle(seed=seed, epoch=epoch[outside], size=size)
+        values[outside] = shuffle.once(values[outside])
+        outside = outside[values[outside] >= size]
+    return values.reshape(positions.shape).astype(np.int64)
+
+
+def steps_per_epoch(*, num_examples: int, batch_size: int, block_size: int = 1) -> int:
+    """Batches in an epoch: as many as whole blocks fill."""
+    return num_examples // block_size * block_size // batch_size
 
 
 def batch_indices(
-    step: int, *, seed: int, num_examples: int, batch_size: int
+    step: int, *, seed: int, num_examples: int, batch_size: int, block_size: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images of one global batch.
 
     An epoch has num_examples // batch_size steps; the images left over are others in
     each epoch. So no batch holds an image twice, and no image is its own negative.
 
+    With blocks, runs of `block_size` consecutive images are shuffled instead of single
+    images, and their borders are others in each epoch: images are then read in few
+    large pieces, where each piece costs a request. Images that are neighbours in the
+    dataset share a batch more often, so a dataset stored in the order of its classes
+    must not be read so.
+
     Args:
       step: 0-based training step.
       seed: the run's seed.
-      num_examples: images in the dataset, at least `batch_size`.
+      num_examples: images in the dataset, at least `batch_size` in whole blocks.
       batch_size: global.
+      block_size: 1 shuffles single images.
 
     Returns:
       (indices [B] int64 into the dataset, epoch [B] int64).
     """
-    steps_per_epoch = num_examples // batch_size
-    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    num_steps = steps_per_epoch(
+        num_examples=num_examples, batch_size=batch_size, block_size=block_size
+    )
+    epoch, step_in_epoch = divmod(step, num_steps)
     positions = step_in_epoch * batch_size + np.arange(batch_size)
     epochs = np.full(batch_size, epoch, np.int64)
-    return permute(positions, seed=seed, epoch=epochs, size=num_examples), epochs
+    if block_size == 1:
+        return permute(positions, seed=seed, epoch=epochs, size=num_examples), epochs
+    blocks, within = np.divmod(positions, block_size)
+    blocks = permute(blocks, seed=seed, epoch=epochs, size=num_examples // block_size)
+    # The dataset as a ring that is cut at another place in each epoch.
+    words, _ = threefry(
+        _key(seed, _SHUFFLE, _word(epoch), _word(1)), _word(0), _word(0)
+    )
+    start = int(words[0]) % num_examples
+    return (start + blocks * block_size + within) % num_examples, epochs
 
 
-def view_seeds(
-    indices: np.ndarray, epochs: np.ndarray, *, seed: int, num_views: int
-) -> np.ndarray:
-    """Seeds of the augmentation draws: a function of (seed, epoch, image, view).
+def view_keys(indices: Array, epochs: Array, *, seed: int, num_views: int) -> Key:
+    """Keys of the augmentation draws: a function of (seed, epoch, image, view).
+
+    Args:
+      indices: uint32 [B].
+      epochs: uint32 [B].
+      seed: the run's seed.
+      num_views: V.
 
     Returns:
-      [B, V, 2] int64, for TensorFlow's stateless random operations.
+      A key of shape [B, V].
     """
-    views = np.arange(num_views)
-    words = _hash(seed, 2, epochs[:, None], indices[:, None], views[None])
-    pair = np.stack([words, _hash(words, 3)], axis=-1)
-    return pair.astype(np.int64)
+    of_image = _key(seed, _VIEWS, epochs[:, None], indices[:, None])
+    views = np.arange(num_views, dtype=np.uint32)
+    return Key(*threefry(of_image, views[None], _word(0)))
+
+
+def view_seeds(key: Key) -> np.ndarray:
+    """A NumPy key [B, V] as seeds [B, V, 2] int64 of TensorFlow's random operations."""
+    return np.stack([key.first, key.second], axis=-1).astype(np.int64)

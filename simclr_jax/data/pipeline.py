@@ -1,18 +1,21 @@
 """From a source to batches of NumPy arrays on this host, with tf.data.
 
-For each step the indices and augmentation seeds of this host's slice are computed, the
+For each step the images of this host's slice and all random draws are computed, the
 records read, decoded, augmented and stacked, in parallel and in order. The only state
 is the step to start at.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from simclr_jax.data import order
+from simclr_jax.data import augment, augment_host, boxes, draws, order, records
+from simclr_jax.data.buffers import Buffers
+from simclr_jax.data.composition import Composition
 from simclr_jax.data.records import Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, first_line
@@ -20,8 +23,9 @@ from simclr_jax.errors import DataError, first_line
 # Records fetched by one call into Python: large enough to hide the call's cost, small
 # enough that the calls of one batch run side by side.
 _READ_CHUNK = 16
+# Small images of one size are augmented by the chunk as well.
+_PIXEL_CHUNK = 64
 
-View = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Batch = dict[str, np.ndarray]
 
 
@@ -35,29 +39,105 @@ def _host_slice(batch_size: int, host_index: int, num_hosts: int) -> slice:
 def _options(threads: int) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
+    # Nothing is tuned behind our back: memory stays what `Buffers` says.
+    options.autotune.enabled = False
     options.threading.private_threadpool_size = threads
     # Intra-op parallelism would only compete with the parallel maps.
     options.threading.max_intra_op_parallelism = 1
     return options
 
 
-def _read(source: Source, dataset: tf.data.Dataset, threads: int) -> tf.data.Dataset:
-    """Maps chunks (indices, extras...) to single (record, label, extras...)."""
+def _read(
+    source: Source, dataset: tf.data.Dataset, parallel_reads: int
+) -> tf.data.Dataset:
+    """Maps chunks (indices, extras...) to chunks (records, labels, extras...)."""
 
     def read(indices: tf.Tensor, *extras: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        records, labels = tf.numpy_function(
+        found, labels = tf.numpy_function(
             source.read, [indices], (source.record_spec.dtype, tf.int32)
         )
-        records = tf.ensure_shape(records, source.record_spec.shape)
-        labels = tf.ensure_shape(labels, (None,))
-        return (records, labels, *extras)
+        found = tf.ensure_shape(
+            found, (indices.shape[0], *source.record_spec.shape[1:])
+        )
+        labels = tf.ensure_shape(labels, indices.shape)
+        return (found, labels, *extras)
 
-    return dataset.map(read, num_parallel_calls=threads).unbatch()
+    return dataset.map(read, num_parallel_calls=parallel_reads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Images and draws of this host's slice of any step, as NumPy arrays."""
+
+    source: Source
+    composition: Composition
+    seed: int
+    batch_size: int
+    block_size: int
+    num_views: int
+    own: slice
+
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(images [b], their epochs [b]), int64."""
+        indices, epochs = order.batch_indices(
+            step,
+            seed=self.seed,
+            num_examples=self.source.num_examples,
+            batch_size=self.batch_size,
+            block_size=self.block_size,
+        )
+        return indices[self.own], epochs[self.own]
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(images [b], crops, uniform numbers float32 [b, V, D]).
+
+        Crops are boxes int32 [b, V, 4] in pixels, and for image files, whose sizes are
+        yet to be seen, the seeds int64 [b, V, 2] of what draws them.
+        """
+        indices, epochs = self.indices(int(step))
+        key = order.view_keys(
+            indices.astype(np.uint32),
+            epochs.astype(np.uint32),
+            seed=self.seed,
+            num_views=self.num_views,
+        )
+        uniform = draws.view_draws(key, self.composition.operations)
+        shape = self.source.image_shape
+        if self.source.encoded or shape is None:
+            return indices, order.view_seeds(key), uniform
+        box_draws = self.composition.box_draws(shape)
+        if box_draws is None:
+            whole = np.array([0, 0, *shape], np.int32)
+            return indices, np.broadcast_to(whole, (*key.first.shape, 4)), uniform
+        return indices, boxes.random_boxes(key, box_draws), uniform
+
+    def in_graph(self, chunk: int) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+        """The plan as a graph operation, each array [b / chunk, chunk, ...]."""
+        crops = (tf.int64, 2) if self.source.encoded else (tf.int32, 4)
+        size = self.own.stop - self.own.start
+        widths: list[tuple[Any, tuple[int, ...]]] = [
+            (tf.int64, ()),
+            (crops[0], (self.num_views, crops[1])),
+            (tf.float32, (self.num_views, self.composition.num_draws)),
+        ]
+
+        def planned(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            arrays = tf.numpy_function(self, [step], [kind for kind, _ in widths])
+            return tuple(
+                tf.reshape(array, (size // chunk, chunk, *shape))
+                for array, (_, shape) in zip(arrays, widths, strict=True)
+            )
+
+        return planned
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
 
 
 def train_batches(
     source: Source,
-    view: View,
+    composition: Composition,
     *,
     seed: int,
     batch_size: int,
@@ -66,16 +146,18 @@ def train_batches(
     stop_step: int,
     host_index: int = 0,
     num_hosts: int = 1,
-    threads: int | None = None,
+    split: bool = False,
+    block_size: int = 1,
+    buffers: Buffers | None = None,
 ) -> Iterator[Batch]:
     """Training batches of steps start_step, ..., stop_step - 1.
 
-    The batch of a step depends on (source, view, seed, step, batch_size) alone;
-    starting at any step costs the same.
+    The batch of a step depends on (source, composition, seed, step, batch_size,
+    block_size) alone; starting at any step costs the same.
 
     Args:
       source: what to read.
-      view: from `augment.compose`.
+      composition: what a view is made of.
       seed: of order and draws.
       batch_size: images in the global batch.
       num_views: V.
@@ -83,61 +165,125 @@ def train_batches(
       stop_step: one past the last.
       host_index: this host's number.
       num_hosts: hosts that share the global batch.
-      threads: for reading and augmenting; the machine's cores when None.
+      split: leaves everything but the crop to the accelerator.
+      block_size: images that are read together; see `order.batch_indices`.
+      buffers: threads and memory; chosen for this machine when None.
 
     Returns:
       An iterator over this host's contiguous slices: images uint8
       [B / num_hosts, V, S, S, 3] and labels int32 [B / num_hosts], -1 where there are
-      none. It raises a DataError that names the record if one cannot be read.
+      none; with `split` also the draws of what is left to do, float32
+      [B / num_hosts, V, D]. It raises a DataError that names the record if one cannot
+      be read.
 
     Raises:
       DataError: the dataset is smaller than a batch.
     """
-    if source.num_examples < batch_size:
+    usable = source.num_examples // block_size * block_size
+    if usable < batch_size:
+        blocks = f" in blocks of {block_size}" if block_size > 1 else ""
         raise DataError(
             f"batch_size={batch_size}: {source.name} has only {source.num_examples} "
-            "images, and a batch holds no image twice"
+            f"images{blocks}, and a batch holds no image twice"
         )
-    threads = threads or os.cpu_count() or 1
     own = _host_slice(batch_size, host_index, num_hosts)
     size = own.stop - own.start
-
-    def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
-        indices, epochs = order.batch_indices(
-            int(step),
-            seed=seed,
-            num_examples=source.num_examples,
-            batch_size=batch_size,
-        )
-        indices, epochs = indices[own], epochs[own]
-        seeds = order.view_seeds(indices, epochs, seed=seed, num_views=num_views)
-        return indices, seeds
-
-    def plan_graph(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        indices, seeds = tf.numpy_function(plan, [step], (tf.int64, tf.int64))
-        shape = (size, num_views, 2)
-        return tf.ensure_shape(indices, (size,)), tf.ensure_shape(seeds, shape)
-
-    def augment(
-        record: tf.Tensor, label: tf.Tensor, seeds: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        image, label = source.decode(record, label)
-        views = [view(image, seeds[v]) for v in range(num_views)]
-        return {"images": tf.stack(views), "labels": label}
-
+    buffers = buffers or Buffers.choose(
+        batch_bytes=size * num_views * composition.image_size**2 * 3
+    )
+    plan = _Plan(source, composition, seed, batch_size, block_size, num_views, own)
+    pixels = not source.encoded
+    chunk = _largest_divisor(
+        size, max(_PIXEL_CHUNK if pixels else _READ_CHUNK, block_size)
+    )
     dataset = tf.data.Dataset.range(start_step, stop_step)
-    dataset = dataset.map(plan_graph, num_parallel_calls=1).unbatch()
-    dataset = _read(source, dataset.batch(_READ_CHUNK), threads)
-    dataset = dataset.map(augment, num_parallel_calls=threads)
-    dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
+    # A step ahead, so that the first reads of a step do not wait for its draws.
+    dataset = dataset.map(plan.in_graph(chunk), num_parallel_calls=1).unbatch()
+    dataset = _read(source, dataset, buffers.parallel_reads)
+    make = _of_pixels if pixels else _of_files
+    dataset = make(source, composition, split, dataset, buffers.threads)
+    dataset = dataset.batch(size // chunk if pixels else size, drop_remainder=True)
+    if pixels:
+        dataset = dataset.map(lambda batch: _merge_chunks(batch, size))
+    dataset = dataset.prefetch(buffers.prefetch)
     return _iterate(
         source,
-        dataset.with_options(_options(threads)),
+        dataset.with_options(_options(buffers.pool_size)),
         # The prefetching pipeline does not say which record failed, but the step says
         # which records there were.
-        lambda number: plan(start_step + number)[0],
+        lambda number: plan.indices(start_step + number)[0],
         num_batches=stop_step - start_step,
     )
+
+
+def _merge_chunks(batch: dict[str, tf.Tensor], size: int) -> dict[str, tf.Tensor]:
+    return {
+        key: tf.reshape(value, (size, *value.shape[2:])) for key, value in batch.items()
+    }
+
+
+def _of_pixels(
+    source: Source,
+    composition: Composition,
+    split: bool,
+    dataset: tf.data.Dataset,
+    threads: int,
+) -> tf.data.Dataset:
+    """Chunks of pixels of one size to chunks of views."""
+    on_host = composition.crop_alone() if split else composition
+    views = augment_host.compose_batch(on_host)
+
+    def augmented(
+        found: tf.Tensor, labels: tf.Tensor, crops: tf.Tensor, uniform: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        images, labels = source.unpack(found, labels)
+        batch = {"labels": labels}
+        if split:
+            return batch | {
+                "images": views(images, crops, uniform[..., :0]),
+                "draws": uniform,
+            }
+        return batch | {"images": views(images, crops, uniform)}
+
+    return dataset.map(augmented, num_parallel_calls=threads)
+
+
+def _of_files(
+    source: Source,
+    composition: Composition,
+    split: bool,
+    dataset: tf.data.Dataset,
+    threads: int,
+) -> tf.data.Dataset:
+    """Chunks of image files to single images of views."""
+    on_host = composition.crop_alone() if split else composition
+    view = augment_host.compose(on_host)
+
+    def draw(shape: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        whole = (tf.constant(0), tf.constant(0), shape[0], shape[1])
+        settings = composition.crop_settings
+        return tf.stack(
+            [
+                augment.random_crop_box(shape, seed, **settings) if settings else whole
+                for seed in tf.unstack(seeds)
+            ]
+        )
+
+    def augmented(
+        record: tf.Tensor, label: tf.Tensor, seeds: tf.Tensor, uniform: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        content, label = source.unpack(record, label)
+        image, drawn = records.decode_crops(content, lambda shape: draw(shape, seeds))
+        views = [
+            view(image, tf.unstack(box, 4), u[:0] if split else u)
+            for box, u in zip(
+                tf.unstack(drawn, seeds.shape[0]), tf.unstack(uniform), strict=True
+            )
+        ]
+        batch = {"images": tf.stack(views), "labels": label}
+        return batch | {"draws": uniform} if split else batch
+
+    return dataset.unbatch().map(augmented, num_parallel_calls=threads)
 
 
 def eval_batches(
@@ -175,12 +321,12 @@ def eval_batches(
     indices = np.minimum(positions, source.num_examples - 1)[:, own]
 
     def prepare(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, label = source.decode(record, label)
+        image, label = records.decode(source, record, label)
         return {"images": preprocess(image), "labels": label}
 
     dataset = tf.data.Dataset.from_tensor_slices(indices.reshape(-1))
     dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
-    dataset = _read(source, dataset, threads)
+    dataset = _read(source, dataset, threads).unbatch()
     dataset = dataset.map(prepare, num_parallel_calls=threads)
     dataset = dataset.batch(own.stop - own.start).prefetch(2)
     batches = _iterate(
@@ -191,6 +337,38 @@ def eval_batches(
     )
     for batch, own_mask in zip(batches, mask[:, own], strict=True):
         yield {**batch, "mask": own_mask}
+
+
+def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
+    """All images once, in order, as they are; they must have `source.image_shape`.
+
+    Yields:
+      images uint8 [batch_size, H, W, 3] and labels int32 [batch_size]; the last batch
+      is smaller.
+
+    Raises:
+      DataError: a record cannot be read.
+    """
+    assert source.image_shape is not None
+    shape = (*source.image_shape, 3)
+    threads = os.cpu_count() or 1
+    indices = np.arange(source.num_examples)
+
+    def decode(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        image, label = records.decode(source, record, label)
+        return {"images": tf.ensure_shape(image, shape), "labels": label}
+
+    dataset = tf.data.Dataset.from_tensor_slices(indices)
+    dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
+    dataset = _read(source, dataset, threads).unbatch()
+    dataset = dataset.map(decode, num_parallel_calls=threads)
+    dataset = dataset.batch(batch_size).prefetch(1)
+    return _iterate(
+        source,
+        dataset.with_options(_options(threads)),
+        lambda number: indices[number * batch_size :][:batch_size],
+        num_batches=math.ceil(len(indices) / batch_size),
+    )
 
 
 def _iterate(
@@ -220,8 +398,8 @@ def _raise_naming_record(
     """Finds the record of a batch that does not decode, and raises a DataError."""
     for index in indices:
         try:
-            records, labels = source.read(np.array([index]))
-            source.decode(tf.constant(records[0]), tf.constant(labels[0]))
+            found, labels = source.read(np.array([index]))
+            records.decode(source, tf.constant(found[0]), tf.constant(labels[0]))
         except (tf.errors.OpError, OSError, ValueError) as cause:
             raise DataError(
                 f"{source.describe(int(index))}: cannot be decoded "

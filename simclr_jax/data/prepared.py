@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from simclr_jax.data.records import NO_LABEL, decode_rgb
+from simclr_jax.data.records import NO_LABEL
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
@@ -80,6 +80,9 @@ class TFDSSource:
         self.num_classes = getattr(label_feature, "num_classes", None)
         self.class_names: list[str] | None = None
         self.record_spec = tf.TensorSpec((None,), tf.string)
+        self.encoded = True
+        height, width = (features[image_key].shape or (None, None))[:2]
+        self.image_shape = (height, width) if height and width else None
         self._image_key = image_key
         self._label_key = label_key if self.num_classes else None
         self._features = features
@@ -96,14 +99,14 @@ class TFDSSource:
             records[i] = self._shards[shard][int(index - self._starts[shard])]
         return records, np.full(len(indices), NO_LABEL, np.int32)
 
-    def decode(
+    def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Source`."""
         example = self._features.deserialize_example(record, decoders=self._decoders)
         if self._label_key:
             label = tf.cast(example[self._label_key], tf.int32)
-        return decode_rgb(example[self._image_key]), label
+        return example[self._image_key], label
 
     def describe(self, index: int) -> str:
         """See `Source`."""

@@ -1,10 +1,11 @@
 """What a source of images is.
 
 A source answers two questions. `read(indices)` fetches raw records by number, in
-Python and at random; `decode(record, label)` turns one into pixels inside the
-TensorFlow graph.
+Python and at random; `unpack(record, label)` finds the image in one, inside the
+TensorFlow graph: as a JPEG or PNG file, or as pixels where all images have one size.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,9 @@ import numpy as np
 from simclr_jax.data.tf_cpu import tf
 
 NO_LABEL = -1
+# The default is the fast, coarse transform, off by up to 3 levels from every other
+# library.
+_DCT_METHOD = "INTEGER_ACCURATE"
 
 
 class Source(Protocol):
@@ -24,6 +28,9 @@ class Source(Protocol):
       class_names: where the numbers come from names that another split may number
         otherwise; None elsewhere.
       record_spec: of the records of one `read`, leading axis first.
+      encoded: whether records hold image files, and not pixels.
+      image_shape: (height, width) that all images are known to have; None where sizes
+        differ or nobody knows. Always known of pixels.
     """
 
     name: str
@@ -31,15 +38,21 @@ class Source(Protocol):
     num_classes: int | None
     class_names: list[str] | None
     record_spec: tf.TensorSpec
+    encoded: bool
+    image_shape: tuple[int, int] | None
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Fetches (records [n, ...], labels int32 [n]); called from many threads."""
         ...
 
-    def decode(
+    def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Turns one record into (uint8 [H, W, 3], int32 label), as graph operations."""
+        """Turns one record into (image, int32 label), as graph operations.
+
+        The image is the bytes of a file where `encoded`, and else uint8 [H, W, 3]. Of a
+        chunk of records of pixels it is the chunk.
+        """
         ...
 
     def describe(self, index: int) -> str:
@@ -47,9 +60,52 @@ class Source(Protocol):
         ...
 
 
+def decode(
+    source: Source, record: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One record as (uint8 [H, W, 3], int32 label), as graph operations."""
+    image, label = source.unpack(record, label)
+    return (decode_rgb(image) if source.encoded else image), label
+
+
 def decode_rgb(content: tf.Tensor) -> tf.Tensor:
     """JPEG or PNG bytes to uint8 [H, W, 3]; grey becomes three equal channels."""
-    # This operation reads PNG too. Its default for JPEG is the fast, coarse transform,
-    # off by up to 3 levels from every other library.
-    image = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+    # This operation reads PNG too.
+    image = tf.io.decode_jpeg(content, channels=3, dct_method=_DCT_METHOD)
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_crops(
+    content: tf.Tensor, draw: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes no more of a file than its crops need.
+
+    Of a JPEG these are the rows that any crop touches, at full width: the same pixels
+    as in the whole image, which libjpeg does not promise at the sides of a narrower
+    part.
+
+    Args:
+      content: bytes of a JPEG or PNG file.
+      draw: shape [3] of the image -> boxes int32 [V, 4], (y, x, height, width).
+
+    Returns:
+      (uint8 [h, w, 3], boxes within it).
+    """
+
+    def rows() -> tuple[tf.Tensor, tf.Tensor]:
+        shape = tf.io.extract_jpeg_shape(content)
+        boxes = draw(shape)
+        first = tf.reduce_min(boxes[:, 0])
+        last = tf.reduce_max(boxes[:, 0] + boxes[:, 2])
+        window = tf.stack([first, 0, last - first, shape[1]])
+        image = tf.image.decode_and_crop_jpeg(
+            content, window, channels=3, dct_method=_DCT_METHOD
+        )
+        return image, boxes - tf.stack([first, 0, 0, 0])
+
+    def whole() -> tuple[tf.Tensor, tf.Tensor]:
+        image = decode_rgb(content)
+        return image, draw(tf.shape(image))
+
+    image, boxes = tf.cond(tf.io.is_jpeg(content), rows, whole)
+    return tf.ensure_shape(image, (None, None, 3)), boxes

@@ -64,7 +64,8 @@ class ShardSource:
         self.class_names: list[str] | None = manifest["class_names"]
         self.num_classes = len(self.class_names) if self.class_names else None
         self.record_spec = tf.TensorSpec((None,), tf.string)
-        self.image_shape = None
+        self.encoded = True
+        self.image_shape: tuple[int, int] | None = None
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`; neighbours in a shard are read together."""

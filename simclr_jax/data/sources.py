@@ -45,6 +45,7 @@ class ArraySource:
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.record_spec = tf.TensorSpec((None, *images.shape[1:]), tf.uint8)
+        self.encoded = False
         self.image_shape: tuple[int, int] | None = images.shape[1:3]
         self._images = images
         self._labels = np.full(len(images), NO_LABEL, np.int32)
@@ -59,6 +60,13 @@ class ArraySource:
                 )
             self._labels = labels.astype(np.int32)
             self.num_classes = int(labels.max(initial=0)) + 1
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(images uint8 [N, H, W, 3], labels int32 [N]), not copied where possible."""
+        images = self._images
+        if images.shape[-1] == 1:
+            images = np.repeat(images, 3, axis=-1)
+        return images, self._labels
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""

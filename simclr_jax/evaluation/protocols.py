@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.data import augment, pipeline
+from simclr_jax.data.composition import Composition
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.records import Source
 from simclr_jax.errors import ConfigError, DataError, EncoderChanged
@@ -111,21 +112,21 @@ def _linear_sgd(task: Task) -> Result:
         "learning_rate": evaluation.sgd_learning_rate * batch_size / 256,
         "momentum": evaluation.sgd_momentum,
     }
-    view = augment.compose(
+    crops_and_flips = Composition(
         ("crop", "flip"),
         {"crop": dict(config.augment.crop), "flip": {"probability": 0.5}},
         image_size=task.preprocessing.image_size,
     )
     batches = pipeline.train_batches(
         task.train,
-        view,
+        crops_and_flips,
         seed=config.seed,
         batch_size=batch_size,
         num_views=1,
         stop_step=steps,
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
-        threads=config.data.threads,
+        buffers=inputs.make_buffers(config, batch_size=batch_size, num_views=1),
     )
     classifier = linear_sgd.train_classifier(
         task.encode,

@@ -1,12 +1,22 @@
-"""Sources and views, made from a config."""
+"""Sources and batches, made from a config."""
 
+import functools
+import itertools
+from collections.abc import Iterator
+
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import config_dict
 from PIL import Image
 
-from simclr_jax.data import augment, pipeline, sources
+from simclr_jax import parallel
+from simclr_jax.data import augment, memory, order, pipeline, records, sources
+from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.records import Source
-from simclr_jax.errors import InvalidInput
+from simclr_jax.errors import DataError, InvalidInput
+from simclr_jax.training.recipe import NUM_VIEWS
+from simclr_jax.training.views import make_composition
 
 _GAP = 2  # white pixels between the tiles of a preview
 _SMALLEST_TILE = 64  # smaller views are enlarged
@@ -23,11 +33,85 @@ def open_source(config: config_dict.ConfigDict, split: str) -> Source:
     )
 
 
-def make_view(config: config_dict.ConfigDict) -> pipeline.View:
-    """The function that makes one view of an image; see `augment.compose`."""
-    operations = tuple(config.augment.operations)
-    settings = {name: dict(config.augment[name]) for name in operations}
-    return augment.compose(operations, settings, image_size=config.image_size)
+def make_buffers(
+    config: config_dict.ConfigDict, *, batch_size: int, num_views: int = NUM_VIEWS
+) -> Buffers:
+    """Threads and memory of this host's input pipeline, by the config's budget.
+
+    Args:
+      config: valid.
+      batch_size: global.
+      num_views: of an image.
+
+    Raises:
+      DataError: `data.memory_mb` is too small.
+    """
+    local = batch_size // jax.process_count()
+    return Buffers.choose(
+        batch_bytes=local * num_views * config.image_size**2 * 3,
+        memory_mb=config.data.memory_mb,
+        threads=config.data.threads,
+        parallel_reads=config.data.parallel_reads,
+    )
+
+
+def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
+    """The training images as pixels in memory, where they fit and should be.
+
+    Raises:
+      DataError: views are to be made on the accelerator, and the images do not fit.
+    """
+    limit_mb = config.data.in_memory_mb
+    if memory.fits(source, limit_mb=limit_mb):
+        return memory.load(source)
+    if config.augment.device == "accelerator":
+        why = (
+            f"take more than config.data.in_memory_mb={limit_mb}"
+            if source.image_shape
+            else "are not known to have one size"
+        )
+        raise DataError(
+            f"config.augment.device='accelerator': the images of {source.name} {why}; "
+            "'split' leaves all but the crop to the accelerator"
+        )
+    return source
+
+
+def local_batches(
+    config: config_dict.ConfigDict, source: Source, start_step: int
+) -> Iterator[pipeline.Batch]:
+    """This host's part of each step's batch, made on the host, at least its crops."""
+    return pipeline.train_batches(
+        source,
+        make_composition(config),
+        seed=config.seed,
+        batch_size=config.batch.batch_size,
+        num_views=NUM_VIEWS,
+        start_step=start_step,
+        stop_step=config.schedule.train_steps,
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
+        split=config.augment.device == "split",
+        block_size=config.data.block_size,
+        buffers=make_buffers(config, batch_size=config.batch.batch_size),
+    )
+
+
+def global_batches(
+    config: config_dict.ConfigDict, source: Source, start_step: int, mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """What the train step is given, from `start_step` on.
+
+    Arrays split over the devices; the dataset itself, whole on each of them and the
+    same at every step, where they make their batches themselves.
+    """
+    if config.augment.device == "accelerator":
+        assert isinstance(source, sources.ArraySource)  # by `hold_in_memory`
+        images, labels = memory.pixels(source)
+        arrays = {"images": images, "labels": labels}
+        return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
+    batches = local_batches(config, source, start_step)
+    return (parallel.shard_batch(mesh, batch) for batch in batches)
 
 
 def write_preview(
@@ -46,24 +130,29 @@ def write_preview(
       InvalidInput: the picture cannot be written there.
     """
     source = open_source(config, config.data.split)
-    settings = {"seed": config.seed, "batch_size": num_images, "stop_step": 1}
     batches = pipeline.train_batches(
-        source, make_view(config), num_views=num_views, **settings
-    )
-    whole = pipeline.train_batches(
         source,
-        lambda image, seed: augment.to_uint8(
-            augment.center_crop_and_resize(
-                image,
-                image_size=config.image_size,
-                crop_proportion=config.evaluation.crop_proportion,
-                resize=config.evaluation.resize,
-            )
-        ),
-        num_views=1,
-        **settings,
+        make_composition(config),
+        seed=config.seed,
+        batch_size=num_images,
+        num_views=num_views,
+        stop_step=1,
+        buffers=make_buffers(config, batch_size=num_images, num_views=num_views),
     )
-    tiles = np.concatenate([next(whole)["images"], next(batches)["images"]], axis=1)
+    views = next(batches)["images"]
+    indices, _ = order.batch_indices(
+        0, seed=config.seed, num_examples=source.num_examples, batch_size=num_images
+    )
+    preprocess = functools.partial(
+        augment.center_crop_and_resize,
+        image_size=config.image_size,
+        crop_proportion=config.evaluation.crop_proportion,
+        resize=config.evaluation.resize,
+    )
+    whole = np.stack(
+        [augment.to_uint8(preprocess(image)) for image in _decoded(source, indices)]
+    )
+    tiles = np.concatenate([whole[:, None], views], axis=1)
     enlarged = -(-_SMALLEST_TILE // config.image_size)
     tiles = tiles.repeat(enlarged, axis=2).repeat(enlarged, axis=3)
     frame = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
@@ -74,3 +163,9 @@ def write_preview(
         Image.fromarray(picture[:-_GAP, :-_GAP]).save(path)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"--output={path}: cannot be written ({error})") from error
+
+
+def _decoded(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
+    found, labels = source.read(indices)
+    for record, label in zip(found, labels, strict=True):
+        yield records.decode(source, record, label)[0].numpy()

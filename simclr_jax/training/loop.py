@@ -12,11 +12,17 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, optim, parallel
-from simclr_jax.data import pipeline
 from simclr_jax.data.records import Source
 from simclr_jax.errors import RunStopped, TrainingDiverged
 from simclr_jax.parallel import processes
-from simclr_jax.training import inputs, recipe, run_directory, step, validation
+from simclr_jax.training import (
+    inputs,
+    recipe,
+    run_directory,
+    step,
+    validation,
+    views,
+)
 from simclr_jax.training.checkpoints import Checkpoints, describe
 from simclr_jax.training.health import HealthMonitor
 from simclr_jax.training.step import Metrics, TrainState
@@ -50,6 +56,7 @@ def train(
     with processes.together():
         validation.validate(config)
         source = inputs.open_source(config, config.data.split)
+        source = inputs.hold_in_memory(config, source)
         config = validation.resolve(config, num_examples=source.num_examples)
         validation.check_devices(config, jax.device_count(), "batch")
         run_directory.check(workdir, config, allow_config_change=allow_config_change)
@@ -70,7 +77,7 @@ def train(
         run_directory.write_config(workdir, config)
         start_step = int(state.step)
         _log_start(config, source, state)
-        batches = _open_batches(config, source, start_step)
+        batches = inputs.global_batches(config, source, start_step, mesh)
         writer = MetricsWriter(
             workdir,
             resume_step=start_step,
@@ -123,23 +130,6 @@ def _log_start(
     )
 
 
-def _open_batches(
-    config: config_dict.ConfigDict, source: Source, start_step: int
-) -> Iterator[pipeline.Batch]:
-    return pipeline.train_batches(
-        source,
-        inputs.make_view(config),
-        seed=config.seed,
-        batch_size=config.batch.batch_size,
-        num_views=recipe.NUM_VIEWS,
-        start_step=start_step,
-        stop_step=config.schedule.train_steps,
-        host_index=jax.process_index(),
-        num_hosts=jax.process_count(),
-        threads=config.data.threads,
-    )
-
-
 def _initial_or_restored(
     config: config_dict.ConfigDict,
     parts: recipe.Recipe,
@@ -164,7 +154,7 @@ def _run_steps(
     parts: recipe.Recipe,
     mesh: Mesh,
     state: TrainState,
-    batches: Iterator[pipeline.Batch],
+    batches: Iterator[dict[str, jax.Array]],
     reporter: "_Reporter",
     checkpoints: Checkpoints,
     description: dict[str, Any],
@@ -172,14 +162,13 @@ def _run_steps(
 ) -> TrainState:
     """The steps themselves. Metrics are read one step late: the device never waits."""
     total_steps = config.schedule.train_steps
-    advance = step.compile_step(parts, mesh)
+    advance = step.compile_step(parts, mesh, views.of_config(config, mesh))
     pending: tuple[int, Metrics] | None = None
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")
     for done in range(reporter.start_step + 1, total_steps + 1):
         with reporter.waiting_for_input():
-            local_batch = next(batches)
-        batch = parallel.shard_batch(mesh, local_batch)
+            batch = next(batches)
         state, metrics = advance(state, batch)
         if pending is not None:
             reporter.report(*pending)

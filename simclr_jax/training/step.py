@@ -14,8 +14,10 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.models.simclr import Tree
 from simclr_jax.training import micro_batches, objective
+from simclr_jax.training import views as device_views
 from simclr_jax.training.objective import Metrics
 from simclr_jax.training.recipe import NUM_VIEWS, Recipe, make_loss, make_recipe
+from simclr_jax.training.views import DeviceViews
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +51,11 @@ def init_state(recipe: Recipe, key: jax.Array, *, image_size: int) -> TrainState
 
 
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], *, recipe: Recipe
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    recipe: Recipe,
+    views: DeviceViews | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update. Pure, and the same mathematics on any mesh.
 
@@ -59,12 +65,15 @@ def train_step(
     Args:
       state: before the update.
       batch: `images` [B, V, H, W, C], uint8 or floats in [0, 1]; `labels` int32 [B],
-        -1 for none.
+        -1 for none. With `views`, what they are made of.
       recipe: static.
+      views: makes the batch; static.
 
     Returns:
       (the state after, float32 scalars computed before the update).
     """
+    if views is not None:
+        batch = views(batch, state.step)
     differentiate = micro_batches.gradients if recipe.num_micro_batches > 1 else _whole
     gradients, batch_stats, metrics = differentiate(
         recipe, state.params, state.batch_stats, batch
@@ -129,24 +138,30 @@ def compile_init(
 
 
 def compile_step(
-    recipe: Recipe, mesh: Mesh
+    recipe: Recipe, mesh: Mesh, views: DeviceViews | None = None
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """`train_step` jitted: batch split over the mesh, state donated.
 
-    The state comes and goes as `state_sharding` says; metrics are whole everywhere.
+    The state comes and goes as `state_sharding` says; metrics, and a dataset of which
+    `views` make the batch, are whole everywhere.
     """
-    whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+    whole = parallel.replicated(mesh)
     state = state_sharding(recipe, mesh)
+    given = views.input_sharding if views else parallel.batch_sharding(mesh)
     return jax.jit(
-        functools.partial(train_step, recipe=recipe),
-        in_shardings=(state, split),
+        functools.partial(train_step, recipe=recipe, views=views),
+        in_shardings=(state, given),
         out_shardings=(state, whole),
         donate_argnums=0,
     )
 
 
 def lower(
-    config: config_dict.ConfigDict, mesh: Mesh, *, num_classes: int | None
+    config: config_dict.ConfigDict,
+    mesh: Mesh,
+    *,
+    num_classes: int | None,
+    dataset_shape: tuple[int, int, int] | None = None,
 ) -> jax.stages.Lowered:
     """The train step of a config, lowered for devices that need not be there.
 
@@ -154,8 +169,10 @@ def lower(
       config: resolved.
       mesh: of real devices or of a `jax.experimental.topologies` description.
       num_classes: of the training labels; None where there are none.
+      dataset_shape: (N, H, W) of the training images, where the accelerator holds them.
     """
     recipe = make_recipe(config, num_classes=num_classes, mesh=mesh)
+    views = device_views.of_config(config, mesh)
     size, batch_size = config.image_size, config.batch.batch_size
     init = functools.partial(init_state, recipe, image_size=size)
     batch = {
@@ -164,8 +181,10 @@ def lower(
         ),
         "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
+    if views:
+        batch = views.input_shapes(dataset_shape)
     state = jax.eval_shape(init, jax.random.key(0))
-    return compile_step(recipe, mesh).lower(state, batch)  # type: ignore[attr-defined]
+    return compile_step(recipe, mesh, views).lower(state, batch)  # type: ignore[attr-defined]
 
 
 def lower_loss(config: config_dict.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:

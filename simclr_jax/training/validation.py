@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
-from simclr_jax.data import preprocessing
+from simclr_jax.data import composition, draws, order, preprocessing
 from simclr_jax.errors import ConfigError
 from simclr_jax.models import resnet
 from simclr_jax.training import recipe
@@ -59,7 +59,10 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
 _RULES: list[Rule] = [
     *_not_negative("seed"),
     ("image_size", lambda v: v >= 8, "must be at least 8"),
-    *_none_or_at_least_one("data.threads"),
+    *_none_or_at_least_one("data.threads", "data.parallel_reads"),
+    *_at_least_one("data.memory_mb", "data.block_size"),
+    *_not_negative("data.in_memory_mb"),
+    *_one_of("augment.device", composition.PLACES),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
     ("batch.micro_batch_size", lambda v: v is None or v >= 2, "must be at least 2"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
@@ -156,6 +159,8 @@ _ORDERED = (
 _OPERATIONAL = (
     "data.data_dir",
     "data.threads",
+    "data.parallel_reads",
+    "data.memory_mb",
     "parallel.shard_state",
     "parallel.remat",
     "loss.form",
@@ -207,7 +212,7 @@ def validate(config: config_dict.ConfigDict) -> None:
 
 def _check_augmentations(config: config_dict.ConfigDict) -> None:
     operations = tuple(config.augment.operations)
-    known = [key for key in config.augment if key != "operations"]
+    known = draws.COUNTS
     for name in operations:
         if name not in known:
             raise ConfigError(
@@ -218,6 +223,16 @@ def _check_augmentations(config: config_dict.ConfigDict) -> None:
         raise ConfigError(
             f"config.augment.operations={operations!r}: must name one or more "
             "operations, each once"
+        )
+    if "crop" in operations[1:]:
+        raise ConfigError(
+            f"config.augment.operations={operations!r}: 'crop' must be the first, or "
+            "left out"
+        )
+    if config.augment.device == "accelerator" and config.data.block_size > 1:
+        raise ConfigError(
+            f"config.data.block_size={config.data.block_size}: must be 1 where "
+            "config.augment.device='accelerator', which reads nothing"
         )
     jitter = config.augment.color_jitter
     if jitter.hue * jitter.strength > 0.5:
@@ -258,7 +273,16 @@ def resolve(
             automatic,
         )
     schedule = config.schedule
-    steps_per_epoch = num_examples // config.batch.batch_size
+    steps_per_epoch = order.steps_per_epoch(
+        num_examples=num_examples,
+        batch_size=config.batch.batch_size,
+        block_size=config.data.block_size,
+    )
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"config.data.block_size={config.data.block_size}: leaves no batch of "
+            f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
+        )
     for name in ("train", "warmup"):
         if schedule[f"{name}_steps"] is None:
             epochs = schedule[f"{name}_epochs"]
@@ -307,7 +331,8 @@ def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(config: dict[str, Any]) -> str:
     """16 hex digits over all that processes of a run must have in common."""
-    own = ("data.data_dir", "data.threads")  # what each host may have for itself
+    # What each host may have for itself.
+    own = ("data.data_dir", "data.threads", "data.parallel_reads", "data.memory_mb")
     return _digest({k: v for k, v in flatten(config).items() if k not in own})
 
 

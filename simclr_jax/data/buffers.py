@@ -1,0 +1,78 @@
+"""How much of the host the input pipeline uses: threads, and memory within a budget."""
+
+import dataclasses
+import os
+
+from simclr_jax.errors import DataError
+
+_MIB = 2**20
+# A decoded photograph of a few megapixels, the part of it that is being resized (as
+# floats) and its views.
+_BYTES_PER_THREAD = 64 * _MIB
+# A chunk of 16 compressed photographs.
+_BYTES_PER_READ = 4 * _MIB
+# One batch is being filled, one was handed over, one is on its way to the device.
+_BATCHES_IN_USE = 3
+_MAX_PREFETCH = 4
+DEFAULT_MEMORY_MB = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffers:
+    """Sizes of a pipeline; see `choose`.
+
+    Attributes:
+      threads: images that are decoded and augmented at a time.
+      parallel_reads: chunks of records that are fetched at a time.
+      prefetch: finished batches that wait.
+      memory_bytes: what all of it takes at most, beside the program itself.
+    """
+
+    threads: int
+    parallel_reads: int
+    prefetch: int
+    memory_bytes: int
+
+    @property
+    def pool_size(self) -> int:
+        """Threads of the pool; one that waits for a store must not hold up others."""
+        return self.threads + self.parallel_reads
+
+    @classmethod
+    def choose(
+        cls,
+        *,
+        batch_bytes: int,
+        memory_mb: int = DEFAULT_MEMORY_MB,
+        threads: int | None = None,
+        parallel_reads: int | None = None,
+    ) -> "Buffers":
+        """As many finished batches ahead as the budget allows, four at most.
+
+        Args:
+          batch_bytes: of this host's slice of a batch of views.
+          memory_mb: MiB for all buffers.
+          threads: for decoding and augmenting; the machine's cores when None.
+          parallel_reads: as many as threads when None; more hide a store's latency.
+
+        Raises:
+          DataError: the budget is too small for a single batch ahead.
+        """
+        threads = threads or os.cpu_count() or 1
+        parallel_reads = parallel_reads or threads
+        working = threads * _BYTES_PER_THREAD + parallel_reads * _BYTES_PER_READ
+        fixed = working + _BATCHES_IN_USE * batch_bytes
+        prefetch = min((memory_mb * _MIB - fixed) // max(batch_bytes, 1), _MAX_PREFETCH)
+        if prefetch < 1:
+            needed = -(-(fixed + batch_bytes) // _MIB)
+            raise DataError(
+                f"config.data.memory_mb={memory_mb}: must be at least {needed}, for "
+                f"{_BATCHES_IN_USE + 1} slices of a batch of {batch_bytes / _MIB:.0f} "
+                f"MiB each, {threads} threads and {parallel_reads} parallel reads"
+            )
+        return cls(
+            threads=threads,
+            parallel_reads=parallel_reads,
+            prefetch=int(prefetch),
+            memory_bytes=int(fixed + prefetch * batch_bytes),
+        )
