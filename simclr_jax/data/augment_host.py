@@ -1,10 +1,11 @@
 """The augmentations of `augment.py`, fast on the host's cores.
 
-Same draws, same views, up to rounding. What makes the difference: pixels are decoded
-only in the rows that a crop needs; colours, flips and blur are compiled by XLA and
-fused, with one branch for each order of the jitter's three costly adjustments; blur
-takes only the taps that its sigma needs. `augment.py` stays the definition, and the
-operations that SimCLR's own composition does not have are taken from there.
+Same draws, same views, up to rounding. What makes the difference: flip, colours and
+blur are one program, compiled by XLA, that works on planes and branches by the draws of
+a view; blur takes only the taps that its sigma needs; a grey view is blurred once, not
+three times; small images of one size are cropped by the chunk, as products of matrices.
+`augment.py` stays the definition, and the operations that SimCLR's own composition does
+not have are taken from there.
 """
 
 import functools
@@ -16,12 +17,10 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data import augment, batched
-from simclr_jax.data.batched import Planes, Settings
+from simclr_jax.data.batched import Planes
 from simclr_jax.data.composition import Composition
 from simclr_jax.data.draws import between, jitter_factors, jitter_order, split
 from simclr_jax.data.tf_cpu import tf
-
-Draws = dict[str, tf.Tensor]
 
 BACKEND = batched.Backend(
     numpy=SimpleNamespace(
@@ -50,7 +49,7 @@ BACKEND = batched.Backend(
 
 _compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
 
-# Operations that are compiled; a run of them in a composition becomes one program.
+# Operations that are compiled; neighbours become one program.
 _FAST = ("flip", "color_jitter", "grayscale", "blur")
 
 
@@ -147,47 +146,26 @@ def _jitter_fused(
     return Planes(*tf.switch_case(which, [*branches, lambda: planes]))
 
 
-def _colour(planes: Planes, own: Draws, settings: Settings) -> Planes:
-    """The operations named in `own` but blur, in its order; draws are [count]."""
-    for name, u in own.items():
-        if name == "color_jitter":
-            fused = planes.r.shape[1] <= _LARGEST_FUSED
-            jitter = _jitter_fused if fused else _jitter
-            planes = jitter(planes, u[None], **settings[name])
-        elif name != "blur":
-            operation = batched.OPERATIONS[name]
-            planes = operation(planes, u[None], BACKEND, **settings[name])
-    return planes
-
-
-def _pack(planes: Planes) -> tf.Tensor:
-    """Planes [1, H, W] to uint8 [H, W, 3]; values outside [0, 1] are clipped."""
-    levels = [
-        tf.round(tf.clip_by_value(plane[0], 0.0, 1.0) * 255.0) for plane in planes
-    ]
-    return tf.cast(tf.stack(levels, axis=-1), tf.uint8)
-
-
-# Taps beyond four standard deviations weigh 3e-4 of the middle one and less.
-_BLUR_REACH = 4.0
+# Taps beyond 3.5 standard deviations weigh 2e-3 of the middle one and less, all of them
+# together 5e-4 of the sum: an eighth of a level at most.
+_BLUR_REACH = 3.5
 _BLUR_STEP = 2  # radii are multiples, so that few programs do
 
 
 def _blur_radii(sigma_max: float, kernel_size: int) -> list[int]:
-    """Radii that are compiled; the last is that of the kernel or enough for any sigma."""
-    full = kernel_size // 2
-    enough = int(np.ceil(_BLUR_REACH * sigma_max))
-    return [*range(_BLUR_STEP, min(full, enough), _BLUR_STEP), min(full, enough)]
+    """Radii that are compiled; the last is the kernel's, or enough for any sigma."""
+    last = min(kernel_size // 2, int(np.ceil(_BLUR_REACH * sigma_max)))
+    return [*range(_BLUR_STEP, last, _BLUR_STEP), last]
 
 
-def _blur(planes: Planes, sigma: tf.Tensor, radius: int, kernel_size: int) -> Planes:
-    """`augment.gaussian_blur` with the taps of the full kernel up to `radius`."""
-    full = kernel_size // 2
-    taps = tf.exp(-np.square(np.arange(full + 1.0, dtype=np.float32)) / (2 * sigma**2))
+def _blur(plane: tf.Tensor, sigma: tf.Tensor, radius: int) -> tf.Tensor:
+    """`augment.gaussian_blur` of a plane [1, H, W], no farther than `radius`."""
+    taps = tf.exp(
+        -np.square(np.arange(radius + 1, dtype=np.float32)) / (2.0 * tf.square(sigma))
+    )
     taps = taps / (2.0 * tf.reduce_sum(taps) - taps[0])
 
     def along(x: tf.Tensor, axis: int) -> tf.Tensor:
-        size = x.shape[axis]
         padding = [[0, 0], [0, 0], [0, 0]]
         padding[axis] = [radius, radius]
         padded = tf.pad(x, padding)
@@ -197,118 +175,156 @@ def _blur(planes: Planes, sigma: tf.Tensor, radius: int, kernel_size: int) -> Pl
             start[axis] = radius + offset
             return tf.slice(padded, start, x.shape)
 
-        assert size is not None
         result = taps[0] * x
         for offset in range(1, radius + 1):
-            both = shifted(offset) + shifted(-offset)
-            result += taps[offset] * both
+            result += taps[offset] * (shifted(offset) + shifted(-offset))
         return result
 
-    return planes.map(lambda x: along(along(tf.clip_by_value(x, 0.0, 1.0), 2), 1))
+    return along(along(tf.clip_by_value(plane, 0.0, 1.0), 2), 1)
+
+
+def _scaled(levels: tf.Tensor) -> Planes:
+    """[H, W, 3] from 0 to 255 as planes [1, H, W] from 0 to 1."""
+    return batched.to_planes(levels[None] / 255.0)
+
+
+def _pack(planes: Planes) -> tf.Tensor:
+    """Planes [1, H, W] to uint8 [H, W, 3]; values outside [0, 1] are clipped."""
+    levels = batched.clip(planes, BACKEND).map(lambda x: tf.round(x[0] * 255.0))
+    return tf.cast(tf.stack(levels, axis=-1), tf.uint8)
 
 
 # Compositions -------------------------------------------------------------------------
 
-# One image: [S, 3, S] to [S, 3, S], given the draws [D] of its view.
-_Step = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# A step takes planes [1, S, S] of one image and the draws [D] of its view.
+_Step = Callable[[Planes, tf.Tensor], Planes]
 
 
-def _runs(operations: Sequence[str]) -> list[tuple[str, ...]]:
-    """Neighbouring operations that make one program; blur and slow ones stand alone."""
-    runs: list[tuple[str, ...]] = []
-    for name in operations:
-        joins = name in _FAST and name != "blur"
-        if joins and runs and runs[-1][-1] in _FAST and runs[-1][-1] != "blur":
-            runs[-1] = (*runs[-1], name)
-        else:
-            runs.append((name,))
-    return runs
+class _Steps:
+    """The steps of one composition."""
 
+    def __init__(self, composition: Composition) -> None:
+        self._operations = composition.operations
+        self._settings = composition.settings
+        self._small = composition.image_size <= _LARGEST_FUSED
+        self._kernel_size = int(
+            np.float32(composition.image_size)
+            * np.float32(composition.settings.get("blur", {}).get("kernel_fraction", 0))
+        )
 
-def _split_planes(x: tf.Tensor) -> Planes:
-    """[S, 3, S], rows of red, green and blue, as planes [1, S, S]."""
-    return Planes(x[None, :, 0], x[None, :, 1], x[None, :, 2])
+    def all(self) -> tuple[Any, list[tuple[_Step, bool]], Any]:
+        """(from levels [S, S, 3], operations and whether fast, to uint8 [S, S, 3])."""
+        names = [name for name in self._operations if name != "crop"]
+        flips_first = names[:1] == ["flip"]
+        if flips_first:
+            names = names[1:]
+        # What the last step does besides writing pixels.
+        last: list[str] = []
+        for ending in (["grayscale"], ["blur"], ["grayscale", "blur"]):
+            if names[-len(ending) :] == ending:
+                last = ending
+        names = names[: len(names) - len(last)]
 
+        def start(levels: tf.Tensor, u: tf.Tensor) -> Planes:
+            if not flips_first:
+                return _scaled(levels)
+            return tf.cond(
+                self._acts("flip", u),
+                lambda: _scaled(tf.reverse(levels, [1])),
+                lambda: _scaled(levels),
+            )
 
-def _join_planes(planes: Planes) -> tf.Tensor:
-    return tf.stack([plane[0] for plane in planes], axis=1)
+        steps = [self._step(name) for name in names]
+        return start, steps, functools.partial(self._finish, last)
 
+    def _own(self, name: str, u: tf.Tensor) -> tf.Tensor:
+        return split(u, self._operations)[name]
 
-def _colour_step(
-    run: tuple[str, ...], operations: Sequence[str], settings: Settings
-) -> _Step:
-    def step(x: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-        own = {name: split(u, operations)[name] for name in run}
-        return _join_planes(_colour(_split_planes(x), own, settings))
+    def _acts(self, name: str, u: tf.Tensor) -> tf.Tensor:
+        return self._own(name, u)[0] < self._settings[name]["probability"]
 
-    return step
+    def _step(self, name: str) -> tuple[_Step, bool]:
+        """An operation between others, and whether it can be compiled."""
+        settings = self._settings[name]
+        if name not in _FAST:
 
+            def plain(planes: Planes, u: tf.Tensor) -> Planes:
+                image = batched.from_planes(planes, BACKEND)[0]
+                operation = augment.OPERATIONS[name]
+                image = operation(image, self._own(name, u), **settings)
+                return batched.to_planes(image[None])
 
-def _blur_step(operations: Sequence[str], settings: Settings, image_size: int) -> _Step:
-    """Blur with one of a few radii, or none."""
-    values = settings["blur"]
-    kernel_size = int(np.float32(image_size) * np.float32(values["kernel_fraction"]))
-    radii = _blur_radii(values["sigma_max"], kernel_size)
+            return plain, False
 
-    def step(x: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-        whether, place = tf.unstack(split(u, operations)["blur"])
+        def fast(planes: Planes, u: tf.Tensor) -> Planes:
+            own = self._own(name, u)[None]
+            if name == "color_jitter":
+                jitter = _jitter_fused if self._small else _jitter
+                return jitter(planes, own, **settings)
+            if name == "blur":
+                return self._with_blur(u, planes.map)
+            return batched.OPERATIONS[name](planes, own, BACKEND, **settings)
+
+        return fast, True
+
+    def _with_blur(
+        self, u: tf.Tensor, make: Callable[[Callable[[tf.Tensor], tf.Tensor]], Any]
+    ) -> Any:
+        """Of make(blur), the branch with the blur that a view needs, or none."""
+        values = self._settings["blur"]
+        radii = _blur_radii(values["sigma_max"], self._kernel_size)
+        place = self._own("blur", u)[1]
         sigma = between(place, values["sigma_min"], values["sigma_max"])
-
-        def blurred(radius: int) -> tf.Tensor:
-            return _join_planes(_blur(_split_planes(x), sigma, radius, kernel_size))
-
-        branches = [functools.partial(blurred, radius) for radius in radii]
         needed = tf.cast(tf.math.ceil(sigma * _BLUR_REACH), tf.int32)
         which = tf.reduce_sum(tf.cast(needed > np.array(radii[:-1]), tf.int32))
-        which = tf.where(whether < values["probability"], which, len(branches))
-        return tf.switch_case(which, [*branches, lambda: x])
+        which = tf.where(self._acts("blur", u), which, len(radii))
+        branches = [
+            functools.partial(
+                make, functools.partial(_blur, sigma=sigma, radius=radius)
+            )
+            for radius in radii
+        ]
+        return tf.switch_case(which, [*branches, lambda: make(lambda plane: plane)])
 
-    return step
+    def _finish(self, names: list[str], planes: Planes, u: tf.Tensor) -> tf.Tensor:
+        """Grey, blur and pixels: a grey view is one plane to blur."""
 
+        def grey(blur: Callable[[tf.Tensor], tf.Tensor]) -> Planes:
+            plane = blur(batched.to_grayscale(planes, BACKEND).r)
+            return Planes(plane, plane, plane)
 
-def _plain_step(name: str, operations: Sequence[str], settings: Settings) -> _Step:
-    def step(x: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-        image = tf.transpose(x, (0, 2, 1))
-        own = split(u, operations)[name]
-        image = augment.OPERATIONS[name](image, own, **settings[name])
-        return tf.transpose(image, (0, 2, 1))
+        def blurred(make: Any) -> Planes:
+            return self._with_blur(u, make) if "blur" in names else make(lambda x: x)
 
-    return step
-
-
-def _steps(
-    operations: Sequence[str], settings: Settings, image_size: int
-) -> list[tuple[_Step, bool]]:
-    """The steps behind the crop, and whether they can be compiled."""
-    steps = []
-    for run in _runs([name for name in operations if name != "crop"]):
-        if run == ("blur",):
-            step = _blur_step(operations, settings, image_size)
-        elif run[0] in _FAST:
-            step = _colour_step(run, operations, settings)
-        else:
-            step = _plain_step(run[0], operations, settings)
-        steps.append((step, run[0] in _FAST))
-    return steps
+        if "grayscale" in names:
+            greys = self._acts("grayscale", u)
+            planes = Planes(
+                *tf.cond(greys, lambda: blurred(grey), lambda: blurred(planes.map))
+            )
+        elif names:
+            planes = blurred(planes.map)
+        return _pack(planes)
 
 
 # Cached, since what is compiled for one pipeline then serves the next.
 @functools.lru_cache(maxsize=8)
 def compose(composition: Composition) -> Callable[..., tf.Tensor]:
     """The same function as that of `augment.compose`, fast."""
-    operations, image_size = composition.operations, composition.image_size
-    settings = composition.settings
-    # Neighbouring fast steps are one program; the last one writes the pixels too.
-    programs: list[_Step] = []
-    waiting: list[_Step] = [lambda levels, u: tf.transpose(levels / 255.0, (0, 2, 1))]
-    for step, fast in _steps(operations, settings, image_size):
+    image_size = composition.image_size
+    start, steps, finish = _Steps(composition).all()
+    if not set(composition.operations) - {"crop"}:
+        # Nothing to do on planes.
+        start, finish = _levels, _same
+    # Neighbouring fast steps are one program.
+    programs: list[Any] = []
+    waiting = [start]
+    for step, fast in steps:
         if fast:
             waiting.append(step)
         else:
             programs += [_compiled(_chain(waiting)), step]
             waiting = []
-    waiting.append(lambda x, u: _pack(_split_planes(x)))
-    whole = _chain([*programs, _compiled(_chain(waiting))])
+    whole = _chain([*programs, _compiled(_chain([*waiting, finish]))])
 
     def view(image: tf.Tensor, box: Sequence[tf.Tensor], u: tf.Tensor) -> tf.Tensor:
         y, x, height, width = box
@@ -322,10 +338,21 @@ def compose(composition: Composition) -> Callable[..., tf.Tensor]:
     return view
 
 
-def _chain(steps: Sequence[_Step]) -> _Step:
+def _levels(levels: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
+    """The nearest of 256 levels."""
+    del u
+    return tf.cast(tf.round(tf.clip_by_value(levels, 0.0, 255.0)), tf.uint8)
+
+
+def _same(x: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
+    del u
+    return x
+
+
+def _chain(steps: Sequence[Any]) -> Any:
     steps = tuple(steps)
 
-    def chained(x: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
+    def chained(x: Any, u: tf.Tensor) -> Any:
         for step in steps:
             x = step(x, u)
         return x
@@ -349,20 +376,20 @@ def compose_batch(
         return _in_batch(
             batched.compose(operations, settings, image_size=image_size, xp=BACKEND)
         )
-    steps = _steps(operations, settings, image_size)
+    _, steps, finish = _Steps(composition).all()
+    one_view = _chain([*(step for step, _ in steps), finish])
 
     def views(images: tf.Tensor, u: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
         planes = batched.to_planes(tf.cast(images, tf.float32) / 255.0)
         planes = batched.crop_and_resize(planes, boxes, (image_size,) * 2, BACKEND)
-
-        def one(arguments: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            x, own = arguments
-            for step, _ in steps:
-                x = step(x, own)
-            return _pack(_split_planes(x))
-
-        rows = tf.stack(planes, axis=2)
-        return tf.map_fn(one, (rows, u), fn_output_signature=tf.uint8)
+        if operations[:2] == ("crop", "flip") or operations[:1] == ("flip",):
+            own = split(u, operations)["flip"]
+            planes = batched.random_flip(planes, own, BACKEND, **settings["flip"])
+        return tf.map_fn(
+            lambda view: one_view(view[0].map(lambda plane: plane[None]), view[1]),
+            (planes, u),
+            fn_output_signature=tf.uint8,
+        )
 
     return _in_batch(views)
 

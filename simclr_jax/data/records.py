@@ -16,6 +16,8 @@ NO_LABEL = -1
 # The default is the fast, coarse transform, off by up to 3 levels from every other
 # library.
 _DCT_METHOD = "INTEGER_ACCURATE"
+# Pixels; twice the largest block that a JPEG codes as one.
+_MARGIN = 32
 
 
 class Source(Protocol):
@@ -80,9 +82,8 @@ def decode_crops(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes no more of a file than its crops need.
 
-    Of a JPEG these are the rows that any crop touches, at full width: the same pixels
-    as in the whole image, which libjpeg does not promise at the sides of a narrower
-    part.
+    The pixels are those of the whole image: around a part of a JPEG a margin is decoded
+    too, since its sides are interpolated from less.
 
     Args:
       content: bytes of a JPEG or PNG file.
@@ -92,20 +93,23 @@ def decode_crops(
       (uint8 [h, w, 3], boxes within it).
     """
 
-    def rows() -> tuple[tf.Tensor, tf.Tensor]:
+    def part() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.io.extract_jpeg_shape(content)
         boxes = draw(shape)
-        first = tf.reduce_min(boxes[:, 0])
-        last = tf.reduce_max(boxes[:, 0] + boxes[:, 2])
-        window = tf.stack([first, 0, last - first, shape[1]])
+        y, x, height, width = tf.unstack(boxes, axis=1)
+        top, bottom = tf.reduce_min(y), tf.reduce_max(y + height)
+        left = tf.reduce_min(x) // _MARGIN * _MARGIN - _MARGIN
+        right = -(-tf.reduce_max(x + width) // _MARGIN) * _MARGIN + _MARGIN
+        left, right = tf.maximum(left, 0), tf.minimum(right, shape[1])
+        window = tf.stack([top, left, bottom - top, right - left])
         image = tf.image.decode_and_crop_jpeg(
             content, window, channels=3, dct_method=_DCT_METHOD
         )
-        return image, boxes - tf.stack([first, 0, 0, 0])
+        return image, boxes - tf.stack([top, left, 0, 0])
 
     def whole() -> tuple[tf.Tensor, tf.Tensor]:
         image = decode_rgb(content)
         return image, draw(tf.shape(image))
 
-    image, boxes = tf.cond(tf.io.is_jpeg(content), rows, whole)
+    image, boxes = tf.cond(tf.io.is_jpeg(content), part, whole)
     return tf.ensure_shape(image, (None, None, 3)), boxes

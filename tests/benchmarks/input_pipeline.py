@@ -67,7 +67,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ours-no-blur": {
         "augment.operations": ("crop", "flip", "color_jitter", "grayscale")
     },
-    "ours-split": {"augment.operations": ("crop",)},
+    "ours-split": {"augment.device": "split"},
 }
 NATIVE = (*YARDSTICKS, *OURS, "decode")
 TORCHVISION = ("torchvision-pil", "torchvision-uint8", "torchvision-float32")

@@ -12,7 +12,7 @@ from input_sides.task import Batches, Task
 sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
 
 from configs import base
-from simclr_jax.data import pipeline, records, sources
+from simclr_jax.data import records, sources
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.training import inputs
 
@@ -23,6 +23,7 @@ class _Files:
     name = "memory"
     num_classes = None
     class_names = None
+    encoded = True
     image_shape = None
 
     def __init__(self, contents: Any) -> None:
@@ -34,10 +35,10 @@ class _Files:
         labels = np.full(len(indices), records.NO_LABEL, np.int32)
         return self._contents[indices], labels
 
-    def decode(
+    def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        return records.decode_rgb(record), label
+        return record, label
 
     def describe(self, index: int) -> str:
         return f"file {index}"
@@ -57,15 +58,10 @@ def batches(task: Task, settings: Mapping[str, Any]) -> Batches:
         source = _Files(task.records)
     else:
         source = sources.ArraySource(np.stack(task.records), name="memory")
-    stream = pipeline.train_batches(
-        source,
-        inputs.make_view(config),
-        seed=0,
-        batch_size=task.batch_size,
-        stop_step=2**31,
-        threads=1,
-    )
-    for batch in stream:
+    config.batch.batch_size = task.batch_size
+    config.schedule.train_steps = 2**31
+    config.data.threads = 1
+    for batch in inputs.local_batches(config, source, start_step=0):
         yield batch["images"]
 
 
@@ -74,7 +70,7 @@ def write_cifar(folder: str, num_images: int, file: pathlib.Path) -> None:
     source = sources.open_source("cifar10", split="train", data_dir=folder)
     encoded, labels = source.read(np.arange(num_images))
     images = [
-        source.decode(tf.constant(record), tf.constant(label))[0].numpy()
+        records.decode(source, record, label)[0].numpy()
         for record, label in zip(encoded, labels, strict=True)
     ]
     np.save(file, np.stack(images))
