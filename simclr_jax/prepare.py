@@ -53,7 +53,7 @@ def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.data import preparing
+    from simclr_jax.preparation import preparing
 
     options = preparing.Options(
         input=_INPUT.value or "",

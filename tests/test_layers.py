@@ -16,7 +16,7 @@ LAYERS = (
     ("errors",),
     ("losses", "models", "optim"),
     ("data", "parallel"),
-    ("training", "evaluation", "interop", "planning", "diagnosis"),
+    ("training", "evaluation", "interop", "planning", "diagnosis", "preparation"),
     (
         "command",
         "pretrain",

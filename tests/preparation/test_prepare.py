@@ -20,18 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data import (
-    accepting,
-    assembling,
-    folders,
-    parts,
-    preparing,
-    records,
-    sources,
-    storage,
-)
+from simclr_jax.data import folders, records, sources, storage
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed
+from simclr_jax.preparation import accepting, assembling, parts, preparing
 
 
 def _noise(seed, height=24, width=31):

@@ -8,9 +8,9 @@ import os
 import re
 from typing import Any
 
-from simclr_jax.data.listing import Entry
 from simclr_jax.data.records import NO_LABEL
 from simclr_jax.errors import DataError, first_line
+from simclr_jax.preparation.listing import Entry
 
 _SHARD = re.compile(r"(\w+)-\d+-of-\d+(-\w+)?\.parquet$")
 

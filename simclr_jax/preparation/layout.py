@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from simclr_jax.data.parts import FOOTER, HEADER, Table
+from simclr_jax.preparation.parts import FOOTER, HEADER, Table
 
 FRAME = HEADER + FOOTER
 VALIDATION_SPLIT = "val"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from simclr_jax.data import storage
-from simclr_jax.data.listing import Entry
 from simclr_jax.errors import DataError, first_line
+from simclr_jax.preparation.listing import Entry
 
 _PACKED: dict[str, Callable[..., Any]] = {
     ".tar.gz": gzip.open,

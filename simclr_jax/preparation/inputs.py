@@ -4,9 +4,10 @@ import glob
 import os
 import shutil
 
-from simclr_jax.data import archives, storage, tables
-from simclr_jax.data.listing import SUFFIXES, FolderInput, Input
+from simclr_jax.data import storage
 from simclr_jax.errors import DataError
+from simclr_jax.preparation import archives, tables
+from simclr_jax.preparation.listing import SUFFIXES, FolderInput, Input
 
 
 def open_input(path: str, *, scratch: str, without: str) -> Input:

@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data import layout, publishing, storage
-from simclr_jax.data.accepting import Encoding
-from simclr_jax.data.layout import Shard
-from simclr_jax.data.listing import Input, Listing
-from simclr_jax.data.parts import Part, Table, divide, write_part
+from simclr_jax.data import storage
 from simclr_jax.data.shards import read_index
-from simclr_jax.data.workers import run_all
 from simclr_jax.errors import DataError
+from simclr_jax.preparation import layout, publishing
+from simclr_jax.preparation.accepting import Encoding
+from simclr_jax.preparation.layout import Shard
+from simclr_jax.preparation.listing import Input, Listing
+from simclr_jax.preparation.parts import Part, Table, divide, write_part
+from simclr_jax.preparation.workers import run_all
 
 _LOG = logging.getLogger(__name__)
 PARTS, RECEIPTS, FINAL = "parts", "receipts", "final"
-_PRELOAD = "simclr_jax.data.parts"
+_PRELOAD = "simclr_jax.preparation.parts"
 _PROGRESS_SECS = 10.0
 
 

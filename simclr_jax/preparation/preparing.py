@@ -21,13 +21,14 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from simclr_jax.data import assembling, layout, publishing, storage
-from simclr_jax.data.accepting import FILTERS, Encoding
-from simclr_jax.data.inputs import open_input
-from simclr_jax.data.listing import Listing, list_images
+from simclr_jax.data import storage
 from simclr_jax.data.shards import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, first_line
+from simclr_jax.preparation import assembling, layout, publishing
+from simclr_jax.preparation.accepting import FILTERS, Encoding
+from simclr_jax.preparation.inputs import open_input
+from simclr_jax.preparation.listing import Listing, list_images
 
 _LOG = logging.getLogger(__name__)
 _WORK = ".prepare"

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data.accepting import Accepted, Encoding, NotAnImage, accept
-from simclr_jax.data.listing import Entry, Input
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import first_line
+from simclr_jax.preparation.accepting import Accepted, Encoding, NotAnImage, accept
+from simclr_jax.preparation.listing import Entry, Input
 
 # A TFRecord is: length (8 bytes), its checksum (4), the data, their checksum (4).
 HEADER, FOOTER = 12, 4

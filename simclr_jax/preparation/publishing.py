@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from simclr_jax.data.layout import Run, Shard
-from simclr_jax.data.listing import Listing
-from simclr_jax.data.parts import FOOTER, HEADER, Table, replace
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.preparation.layout import Run, Shard
+from simclr_jax.preparation.listing import Listing
+from simclr_jax.preparation.parts import FOOTER, HEADER, Table, replace
 
 # As part of file names, it is the same for all datasets: so are their files then.
 DATASET = "images"
