@@ -14,23 +14,25 @@ class Dataset:
     Attributes:
       num_examples: images in the training split.
       num_classes: of the labels; None where there are none.
+      image_shape: (height, width) that all images have; None where sizes differ.
     """
 
     num_examples: int
     num_classes: int | None
+    image_shape: tuple[int, int] | None = None
 
 
 # By TFDS's name (without version) and split.
 _KNOWN = {
-    ("cifar10", "train"): Dataset(50_000, 10),
-    ("cifar100", "train"): Dataset(50_000, 100),
+    ("cifar10", "train"): Dataset(50_000, 10, (32, 32)),
+    ("cifar100", "train"): Dataset(50_000, 100, (32, 32)),
     ("imagenet2012", "train"): Dataset(1_281_167, 1000),
     ("imagenette/full-size-v2", "train"): Dataset(9_469, 10),
     ("imagenette/320px-v2", "train"): Dataset(9_469, 10),
     ("imagenette/160px-v2", "train"): Dataset(9_469, 10),
-    ("stl10", "train"): Dataset(5_000, 10),
-    ("stl10", "unlabelled"): Dataset(100_000, 10),
-    ("stl10", "unlabelled+train"): Dataset(105_000, 10),
+    ("stl10", "train"): Dataset(5_000, 10, (96, 96)),
+    ("stl10", "unlabelled"): Dataset(100_000, 10, (96, 96)),
+    ("stl10", "unlabelled+train"): Dataset(105_000, 10, (96, 96)),
 }
 
 
@@ -53,7 +55,11 @@ def describe(
     data = config.data
     known = _KNOWN.get((data.dataset.partition(":")[0], data.split))
     if num_examples is not None:
-        known = Dataset(num_examples, known.num_classes if known else None)
+        known = (
+            dataclasses.replace(known, num_examples=num_examples)
+            if known
+            else Dataset(num_examples, None)
+        )
     elif known is None:
         known = _open(config)
     if num_classes is not None:
@@ -72,4 +78,4 @@ def _open(config: config_dict.ConfigDict) -> Dataset:
             f"config.data.dataset={config.data.dataset!r}: its size is not known here; "
             f"give --num_examples ({error})"
         ) from error
-    return Dataset(source.num_examples, source.num_classes)
+    return Dataset(source.num_examples, source.num_classes, source.image_shape)

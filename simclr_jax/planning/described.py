@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from simclr_jax.errors import RunFailed
 from simclr_jax.planning import model_flops
 from simclr_jax.planning.datasets import Dataset
-from simclr_jax.planning.plans import Memory, Plan, Training
+from simclr_jax.planning.plans import Memory, Plan, Training, Views
 from simclr_jax.planning.program import analyse
 from simclr_jax.planning.roofline import Roofline, roofline
 from simclr_jax.planning.topologies import Topology
@@ -59,6 +59,23 @@ def described(
     flops = _model_flops(config)
     training = _training(config, topology, dataset, times, flops)
     return dataclasses.replace(plan, model_flops=flops, training=training)
+
+
+def described_views(
+    compiled: jax.stages.Compiled, topology: Topology, *, compile_seconds: float
+) -> Views:
+    """What the compiled program of the views alone tells."""
+    text = compiled.as_text()
+    if text is None:
+        raise RunFailed(f"{topology.name}: the compiler does not describe its program")
+    program = analyse(text, num_devices=topology.devices)
+    times = roofline(program, topology)
+    return Views(
+        compile_seconds=compile_seconds,
+        flops=program.mxu_flops,
+        hbm_bytes=program.hbm_bytes,
+        seconds=(times.low, times.high),
+    )
 
 
 def _memory(compiled: jax.stages.Compiled, available: float) -> Memory:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.errors import ConfigError
 from simclr_jax.planning import compiling, datasets, search, topologies
-from simclr_jax.planning.described import described
-from simclr_jax.planning.plans import Memory, Plan
+from simclr_jax.planning.described import described, described_views
+from simclr_jax.planning.plans import Memory, Plan, Views
 from simclr_jax.planning.topologies import Topology
 from simclr_jax.training import recipe, step, validation
 
@@ -70,6 +71,11 @@ class Planner:
         resolved = self._resolve(self.config.batch.batch_size)
         if self.dataset is not None:
             validation.check_devices(resolved, topology.devices, "batch")
+            if self._dataset_shape() is None and self._on_accelerator():
+                raise ConfigError(
+                    "config.augment.device='accelerator': the images of "
+                    f"{resolved.data.dataset} are not known to have one size"
+                )
             # Raises where the objective and the labels do not go together.
             recipe.make_recipe(resolved, num_classes=self.dataset.num_classes)
         elif resolved.batch.batch_size % topology.devices:
@@ -121,6 +127,25 @@ class Planner:
         examples = batch_size if self.dataset is None else self.dataset.num_examples
         return validation.resolve(config, num_examples=examples)
 
+    def _on_accelerator(self) -> bool:
+        return self.config.augment.device == "accelerator"
+
+    def _dataset_shape(self) -> tuple[int, int, int] | None:
+        """(N, H, W) of the training images, where they have one size."""
+        if self.dataset is None or self.dataset.image_shape is None:
+            return None
+        return (self.dataset.num_examples, *self.dataset.image_shape)
+
+    def _compile_views(
+        self, topology: Topology, config: config_dict.ConfigDict, mesh: Mesh
+    ) -> Views:
+        start = time.monotonic()
+        label = f"compiling the views for {topology.name}"
+        lowered = step.lower_views(config, mesh, dataset_shape=self._dataset_shape())
+        compiled = compiling.compile_program(lowered, label, self.report)
+        seconds = time.monotonic() - start
+        return described_views(compiled, topology, compile_seconds=seconds)
+
     def _compile(self, topology: Topology, devices: list[Any], batch_size: int) -> Plan:
         config = self._resolve(batch_size)
         mesh = parallel.create_mesh(devices)
@@ -131,7 +156,12 @@ class Planner:
         if self.dataset is None:
             lowered = step.lower_loss(config, mesh)
         else:
-            lowered = step.lower(config, mesh, num_classes=self.dataset.num_classes)
+            lowered = step.lower(
+                config,
+                mesh,
+                num_classes=self.dataset.num_classes,
+                dataset_shape=self._dataset_shape(),
+            )
         available = compiling.available_memory(devices[0])
         plan = Plan(
             program_name=name,
@@ -151,6 +181,10 @@ class Planner:
         else:
             plan = described(plan, compiled, config, topology, self.dataset)
             outcome = "done"
+            if self.dataset is not None and config.augment.device != "host":
+                plan = dataclasses.replace(
+                    plan, views=self._compile_views(topology, config, mesh)
+                )
         seconds = time.monotonic() - start
         self.report(f"{label}: {outcome} in {seconds:.0f} s")
         return dataclasses.replace(plan, compile_seconds=seconds)

@@ -19,7 +19,8 @@ class Memory:
         program does not fit, what the compiler said it needs, or None.
       arguments: state and batch, with the padding of their layouts.
       state: parameters, statistics and optimiser state, without padding.
-      batch: images and labels, or z; without padding.
+      batch: images and labels, or z, or the dataset that the device makes its batches
+        of; without padding.
       outputs: of which `aliased` lie where arguments lay.
       aliased: donated arguments.
       temporaries: activations, gradients and the like.
@@ -35,6 +36,23 @@ class Memory:
     aliased: float | None = None
     temporaries: float | None = None
     code: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What making the views takes of a step, compiled by itself.
+
+    Attributes:
+      compile_seconds: on this machine.
+      flops: of each device, matrix products and convolutions.
+      hbm_bytes: of each device.
+      seconds: of each step, low and high.
+    """
+
+    compile_seconds: float
+    flops: float
+    hbm_bytes: float
+    seconds: Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +97,7 @@ class Plan:
       roofline: times of a step.
       step_seconds: its low and high end.
       training: None for the loss alone.
+      views: where the accelerator makes them.
       largest_batch: where it was asked for.
     """
 
@@ -98,4 +117,5 @@ class Plan:
     roofline: Roofline | None = None
     step_seconds: Range | None = None
     training: Training | None = None
+    views: Views | None = None
     largest_batch: LargestBatch | None = None

@@ -131,6 +131,14 @@ def notes(plan: Plan) -> str:
         f"{c.count} {c.kind} of {_number(c.bytes / _MEGA)} MB {c.dtype}"
         for c in program.collectives[:3]
     ]
+    if plan.views:
+        views = plan.views
+        lines.append(
+            f"of which the views: {_range(views.seconds, 1e3)} ms, "
+            f"{_number(views.hbm_bytes / _GIGA)} GB of HBM traffic, "
+            f"{_number(views.flops / _TERA)} TFLOP; compiled in "
+            f"{_number(views.compile_seconds)} s by themselves"
+        )
     if plan.moves_images:
         lines.append("images are sent between devices")
     if program.trip_counts:

@@ -187,6 +187,21 @@ def lower(
     return compile_step(recipe, mesh, views).lower(state, batch)  # type: ignore[attr-defined]
 
 
+def lower_views(
+    config: config_dict.ConfigDict,
+    mesh: Mesh,
+    *,
+    dataset_shape: tuple[int, int, int] | None = None,
+) -> jax.stages.Lowered:
+    """The part of the step that makes the views, by itself; see `lower`."""
+    views = device_views.DeviceViews(config, mesh)
+    return jax.jit(
+        views,
+        in_shardings=(views.input_sharding, parallel.replicated(mesh)),
+        out_shardings=parallel.batch_sharding(mesh),
+    ).lower(views.input_shapes(dataset_shape), jax.ShapeDtypeStruct((), jnp.int32))
+
+
 def lower_loss(config: config_dict.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """Loss and gradient alone, with respect to z [B, V, K] split on B; see `lower`."""
     loss, _, _ = make_loss(config, num_classes=2, mesh=mesh)
