@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from simclr_jax.data import storage
 from simclr_jax.data.records import NO_LABEL
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
@@ -90,8 +91,7 @@ class FolderSource:
 def _check_is_image(path: pathlib.Path) -> None:
     """Reads the header, so that a stray file is found before training, not during."""
     try:
-        with Image.open(path):
-            pass
+        storage.retried(str(path), lambda: Image.open(path).close())
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"file {path}: is no readable image ({error})") from error
 
@@ -103,7 +103,7 @@ def read_image_file(path: pathlib.Path) -> bytes:
     (dropped, as torchvision's loader does). WebP and BMP become uncompressed PNG here,
     which costs a copy and no loss.
     """
-    content = path.read_bytes()
+    content = storage.read_file(str(path))
     if content.startswith((b"\xff\xd8", b"\x89PNG")):
         return content
     buffer = io.BytesIO()

@@ -1,5 +1,6 @@
 """Datasets that TensorFlow Datasets has prepared, read at random."""
 
+import functools
 import itertools
 import os
 import struct
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from simclr_jax.data import storage
 from simclr_jax.data.records import NO_LABEL
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
@@ -17,7 +19,8 @@ class TFDSSource:
     """A dataset that TensorFlow Datasets has prepared on a local or mounted disk.
 
     Records are read at random: through an index of offsets made at start from TFRecord
-    shards (one small read a record), or through ArrayRecord's own.
+    shards (one small read a record), or through ArrayRecord's own. Neighbours in a
+    TFRecord shard are read together.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class TFDSSource:
         """See `Source`."""
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         records = np.empty(len(indices), object)
-        for i, (shard, index) in enumerate(zip(shards, indices, strict=True)):
-            records[i] = self._shards[shard][int(index - self._starts[shard])]
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            within = indices[chosen] - self._starts[shard]
+            records[chosen] = self._shards[shard].read(within)
         return records, np.full(len(indices), NO_LABEL, np.int32)
 
     def unpack(
@@ -118,7 +123,7 @@ class _Shard(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> bytes: ...
+    def read(self, indices: np.ndarray) -> np.ndarray: ...
 
 
 class TFRecordShard:
@@ -132,6 +137,10 @@ class TFRecordShard:
         self._path = path
         self._offsets = np.empty(take, np.int64)
         self._lengths = np.empty(take, np.int64)
+        storage.retried(path, functools.partial(self._find, skip, take))
+
+    def _find(self, skip: int, take: int) -> None:
+        path = self._path
         position, size = 0, os.path.getsize(path)
         with open(path, "rb") as file:
             for i in range(skip + take):
@@ -152,11 +161,12 @@ class TFRecordShard:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, index: int) -> bytes:
-        with open(self._path, "rb", buffering=0) as file:
-            return os.pread(
-                file.fileno(), int(self._lengths[index]), int(self._offsets[index])
-            )
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Some records, object [n]."""
+        files = np.zeros(len(indices), np.int64)
+        return storage.read_ranges(
+            [self._path], files, self._offsets[indices], self._lengths[indices]
+        )
 
 
 class _ArrayRecordShard:
@@ -171,8 +181,11 @@ class _ArrayRecordShard:
     def __len__(self) -> int:
         return self._take
 
-    def __getitem__(self, index: int) -> bytes:
-        return self._records[self._skip + index]
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        records = np.empty(len(indices), object)
+        for i, index in enumerate(indices):
+            records[i] = self._records[self._skip + int(index)]
+        return records
 
 
 def _open_shards(file_instructions: Sequence[Any]) -> list[_Shard]:
@@ -181,8 +194,9 @@ def _open_shards(file_instructions: Sequence[Any]) -> list[_Shard]:
         path = os.fspath(instruction.filename)
         if "://" in path or path.startswith("/gs/"):
             raise DataError(
-                f"file {path}: records are read at random, which needs a local or "
-                "mounted path (gcsfuse for a bucket)"
+                f"file {path}: has no index of its records, without which they are not "
+                "read from a store; read shards that `python -m simclr_jax.prepare` "
+                "makes, which have one, or mount the bucket (gcsfuse)"
             )
         if not os.path.exists(path):
             raise DataError(f"file {path}: is missing from the prepared dataset")

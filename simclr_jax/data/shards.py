@@ -15,7 +15,7 @@ import numpy as np
 
 from simclr_jax.data import storage
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError
+from simclr_jax.errors import DataError, first_line
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -69,23 +69,12 @@ class ShardSource:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`; neighbours in a shard are read together."""
-        records = np.empty(len(indices), object)
-        order = np.argsort(indices, kind="stable")
-        sorted_indices = indices[order]
-        shards = self._shard[sorted_indices]
-        apart = (np.diff(sorted_indices) > 1) | (np.diff(shards) != 0)
-        for run in np.split(order, np.flatnonzero(apart) + 1):
-            if not len(run):
-                continue
-            first, last = int(indices[run[0]]), int(indices[run[-1]])
-            start = int(self._offset[first])
-            stop = int(self._offset[last] + self._length[last])
-            path = self._paths[self._shard[first]]
-            content = storage.read_range(path, start, stop - start)
-            for position in run:
-                begin = int(self._offset[indices[position]]) - start
-                end = begin + int(self._length[indices[position]])
-                records[position] = content[begin:end]
+        records = storage.read_ranges(
+            self._paths,
+            self._shard[indices],
+            self._offset[indices],
+            self._length[indices],
+        )
         return records, self._labels[indices]
 
     def unpack(
@@ -120,8 +109,8 @@ class ShardSource:
 
     def _read_index(self, split: dict[str, Any]) -> dict[str, np.ndarray]:
         path = self._path(split["index"]["file"])
+        content = _content(path)
         try:
-            content = storage.read_file(path)
             index = read_index(content)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"file {path}: is no index ({error})") from error
@@ -146,10 +135,11 @@ def read_manifest(folder: str) -> dict[str, Any]:
             f"dataset prepared:{folder}: holds no {MANIFEST}, so it is none that "
             "`python -m simclr_jax.prepare` finished; the same command again goes on"
         )
+    content = _content(path)
     try:
-        manifest = json.loads(storage.read_file(path))
+        manifest = json.loads(content)
         version = manifest["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"file {path}: is no manifest ({error!r})") from error
     if version != VERSION:
         raise DataError(
@@ -163,6 +153,13 @@ def read_index(content: bytes) -> dict[str, np.ndarray]:
     """The place of every record: shard, offset and length of its data, label."""
     with np.load(io.BytesIO(content)) as arrays:
         return {key: arrays[key] for key in ("shard", "offset", "length", "label")}
+
+
+def _content(path: str) -> bytes:
+    try:
+        return storage.read_file(path)
+    except (OSError, tf.errors.OpError) as error:
+        raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
 
 
 def _files(split: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import first_line
+from simclr_jax.errors import StoreFailed, first_line
 from simclr_jax.preparation.accepting import Accepted, Encoding, NotAnImage, accept
 from simclr_jax.preparation.listing import Entry, Input
 
@@ -164,6 +164,9 @@ def _read(source: Input, entry: Entry) -> bytes:
         raise NotAnImage(f"has {entry.size} bytes, more than {_MAX_FILE_BYTES}")
     try:
         return source.read(entry)
+    except StoreFailed:
+        # That says nothing about the image: the command goes on another time.
+        raise
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
         raise NotAnImage(f"cannot be read ({first_line(error)})") from error
     except OSError as error:

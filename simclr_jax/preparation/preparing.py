@@ -24,7 +24,7 @@ from typing import Any
 from simclr_jax.data import storage
 from simclr_jax.data.shards import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError, RunFailed, first_line
+from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
 from simclr_jax.preparation import assembling, layout, publishing
 from simclr_jax.preparation.accepting import FILTERS, Encoding
 from simclr_jax.preparation.inputs import open_input
@@ -114,7 +114,7 @@ def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any
                     shutil.rmtree(work)
                 raise
         shutil.rmtree(work)
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, tf.errors.OpError, StoreFailed) as error:
         raise RunFailed(
             f"--output={output}: not finished ({first_line(error)}); the same command "
             "goes on"
