@@ -42,6 +42,11 @@ class Composition:
             return None
         return boxes.BoxDraws(shape, **self.crop_settings)
 
+    def without(self, name: str) -> "Composition":
+        """The same less one operation."""
+        kept = tuple(other for other in self.operations if other != name)
+        return dataclasses.replace(self, operations=kept)
+
     def crop_alone(self) -> "Composition":
         """What the host does of a split composition."""
         kept = tuple(name for name in self.operations if name == "crop")
@@ -49,8 +54,7 @@ class Composition:
 
     def without_crop(self) -> "Composition":
         """What the accelerator does of it; takes images of the views' size."""
-        kept = tuple(name for name in self.operations if name != "crop")
-        return dataclasses.replace(self, operations=kept)
+        return self.without("crop")
 
     def _identity(self) -> str:
         named = {name: dict(self.settings[name]) for name in self.operations}

@@ -47,8 +47,8 @@ def _options(threads: int) -> tf.data.Options:
     return options
 
 
-def _read(
-    source: Source, dataset: tf.data.Dataset, parallel_reads: int
+def read_chunks(
+    source: Source, dataset: tf.data.Dataset, parallel_reads: int | None
 ) -> tf.data.Dataset:
     """Maps chunks (indices, extras...) to chunks (records, labels, extras...)."""
 
@@ -66,7 +66,7 @@ def _read(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Images and draws of this host's slice of any step, as NumPy arrays."""
 
     source: Source
@@ -131,8 +131,10 @@ class _Plan:
         return planned
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
+def chunk_size(source: Source, size: int, block_size: int = 1) -> int:
+    """How many records are fetched by one call: a divisor of a host's batch."""
+    limit = max(_READ_CHUNK if source.encoded else _PIXEL_CHUNK, block_size)
+    return next(d for d in range(min(size, limit), 0, -1) if size % d == 0)
 
 
 def train_batches(
@@ -191,16 +193,14 @@ def train_batches(
     buffers = buffers or Buffers.choose(
         batch_bytes=size * num_views * composition.image_size**2 * 3
     )
-    plan = _Plan(source, composition, seed, batch_size, block_size, num_views, own)
+    plan = Plan(source, composition, seed, batch_size, block_size, num_views, own)
     pixels = not source.encoded
-    chunk = _largest_divisor(
-        size, max(_PIXEL_CHUNK if pixels else _READ_CHUNK, block_size)
-    )
+    chunk = chunk_size(source, size, block_size)
     dataset = tf.data.Dataset.range(start_step, stop_step)
     # A step ahead, so that the first reads of a step do not wait for its draws.
-    dataset = dataset.map(plan.in_graph(chunk), num_parallel_calls=1).unbatch()
-    dataset = _read(source, dataset, buffers.parallel_reads)
-    make = _of_pixels if pixels else _of_files
+    dataset = _unbatch(dataset.map(plan.in_graph(chunk), num_parallel_calls=1))
+    dataset = read_chunks(source, dataset, buffers.parallel_reads)
+    make = pixels_to_views if pixels else files_to_views
     dataset = make(source, composition, split, dataset, buffers.threads)
     dataset = dataset.batch(size // chunk if pixels else size, drop_remainder=True)
     if pixels:
@@ -216,18 +216,24 @@ def train_batches(
     )
 
 
+def _unbatch(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    # TensorFlow's own `unbatch` crashes on arrays without elements, such as the draws
+    # of a composition that is a crop alone.
+    return dataset.flat_map(lambda *arrays: tf.data.Dataset.from_tensor_slices(arrays))
+
+
 def _merge_chunks(batch: dict[str, tf.Tensor], size: int) -> dict[str, tf.Tensor]:
     return {
         key: tf.reshape(value, (size, *value.shape[2:])) for key, value in batch.items()
     }
 
 
-def _of_pixels(
+def pixels_to_views(
     source: Source,
     composition: Composition,
     split: bool,
     dataset: tf.data.Dataset,
-    threads: int,
+    threads: int | None,
 ) -> tf.data.Dataset:
     """Chunks of pixels of one size to chunks of views."""
     on_host = composition.crop_alone() if split else composition
@@ -248,32 +254,38 @@ def _of_pixels(
     return dataset.map(augmented, num_parallel_calls=threads)
 
 
-def _of_files(
+def draw_boxes(
+    composition: Composition, shape: tf.Tensor, seeds: tf.Tensor
+) -> tf.Tensor:
+    """Boxes int32 [V, 4] in an image of `shape` [3], by seeds int64 [V, 2]."""
+    whole = (tf.constant(0), tf.constant(0), shape[0], shape[1])
+    settings = composition.crop_settings
+    return tf.stack(
+        [
+            augment.random_crop_box(shape, seed, **settings) if settings else whole
+            for seed in tf.unstack(seeds)
+        ]
+    )
+
+
+def files_to_views(
     source: Source,
     composition: Composition,
     split: bool,
     dataset: tf.data.Dataset,
-    threads: int,
+    threads: int | None,
 ) -> tf.data.Dataset:
     """Chunks of image files to single images of views."""
     on_host = composition.crop_alone() if split else composition
     view = augment_host.compose(on_host)
 
-    def draw(shape: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        whole = (tf.constant(0), tf.constant(0), shape[0], shape[1])
-        settings = composition.crop_settings
-        return tf.stack(
-            [
-                augment.random_crop_box(shape, seed, **settings) if settings else whole
-                for seed in tf.unstack(seeds)
-            ]
-        )
-
     def augmented(
         record: tf.Tensor, label: tf.Tensor, seeds: tf.Tensor, uniform: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         content, label = source.unpack(record, label)
-        image, drawn = records.decode_crops(content, lambda shape: draw(shape, seeds))
+        image, drawn = records.decode_crops(
+            content, lambda shape: draw_boxes(composition, shape, seeds)
+        )
         views = [
             view(image, tf.unstack(box, 4), u[:0] if split else u)
             for box, u in zip(
@@ -283,7 +295,7 @@ def _of_files(
         batch = {"images": tf.stack(views), "labels": label}
         return batch | {"draws": uniform} if split else batch
 
-    return dataset.unbatch().map(augmented, num_parallel_calls=threads)
+    return _unbatch(dataset).map(augmented, num_parallel_calls=threads)
 
 
 def eval_batches(
@@ -326,7 +338,7 @@ def eval_batches(
 
     dataset = tf.data.Dataset.from_tensor_slices(indices.reshape(-1))
     dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
-    dataset = _read(source, dataset, threads).unbatch()
+    dataset = read_chunks(source, dataset, threads).unbatch()
     dataset = dataset.map(prepare, num_parallel_calls=threads)
     dataset = dataset.batch(own.stop - own.start).prefetch(2)
     batches = _iterate(
@@ -360,7 +372,7 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
 
     dataset = tf.data.Dataset.from_tensor_slices(indices)
     dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
-    dataset = _read(source, dataset, threads).unbatch()
+    dataset = read_chunks(source, dataset, threads).unbatch()
     dataset = dataset.map(decode, num_parallel_calls=threads)
     dataset = dataset.batch(batch_size).prefetch(1)
     return _iterate(
@@ -395,16 +407,24 @@ def _iterate(
 def _raise_naming_record(
     source: Source, indices: np.ndarray, error: Exception
 ) -> NoReturn:
-    """Finds the record of a batch that does not decode, and raises a DataError."""
+    """Finds the record of a batch that is not as it should be; raises a DataError."""
     for index in indices:
+        name = source.describe(int(index))
         try:
             found, labels = source.read(np.array([index]))
-            records.decode(source, tf.constant(found[0]), tf.constant(labels[0]))
+            image, _ = records.decode(
+                source, tf.constant(found[0]), tf.constant(labels[0])
+            )
         except (tf.errors.OpError, OSError, ValueError) as cause:
             raise DataError(
-                f"{source.describe(int(index))}: cannot be decoded "
-                f"({first_line(cause)})"
+                f"{name}: cannot be decoded ({first_line(cause)})"
             ) from cause
+        height, width, _ = image.shape
+        if source.image_shape not in (None, (height, width)):
+            raise DataError(
+                f"{name}: has {height} x {width} pixels, where its dataset says that "
+                "all images have {} x {}".format(*source.image_shape)
+            ) from error
     raise DataError(
         f"{source.name}: reading a batch failed ({first_line(error)})"
     ) from error

@@ -121,9 +121,10 @@ def in_parts(composition: Composition, parts: int) -> batched.Views:
             wanted = (*boxes.shape[:2], *images.shape[1:])
             images = jnp.broadcast_to(images[:, None], wanted)
             boxes = boxes.reshape(-1, 4)
+        number = uniform.shape[0] * uniform.shape[1]
         made = one_part(
-            images.reshape(-1, *images.shape[2:]),
-            uniform.reshape(-1, uniform.shape[-1]),
+            images.reshape(number, *images.shape[2:]),
+            uniform.reshape(number, uniform.shape[2]),
             boxes,
         )
         return made.reshape(*uniform.shape[:2], *made.shape[1:])

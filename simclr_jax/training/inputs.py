@@ -59,12 +59,17 @@ def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
     """The training images as pixels in memory, where they fit and should be.
 
     Raises:
-      DataError: views are to be made on the accelerator, and the images do not fit.
+      DataError: views are to be made on the accelerator, and the images do not fit or
+        are made up.
     """
     limit_mb = config.data.in_memory_mb
+    on_accelerator = config.augment.device == "accelerator"
     if memory.fits(source, limit_mb=limit_mb):
-        return memory.load(source)
-    if config.augment.device == "accelerator":
+        held = memory.load(source)
+        if on_accelerator:
+            memory.pixels(held)
+        return held
+    if on_accelerator:
         why = (
             f"take more than config.data.in_memory_mb={limit_mb}"
             if source.image_shape
