@@ -19,6 +19,7 @@ LAYERS = (
     ("training", "evaluation", "interop", "planning", "diagnosis", "preparation"),
     (
         "command",
+        "bench",
         "pretrain",
         "evaluate",
         "convert",
@@ -33,6 +34,7 @@ SAME_LAYER = {
     ("interop", "training"),
     ("planning", "training"),
     ("diagnosis", "training"),
+    ("bench", "command"),
     ("convert", "command"),
     ("pretrain", "command"),
     ("evaluate", "command"),

@@ -16,6 +16,7 @@ from simclr_jax.data.records import Source
 from simclr_jax.errors import RunStopped, TrainingDiverged
 from simclr_jax.parallel import processes
 from simclr_jax.training import (
+    bottleneck,
     inputs,
     recipe,
     run_directory,
@@ -209,6 +210,7 @@ class _Reporter:
         objective = losses.LOSSES[config.loss.name]
         self._health = HealthMonitor(rank_tells=not objective.needs_labels)
         self._verdict = ""
+        self._bottleneck = bottleneck.DEVICE  # not worth a line
         self._waited_secs = 0.0
         self._mark = (start_step, time.monotonic())
 
@@ -246,13 +248,19 @@ class _Reporter:
             values["chance"] = self._chance
             values["loss_of_chance"] = values["loss"] / self._chance
         verdict = self._health.update(done, values)
-        self._writer.write(done, {**values, "health": verdict})
         # The first step's time is mostly compilation and tells nothing of the others.
         first = done == self.start_step + 1
+        wait_share = values["input_wait_share"]
+        side = "" if first else bottleneck.of_wait(wait_share)
+        words = {"health": verdict, "bottleneck": side or "too early to tell"}
+        self._writer.write(done, {**values, **words})
         secs_left = None if first else (self._total_steps - done) * secs / steps
         _LOG.info(
             "%s", progress_line(done, self._total_steps, values, secs_left=secs_left)
         )
+        if side and side != self._bottleneck:
+            _LOG.info("%s", bottleneck.advice(side, wait_share))
+            self._bottleneck = side
         if verdict != self._verdict:
             level = logging.WARNING if "since" in verdict else logging.INFO
             _LOG.log(level, "Health: %s", verdict)
