@@ -34,7 +34,7 @@ class Host:
 
     @property
     def images_per_core_sec(self) -> float:
-        """Images that one core makes in a second; infinite if there is nothing to do."""
+        """Images that one core makes in a second; infinite where it makes none."""
         total = sum(self.stage_secs.values())
         return 1.0 / total if total else float("inf")
 
@@ -77,6 +77,7 @@ def measure_hosts(
     )
     crops = {name: costs[name] for name in ("read", "decode", "crop") if name in costs}
     split = {**crops, "pack": costs["pack"]}
+    nothing: dict[str, float] = {}
     why = None
     try:
         inputs.hold_in_memory(_placed(config, "accelerator"), source)
@@ -85,7 +86,7 @@ def measure_hosts(
     return [
         Host("host", costs),
         Host("split", split),
-        Host("accelerator", {}, unavailable=why),
+        Host("accelerator", nothing, unavailable=why),
     ]
 
 
@@ -157,11 +158,8 @@ def table(
     names = [name for name in stages.STAGES if name in hosts[0].stage_secs]
     columns = ["mode", *names, "images/s a core"]
     if devices:
-        columns += [
-            "device images/s",
-            "cores a device",
-            f"bottleneck, {num_cores} cores",
-        ]
+        columns += ["device images/s", "cores a device"]
+        columns.append(f"bottleneck, {num_cores} cores")
     rows = [columns]
     for host in hosts:
         if host.unavailable:
