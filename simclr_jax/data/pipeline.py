@@ -18,7 +18,7 @@ from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.composition import Composition
 from simclr_jax.data.records import Source
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError, first_line
+from simclr_jax.errors import DataError, StoreFailed, first_line
 
 # Records fetched by one call into Python: large enough to hide the call's cost, small
 # enough that the calls of one batch run side by side.
@@ -48,13 +48,28 @@ def _options(threads: int) -> tf.data.Options:
 
 
 def read_chunks(
-    source: Source, dataset: tf.data.Dataset, parallel_reads: int | None
+    source: Source,
+    dataset: tf.data.Dataset,
+    parallel_reads: int | None,
+    failures: list[StoreFailed] | None = None,
 ) -> tf.data.Dataset:
-    """Maps chunks (indices, extras...) to chunks (records, labels, extras...)."""
+    """Maps chunks (indices, extras...) to chunks (records, labels, extras...).
+
+    Where a store fails, `failures` is told why; what comes out of the dataset is an
+    error of TensorFlow's.
+    """
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return source.read(indices)
+        except StoreFailed as error:
+            if failures is not None:
+                failures.append(error)
+            raise
 
     def read(indices: tf.Tensor, *extras: tf.Tensor) -> tuple[tf.Tensor, ...]:
         found, labels = tf.numpy_function(
-            source.read, [indices], (source.record_spec.dtype, tf.int32)
+            fetch, [indices], (source.record_spec.dtype, tf.int32)
         )
         found = tf.ensure_shape(
             found, (indices.shape[0], *source.record_spec.shape[1:])
@@ -196,10 +211,11 @@ def train_batches(
     plan = Plan(source, composition, seed, batch_size, block_size, num_views, own)
     pixels = not source.encoded
     chunk = chunk_size(source, size, block_size)
+    failures: list[StoreFailed] = []
     dataset = tf.data.Dataset.range(start_step, stop_step)
     # A step ahead, so that the first reads of a step do not wait for its draws.
     dataset = _unbatch(dataset.map(plan.in_graph(chunk), num_parallel_calls=1))
-    dataset = read_chunks(source, dataset, buffers.parallel_reads)
+    dataset = read_chunks(source, dataset, buffers.parallel_reads, failures)
     make = pixels_to_views if pixels else files_to_views
     dataset = make(source, composition, split, dataset, buffers.threads)
     dataset = dataset.batch(size // chunk if pixels else size, drop_remainder=True)
@@ -213,6 +229,7 @@ def train_batches(
         # which records there were.
         lambda number: plan.indices(start_step + number)[0],
         num_batches=stop_step - start_step,
+        failures=failures,
     )
 
 
@@ -337,8 +354,9 @@ def eval_batches(
         return {"images": preprocess(image), "labels": label}
 
     dataset = tf.data.Dataset.from_tensor_slices(indices.reshape(-1))
+    failures: list[StoreFailed] = []
     dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
-    dataset = read_chunks(source, dataset, threads).unbatch()
+    dataset = read_chunks(source, dataset, threads, failures).unbatch()
     dataset = dataset.map(prepare, num_parallel_calls=threads)
     dataset = dataset.batch(own.stop - own.start).prefetch(2)
     batches = _iterate(
@@ -346,6 +364,7 @@ def eval_batches(
         dataset.with_options(_options(threads)),
         lambda number: indices[number],
         num_batches=num_batches,
+        failures=failures,
     )
     for batch, own_mask in zip(batches, mask[:, own], strict=True):
         yield {**batch, "mask": own_mask}
@@ -371,8 +390,9 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
         return {"images": tf.ensure_shape(image, shape), "labels": label}
 
     dataset = tf.data.Dataset.from_tensor_slices(indices)
+    failures: list[StoreFailed] = []
     dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
-    dataset = read_chunks(source, dataset, threads).unbatch()
+    dataset = read_chunks(source, dataset, threads, failures).unbatch()
     dataset = dataset.map(decode, num_parallel_calls=threads)
     dataset = dataset.batch(batch_size).prefetch(1)
     return _iterate(
@@ -380,6 +400,7 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
         dataset.with_options(_options(threads)),
         lambda number: indices[number * batch_size :][:batch_size],
         num_batches=math.ceil(len(indices) / batch_size),
+        failures=failures,
     )
 
 
@@ -389,6 +410,7 @@ def _iterate(
     records_of: Callable[[int], np.ndarray],
     *,
     num_batches: int,
+    failures: list[StoreFailed],
 ) -> Iterator[Batch]:
     """Batches of `dataset`; `records_of` tells what the n-th one was made of."""
     iterator = dataset.as_numpy_iterator()
@@ -397,6 +419,9 @@ def _iterate(
             batch = next(iterator)
         # Where the message has bytes that are no text, reading it fails in turn.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
+            # Not the fault of a record, so none is looked for.
+            if failures:
+                raise failures[0] from failures[0].__cause__
             # Records are read in chunks, which can reach into the next batches.
             following = range(number, min(number + _READ_CHUNK, num_batches))
             suspects = np.concatenate([records_of(n) for n in following])

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data import folders, prepared, shards, storage
+from simclr_jax.data import folders, pipeline, prepared, shards, storage
+from simclr_jax.data.buffers import Buffers
+from simclr_jax.data.composition import Composition
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, StoreFailed
 from simclr_jax.preparation import preparing
@@ -31,6 +33,7 @@ PASSING_ERRORS = (
     tf.errors.ResourceExhaustedError,
     tf.errors.UnknownError,
 )
+CROP = {"area_min": 0.08, "area_max": 1.0, "ratio_min": 0.75, "ratio_max": 1.33}
 request_kinds = pytest.mark.parametrize("kind", REQUESTS)
 
 
@@ -459,6 +462,45 @@ def test_a_manifest_that_a_store_does_not_deliver(stored, monkeypatch):
     with pytest.raises(DataError, match=r"manifest.json: cannot be read \(not yours"):
         shards.ShardSource(stored, split="train")
     assert opening.calls == 1
+
+
+def _training(source):
+    composition = Composition(
+        ("crop",), {"crop": {"sampler": "reference", **CROP}}, image_size=8
+    )
+    buffers = Buffers.choose(batch_bytes=1, threads=1, parallel_reads=1)
+    return pipeline.train_batches(
+        source, composition, seed=0, batch_size=6, stop_step=4, buffers=buffers
+    )
+
+
+@pytest.mark.parametrize("kind", ["train", "eval", "pixels"])
+def test_batches_end_with_what_the_store_says(kind, images, monkeypatch):
+    source = folders.FolderSource(str(images))
+    source.image_shape = (9, 8)
+    batches = {
+        "train": lambda: _training(source),
+        "eval": lambda: pipeline.eval_batches(source, lambda x: x, batch_size=6),
+        "pixels": lambda: pipeline.pixel_batches(source, batch_size=6),
+    }[kind]()
+    opening, _ = fail_disk(monkeypatch, "ESTALE", 1000, "05.png")
+    cause = os.strerror(errno.ESTALE)
+    with pytest.raises(StoreFailed) as caught:
+        list(batches)
+    expected = f"file {images}/05.png: could not be read in 6 tries ({cause})"
+    assert str(caught.value) == expected
+    assert caught.value.__cause__.errno == errno.ESTALE
+    # Two epochs are read ahead; the file is not asked for again to find its record.
+    assert opening.calls in ((6, 12) if kind == "train" else (6,))
+
+
+def test_batches_do_not_depend_on_faults(images, waits, monkeypatch):
+    source = folders.FolderSource(str(images))
+    expected = list(_training(source))
+    fail_disk(monkeypatch, "ESTALE", 3, "05.png")
+    for batch, correct in zip(_training(source), expected, strict=True):
+        np.testing.assert_array_equal(batch["images"], correct["images"])
+    assert len(waits) == 3
 
 
 def test_prepare_leaves_no_image_out_because_of_a_store(images, tmp_path, monkeypatch):
