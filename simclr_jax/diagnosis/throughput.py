@@ -75,7 +75,9 @@ def measure_hosts(
         num_views=recipe.NUM_VIEWS,
         secs=secs,
     )
-    crops = {name: costs[name] for name in ("read", "decode", "crop") if name in costs}
+    crops: dict[str, float] = {
+        name: costs[name] for name in ("read", "decode", "crop") if name in costs
+    }
     split = {**crops, "pack": costs["pack"]}
     nothing: dict[str, float] = {}
     why = None
