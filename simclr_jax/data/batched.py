@@ -478,15 +478,12 @@ def compose(
 
     def views(images: Array, draws: Array, boxes: Array | None) -> Array:
         planes = to_planes(images).map(lambda x: xp.cast(x, np.float32) / 255.0)
-        own = split(draws, operations)
-        for name in operations:
-            if name == "crop":
-                if boxes is not None:
-                    planes = crop_and_resize(
-                        planes, boxes, (image_size, image_size), xp
-                    )
-            else:
-                planes = OPERATIONS[name](planes, own[name], xp, **settings[name])
+        # Also without 'crop': the box of the whole image makes it a view's size.
+        if boxes is not None:
+            planes = crop_and_resize(planes, boxes, (image_size, image_size), xp)
+        for name, own in split(draws, operations).items():
+            if name != "crop":
+                planes = OPERATIONS[name](planes, own, xp, **settings[name])
         levels = clip(planes, xp).map(lambda x: xp.numpy.rint(x * 255.0))
         return xp.cast(from_planes(levels, xp), np.uint8)
 
