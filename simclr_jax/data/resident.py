@@ -6,6 +6,7 @@ the same dataset in memory; the host has nothing to do. Everything is a function
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,9 @@ class ResidentBatches:
         images, labels = dataset["images"], dataset["labels"]
         height, width = images.shape[1:3]
         indices, epochs = self._indices(step, len(images))
-        key = order.view_keys(indices, epochs, seed=self.seed, num_views=self.num_views)
+        key = self._whole(
+            order.view_keys(indices, epochs, seed=self.seed, num_views=self.num_views)
+        )
         uniform = draws.view_draws(key, self.composition.operations)
         box_draws = self.composition.box_draws((height, width))
         boxes = (
@@ -63,6 +66,7 @@ class ResidentBatches:
             if box_draws is None
             else augment_jax.random_boxes(key, box_draws)
         )
+        boxes = self._whole(boxes)
         # Up to here every device computes the few numbers of the whole batch, so that
         # none waits for another; from here on each makes its own views.
         indices, uniform, boxes = (
@@ -86,8 +90,6 @@ class ResidentBatches:
         epoch, step_in_epoch = step // num_steps, step % num_steps
         start = step_in_epoch * np.uint32(self.batch_size)
         positions = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
-        whole = NamedSharding(self.sharding.mesh, PartitionSpec())
-        positions = jax.lax.with_sharding_constraint(positions, whole)
         epochs = jnp.broadcast_to(epoch, positions.shape)
         shuffle = order.Shuffle(seed=self.seed, epoch=epochs, size=num_examples)
 
@@ -97,8 +99,13 @@ class ResidentBatches:
         def again(values: jax.Array) -> jax.Array:
             return jnp.where(values >= num_examples, shuffle.once(values), values)
 
-        values = jax.lax.while_loop(outside, again, shuffle.once(positions))
-        return values, epochs
+        first = self._whole(shuffle.once(positions))
+        return self._whole(jax.lax.while_loop(outside, again, first)), epochs
+
+    def _whole(self, arrays: Any) -> Any:
+        """The arrays as a whole on every device."""
+        whole = NamedSharding(self.sharding.mesh, PartitionSpec())
+        return jax.lax.with_sharding_constraint(arrays, whole)
 
 
 def in_parts(composition: Composition, parts: int) -> batched.Views:
