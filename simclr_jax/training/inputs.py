@@ -173,4 +173,4 @@ def write_preview(
 def _decoded(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
     found, labels = source.read(indices)
     for record, label in zip(found, labels, strict=True):
-        yield records.decode(source, record, label)[0].numpy()
+        yield np.asarray(records.decode(source, record, label)[0])
