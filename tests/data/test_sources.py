@@ -1,14 +1,16 @@
 """Sources: folders, arrays, photographs, synthetic, prepared TFDS datasets."""
 
-import json
 import struct
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from tfds_files import SHARDS, prepare
 
 from simclr_jax.data import folders, order, photographs, pipeline, records, sources
+from simclr_jax.data.buffers import Buffers
+from simclr_jax.data.composition import Composition
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
@@ -27,14 +29,19 @@ def _smooth(height, width, channels):
 
 def _image_at(source, index):
     """The decoded image and its label, by the way the pipeline takes."""
-    records, labels = source.read(np.array([index]))
-    image, label = source.decode(tf.constant(records[0]), tf.constant(labels[0]))
+    found, labels = source.read(np.array([index]))
+    image, label = records.decode(source, tf.constant(found[0]), tf.constant(labels[0]))
     assert image.dtype == tf.uint8
     assert label.dtype == tf.int32
     return image.numpy(), int(label)
 
 
-def _view(image, seed):
+# Whole images at another size; nothing of it is random.
+WHOLE = Composition(("flip",), {"flip": {"probability": 0.0}}, image_size=8)
+BUFFERS = Buffers.choose(batch_bytes=1, threads=1)
+
+
+def _resize(image):
     return tf.image.resize(tf.cast(image, tf.float32), (8, 8))
 
 
@@ -168,6 +175,8 @@ def test_other_folders_are_unlabelled(names, tmp_path):
     source = folders.FolderSource(str(tmp_path))
     assert source.num_examples == len(names)
     assert source.num_classes is None
+    assert source.encoded
+    assert source.image_shape is None
     assert set(_labels(source)) == {records.NO_LABEL}
 
 
@@ -247,16 +256,19 @@ def test_a_truncated_file_is_named_when_training_reads_it(truncated):
             s for s in seeds if 4 in order.batch_indices(step, seed=s, **plan)[0]
         )
         batches = pipeline.train_batches(
-            source, _view, seed=seed, batch_size=2, stop_step=step + 1, threads=1
+            source,
+            WHOLE,
+            seed=seed,
+            batch_size=2,
+            stop_step=step + 1,
+            buffers=BUFFERS,
         )
         _assert_data_error([path, "cannot be decoded"], list, batches)
 
 
 def test_a_truncated_file_is_named_when_evaluation_reads_it(truncated):
     source, path = truncated
-    batches = pipeline.eval_batches(
-        source, lambda image: _view(image, None), batch_size=2, threads=1
-    )
+    batches = pipeline.eval_batches(source, _resize, batch_size=2, threads=1)
     _assert_data_error([path, "cannot be decoded"], list, batches)
 
 
@@ -273,6 +285,21 @@ def test_arrays_are_read_by_number(channels):
         np.testing.assert_array_equal(image, np.broadcast_to(images[index], (6, 7, 3)))
         assert label == labels[index]
     assert source.describe(3) == "image 3 of arrays"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_of_pixels_are_unpacked_by_the_chunk(channels):
+    images = _noise(5, 6, 7, channels)
+    source = sources.ArraySource(images, np.arange(5), name="arrays")
+    assert not source.encoded
+    assert source.image_shape == (6, 7)
+    found, labels = source.read(np.array([4, 0, 2]))
+    chunk, labels = source.unpack(tf.constant(found), tf.constant(labels))
+    expected = np.broadcast_to(images[[4, 0, 2]], (3, 6, 7, 3))
+    np.testing.assert_array_equal(chunk, expected)
+    np.testing.assert_array_equal(labels, [4, 0, 2])
+    np.testing.assert_array_equal(source.arrays()[0][[4, 0, 2]], expected)
+    np.testing.assert_array_equal(source.arrays()[1], np.arange(5))
 
 
 def test_arrays_without_labels():
@@ -406,108 +433,7 @@ def test_photographs_have_two_splits():
 
 # Prepared TFDS datasets ---------------------------------------------------------------
 
-SHARDS = (5, 3, 4)
 COUNT = sum(SHARDS)
-
-
-def _features(channels, label):
-    image = {
-        "image": {
-            "dtype": "uint8",
-            "encodingFormat": "png",
-            "shape": {"dimensions": ["6", "7", str(channels)]},
-        },
-        "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-    }
-    features = {"image": image}
-    if label:
-        features["label"] = {
-            "classLabel": {"numClasses": "10"},
-            "pythonClassName": (
-                "tensorflow_datasets.core.features.class_label_feature.ClassLabel"
-            ),
-        }
-    return {
-        "featuresDict": {"features": features},
-        "pythonClassName": (
-            "tensorflow_datasets.core.features.features_dict.FeaturesDict"
-        ),
-    }
-
-
-def _info(name, file_format, shards):
-    return {
-        "description": "Noise.",
-        "fileFormat": file_format,
-        "moduleName": "__main__",
-        "name": name,
-        "splits": [
-            {
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "name": "train",
-                "numBytes": "1000",
-                "shardLengths": [str(length) for length in shards],
-            }
-        ],
-        "version": "1.0.0",
-    }
-
-
-def _example(image, label):
-    feature = {
-        "image": tf.train.Feature(
-            bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()])
-        )
-    }
-    if label is not None:
-        feature["label"] = tf.train.Feature(
-            int64_list=tf.train.Int64List(value=[label])
-        )
-    features = tf.train.Features(feature=feature)
-    return tf.train.Example(features=features).SerializeToString()
-
-
-def _write_tfrecord(path, records):
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records:
-            writer.write(record)
-
-
-def _write_array_record(path, records):
-    module = pytest.importorskip("array_record.python.array_record_module")
-    writer = module.ArrayRecordWriter(str(path), "group_size:1")
-    for record in records:
-        writer.write(record)
-    writer.close()
-
-
-def _prepare(
-    data_dir,
-    *,
-    name="noise",
-    shards=SHARDS,
-    channels=3,
-    label=True,
-    file_format="tfrecord",
-):
-    """Writes a dataset as TFDS prepares it; returns its folder and images."""
-    folder = data_dir / name / "1.0.0"
-    folder.mkdir(parents=True)
-    (folder / "features.json").write_text(json.dumps(_features(channels, label)))
-    info = _info(name, file_format, shards)
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    images = _noise(sum(shards), 6, 7, channels)
-    records = [
-        _example(image, number % 10 if label else None)
-        for number, image in enumerate(images)
-    ]
-    write = _write_tfrecord if file_format == "tfrecord" else _write_array_record
-    start = 0
-    for shard, length in enumerate(shards):
-        file = f"{name}-train.{file_format}-{shard:05}-of-{len(shards):05}"
-        write(folder / file, records[start : start + length])
-        start += length
-    return folder, images
 
 
 def _open(data_dir, split="train", name="noise", **keys):
@@ -525,7 +451,7 @@ def _assert_holds(source, images, numbers):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("tfds")
-    _, images = _prepare(data_dir)
+    _, images = prepare(data_dir)
     return data_dir, images
 
 
@@ -551,10 +477,10 @@ def test_tfds_records_in_any_order(prepared):
     data_dir, images = prepared
     source = _open(data_dir)
     numbers = np.array([11, 0, 7, 4, 5, 8, 7])
-    records, labels = source.read(numbers)
+    found, labels = source.read(numbers)
     assert len(labels) == len(numbers)
-    for record, number in zip(records, numbers, strict=True):
-        image, label = source.decode(tf.constant(record), tf.constant(-1))
+    for record, number in zip(found, numbers, strict=True):
+        image, label = records.decode(source, tf.constant(record), tf.constant(-1))
         np.testing.assert_array_equal(image, images[number])
         assert label == number % 10
 
@@ -569,8 +495,19 @@ def test_tfds_in_the_pipeline(prepared):
     np.testing.assert_array_equal(batch["labels"], np.arange(COUNT) % 10)
 
 
+@pytest.mark.parametrize(
+    ("said", "known"), [((6, 7), (6, 7)), ((-1, -1), None), ((6, -1), None)]
+)
+def test_tfds_knows_the_size_of_its_images(said, known, tmp_path):
+    _, images = prepare(tmp_path, said_size=said)
+    source = _open(tmp_path)
+    assert source.encoded
+    assert source.image_shape == known
+    _assert_holds(source, images, range(COUNT))
+
+
 def test_tfds_without_labels(tmp_path):
-    _, images = _prepare(tmp_path, label=False)
+    _, images = prepare(tmp_path, label=False)
     source = _open(tmp_path)
     assert source.num_classes is None
     assert set(_labels(source)) == {records.NO_LABEL}
@@ -584,7 +521,7 @@ def test_tfds_label_key_that_is_absent_means_unlabelled(prepared):
 
 
 def test_tfds_one_channel_becomes_three(tmp_path):
-    _, images = _prepare(tmp_path, channels=1)
+    _, images = prepare(tmp_path, channels=1)
     _assert_holds(_open(tmp_path), images, range(COUNT))
 
 
@@ -593,7 +530,7 @@ def test_tfds_one_channel_becomes_three(tmp_path):
 )
 def test_tfds_array_record(split, numbers, tmp_path):
     pytest.importorskip("array_record")
-    _, images = _prepare(tmp_path, file_format="array_record", shards=(5, 7))
+    _, images = prepare(tmp_path, file_format="array_record", shards=(5, 7))
     _assert_holds(_open(tmp_path, split), images, numbers)
 
 
@@ -616,7 +553,7 @@ def test_tfds_image_key_that_is_not_there(prepared):
 
 
 def test_tfds_missing_shard_is_named(tmp_path):
-    folder, _ = _prepare(tmp_path)
+    folder, _ = prepare(tmp_path)
     path = folder / "noise-train.tfrecord-00001-of-00003"
     path.unlink()
     _assert_data_error([path, "missing"], _open, tmp_path)
@@ -624,7 +561,7 @@ def test_tfds_missing_shard_is_named(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 50])
 def test_tfds_truncated_shard_is_named(cut, tmp_path):
-    folder, _ = _prepare(tmp_path)
+    folder, _ = prepare(tmp_path)
     path = folder / "noise-train.tfrecord-00001-of-00003"
     path.write_bytes(path.read_bytes()[:-cut])
     _assert_data_error([path], _open, tmp_path)
@@ -636,14 +573,14 @@ def test_tfds_truncated_shard_is_named(cut, tmp_path):
     ids=["empty", "huge length", "text"],
 )
 def test_tfds_shard_of_another_kind_is_named(content, tmp_path):
-    folder, _ = _prepare(tmp_path)
+    folder, _ = prepare(tmp_path)
     path = folder / "noise-train.tfrecord-00002-of-00003"
     path.write_bytes(content)
     _assert_data_error([path], _open, tmp_path)
 
 
 def test_tfds_record_that_is_damaged_is_named(tmp_path):
-    folder, _ = _prepare(tmp_path, shards=(4,))
+    folder, _ = prepare(tmp_path, shards=(4,))
     path = folder / "noise-train.tfrecord-00000-of-00001"
     content = bytearray(path.read_bytes())
     position = 0
@@ -652,7 +589,7 @@ def test_tfds_record_that_is_damaged_is_named(tmp_path):
     content[position + 20 : position + 60] = bytes(40)  # in the third record
     path.write_bytes(content)
     batches = pipeline.train_batches(
-        _open(tmp_path), _view, seed=0, batch_size=4, stop_step=1, threads=1
+        _open(tmp_path), WHOLE, seed=0, batch_size=4, stop_step=1, buffers=BUFFERS
     )
     _assert_data_error(["record 2 of noise/train", "cannot be decoded"], list, batches)
 

@@ -1,0 +1,61 @@
+"""Threads and memory of the input pipeline."""
+
+import os
+
+import pytest
+
+from simclr_jax.data.buffers import Buffers
+from simclr_jax.errors import DataError
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("memory_mb", [1000, 1300, 1500, 2000, 100_000])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("batch_mb", [1, 100, 150])
+def test_the_budget_is_kept_and_used(memory_mb, threads, batch_mb):
+    found = Buffers.choose(
+        batch_bytes=batch_mb * MIB, memory_mb=memory_mb, threads=threads
+    )
+    assert found.memory_bytes <= memory_mb * MIB
+    assert 1 <= found.prefetch <= 4
+    # One more batch ahead would be too much, for memory or for any use.
+    one_more = found.memory_bytes + batch_mb * MIB
+    assert found.prefetch == 4 or one_more > memory_mb * MIB
+
+
+def test_what_takes_memory():
+    def needed(**changes):
+        settings = {"batch_bytes": MIB, "threads": 2, "parallel_reads": 2} | changes
+        return Buffers.choose(**settings).memory_bytes
+
+    # Batches: those ahead, the one that is filled, and two on their way to the device.
+    assert needed(batch_bytes=11 * MIB) - needed() == 10 * (4 + 3) * MIB
+    # A thread holds a decoded photograph of several megapixels.
+    assert needed(threads=3) - needed() >= 50 * MIB
+    assert needed(parallel_reads=3) > needed()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_too_small_a_budget_names_the_one_that_does(threads):
+    settings = {"batch_bytes": 200 * MIB + 1, "threads": threads, "parallel_reads": 7}
+    with pytest.raises(DataError) as caught:
+        Buffers.choose(memory_mb=100, **settings)
+    message = str(caught.value)
+    assert message.startswith("config.data.memory_mb=100: must be at least ")
+    assert f"{threads} threads and 7 parallel reads" in message
+    assert "\n" not in message
+    needed = int(message.split("at least ")[1].split(",")[0])
+    assert Buffers.choose(memory_mb=needed, **settings).prefetch == 1
+    with pytest.raises(DataError, match=f"at least {needed}"):
+        Buffers.choose(memory_mb=needed - 1, **settings)
+
+
+def test_threads_and_reads_follow_the_cores():
+    found = Buffers.choose(batch_bytes=MIB)
+    assert found.threads == found.parallel_reads == os.cpu_count()
+    assert Buffers.choose(batch_bytes=MIB, threads=3).parallel_reads == 3
+    found = Buffers.choose(batch_bytes=MIB, threads=3, parallel_reads=20)
+    assert (found.threads, found.parallel_reads) == (3, 20)
+    # A read that waits must not take the place of a thread that computes.
+    assert found.pool_size == 23
