@@ -20,6 +20,7 @@ from configs import (
     stl10,
 )
 from simclr_jax import losses
+from simclr_jax.data import draws
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import protocols
 from simclr_jax.training import loop, recipe, run_directory, validation
@@ -171,8 +172,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
             "evaluation.lbfgs_steps": 2,
         }
     )
-    names = [name for name in config.augment if name != "operations"]
-    config.augment.operations = tuple(names)
+    config.augment.operations = tuple(draws.COUNTS)
 
     seen: set[str] = set()
     check, write = run_directory.check, run_directory.write_config
@@ -214,9 +214,20 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     assert set(validation.flatten(base.get_config())) - seen == set()
 
 
+def test_every_augmentation_has_its_settings():
+    groups = {*base.get_config().augment} - {"operations", "device"}
+    assert groups == {*draws.COUNTS}
+
+
 BAD_VALUES = {
     "seed": -1,
     "image_size": 4,
+    "data.threads": 0,
+    "data.parallel_reads": 0,
+    "data.memory_mb": 0,
+    "data.in_memory_mb": -1,
+    "data.block_size": 0,
+    "augment.device": "gpu",
     "batch.batch_size": 1,
     "batch.micro_batch_size": 1000,
     "parallel.remat": "all",
@@ -272,6 +283,55 @@ def test_bad_values_name_key_value_and_rule(key):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("operations", "rule"),
+    [
+        ((), "must name one or more"),
+        (("flip", "crop"), "'crop' must be the first, or left out"),
+        (("crop", "flip", "crop"), "each once"),
+        (("crop", "twirl"), "'twirl' must be one of "),
+    ],
+)
+def test_operations_that_make_no_view(operations, rule):
+    config = base.get_config()
+    config.augment.operations = operations
+    with pytest.raises(ConfigError) as error:
+        validation.validate(config)
+    message = str(error.value)
+    assert message.startswith(f"config.augment.operations={operations!r}: ")
+    assert rule in message
+    assert "\n" not in message
+
+
+def test_blocks_are_for_what_is_read():
+    config = base.get_config()
+    config.data.block_size = 16
+    for device in ("host", "split"):
+        config.augment.device = device
+        validation.validate(config)
+    config.augment.device = "accelerator"
+    with pytest.raises(ConfigError) as error:
+        validation.validate(config)
+    message = str(error.value)
+    assert message.startswith("config.data.block_size=16: must be 1 where ")
+    assert "config.augment.device='accelerator'" in message
+    assert "\n" not in message
+
+
+def test_blocks_have_to_leave_a_batch():
+    config = base.get_config()
+    config.batch.batch_size, config.data.block_size = 64, 40
+    with pytest.raises(ConfigError) as error:
+        validation.resolve(config, num_examples=79)
+    message = str(error.value)
+    assert message.startswith("config.data.block_size=40: leaves no batch of 64")
+    assert "79 images" in message
+    assert "\n" not in message
+    config.schedule.train_epochs, config.schedule.warmup_epochs = 3, 0
+    # 120 of 159 images are in whole blocks: one batch an epoch, and not two.
+    assert validation.resolve(config, num_examples=159).schedule.train_steps == 3
+
+
 def test_a_loss_without_blocks_cannot_have_them():
     config = base.get_config()
     config.loss.name, config.loss.form = "nt_logistic", "blockwise"
@@ -302,6 +362,7 @@ def test_how_a_run_is_spread_is_no_other_experiment():
     new["parallel"]["shard_state"] = True
     new["parallel"]["remat"] = "blocks"
     new["loss"]["form"] = "global"
+    new["data"].update(threads=3, parallel_reads=100, memory_mb=1000)
     assert validation.differing_keys(old, new) == []
     # But all processes must do the same.
     assert validation.fingerprint(old) != validation.fingerprint(new)
@@ -309,6 +370,26 @@ def test_how_a_run_is_spread_is_no_other_experiment():
     assert validation.differing_keys(old, new) == [
         "batch.micro_batch_size: None -> 256"
     ]
+
+
+def test_what_decides_over_the_images_of_a_step_is_another_experiment():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    new["data"].update(block_size=16, in_memory_mb=0)
+    new["augment"]["device"] = "split"
+    assert validation.differing_keys(old, new) == [
+        "augment.device: 'host' -> 'split'",
+        "data.block_size: 1 -> 16",
+        "data.in_memory_mb: 1024 -> 0",
+    ]
+
+
+def test_hosts_may_have_other_buffers():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    own = {"threads": 3, "parallel_reads": 100, "memory_mb": 1000, "data_dir": "x"}
+    new["data"].update(own)
+    assert validation.fingerprint(old) == validation.fingerprint(new)
+    new["data"]["block_size"] = 16
+    assert validation.fingerprint(old) != validation.fingerprint(new)
 
 
 def test_a_config_without_a_key_is_refused():

@@ -15,7 +15,7 @@ from jobs import checksum
 from configs import smoke
 from simclr_jax import command, parallel
 from simclr_jax.parallel import processes
-from simclr_jax.training import inputs, loop, recipe, step, validation
+from simclr_jax.training import inputs, recipe, step, validation
 
 _OUTPUT = flags.DEFINE_string("output", None, "The npz file.", required=True)
 _OVERRIDES = flags.DEFINE_string("overrides", "{}", "JSON, on top of the smoke config.")
@@ -51,7 +51,7 @@ def main(_) -> None:
     )
     arrays = flat("params0", parallel.fetch(mesh, state.params))
     checksums, history = [], []
-    batches = loop._open_batches(config, source, start_step=0)
+    batches = inputs.local_batches(config, source, start_step=0)
     for number in range(1, config.schedule.train_steps + 1):
         batch = parallel.shard_batch(mesh, next(batches))
         whole = parallel.fetch(mesh, batch)
