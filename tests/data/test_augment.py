@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simclr_jax.data import augment
+from simclr_jax.data import augment, batched, draws, order
 from simclr_jax.data.tf_cpu import tf
 
 AREA_AND_RATIO = {
@@ -40,28 +40,30 @@ COMPOSED["crop"] = {"sampler": "reference", **AREA_AND_RATIO}
 SHARE_ACTING = {name: 0.75 if name == "rotation" else 1.0 for name in SETTINGS}
 
 SEEDS = tf.constant(np.random.default_rng(0).integers(0, 2**62, (8000, 2)))
+DRAWS = np.random.default_rng(2).random((8000, 9), np.float32)
 IMAGE = np.random.default_rng(1).uniform(0.2, 0.8, (8, 8, 3)).astype(np.float32)
 
 
-def _draw(function, count):
-    """function(seed) for `count` seeds, stacked."""
+def _draw(function, rows):
+    """function(u) for each row of draws, stacked."""
 
     @tf.function(autograph=False)
-    def run(seeds):
+    def run(rows):
         spec = tf.TensorSpec(None, tf.float32)
         return tf.map_fn(
-            lambda seed: tf.cast(function(seed), tf.float32),
-            seeds,
+            lambda u: tf.cast(function(u), tf.float32),
+            rows,
             fn_output_signature=spec,
         )
 
-    return run(SEEDS[:count]).numpy()
+    return run(tf.constant(rows)).numpy()
 
 
 def _apply(name, count, image=IMAGE, **settings):
     operation = augment.OPERATIONS[name]
     settings = {**SETTINGS[name], **settings}
-    return _draw(lambda seed: operation(tf.constant(image), seed, **settings), count)
+    own = DRAWS[:count, : draws.COUNTS[name]]
+    return _draw(lambda u: operation(tf.constant(image), u, **settings), own)
 
 
 def _is_uniform(values, low, high):
@@ -152,41 +154,17 @@ def test_crop_and_resize_agrees_with_the_reference(number, golden, assert_close)
 LETTERS = "bcsh"
 
 
-def _mark_order(monkeypatch):
-    """Makes the four adjustments write a digit each, the last one in front."""
-    names = ("brightness", "contrast", "saturation", "hue")
-    for digit, name in enumerate(names):
-        monkeypatch.setattr(
-            augment, f"adjust_{name}", lambda x, _, digit=digit, **kw: (x + digit) / 4
-        )
-
-
-def _jitter_orders(count):
-    image = np.zeros((1, 1, 3), np.float32)
-    codes = _apply("color_jitter", count, image, probability=1.0)[:, 0, 0, 0] * 256
-    digits = codes.astype(int)[:, None] // 4 ** np.arange(4) % 4
-    return ["".join(LETTERS[digit] for digit in order) for order in digits]
-
-
-@pytest.mark.parametrize("order", ["bcsh", "hscb"])
+@pytest.mark.parametrize("letters", ["bcsh", "hscb"])
 @pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_color_jitter_agrees_with_the_reference(
-    group, order, colors, monkeypatch, assert_close
-):
-    with monkeypatch.context() as patch:
-        _mark_order(patch)
-        seed = SEEDS[_jitter_orders(200).index(order)]
+def test_color_jitter_agrees_with_the_reference(group, letters, colors, assert_close):
     b, c, s, h = colors["chain_factors_b_c_s_h"]
-    draws = [0.0, (b - 0.2) / 1.6, (c - 0.2) / 1.6, (s - 0.2) / 1.6, (h + 0.2) / 0.4]
-    monkeypatch.setattr(
-        augment,
-        "_uniform",
-        lambda seed, count: [tf.constant(u, tf.float32) for u in draws],
-    )
-    key = f"{group}/chain_{order}_clip_each"
+    factors = [(b - 0.2) / 1.6, (c - 0.2) / 1.6, (s - 0.2) / 1.6, (h + 0.2) / 0.4]
+    places = [letters.index(letter) / 4 for letter in LETTERS]
+    u = tf.constant([0.0, *factors, *places], tf.float32)
+    key = f"{group}/chain_{letters}_clip_each"
     for image, expected in zip(colors[f"{group}/input"], colors[key], strict=True):
         settings = {**JITTER, "strength": 1.0}
-        result = augment.color_jitter(image, seed, probability=0.8, **settings)
+        result = augment.color_jitter(image, u, probability=0.8, **settings)
         assert_close("Colour jitter, two orders", result[::2, ::2], expected, 5e-6)
 
 
@@ -343,8 +321,9 @@ def test_torchvision_falls_back_to_a_central_crop(height, width, box, draw_boxes
 # Random operations --------------------------------------------------------------------
 
 
-def test_the_table_names_all_operations():
-    assert set(SETTINGS) | {"crop"} == set(augment.OPERATIONS)
+def test_the_tables_name_all_operations():
+    assert set(SETTINGS) == set(augment.OPERATIONS) == set(batched.OPERATIONS)
+    assert {"crop", *SETTINGS} == set(draws.COUNTS)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -376,7 +355,7 @@ def test_probability_is_the_share_of_images_changed(name):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_draws_depend_on_the_seed_alone(name):
+def test_a_result_depends_on_the_draws_alone(name):
     first, again = (_apply(name, 64, probability=0.5) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     different = {result.tobytes() for result in first}
@@ -488,7 +467,7 @@ def test_blur_kernel_is_a_tenth_of_the_height(height, width, kernel_size, monkey
     monkeypatch.setattr(augment, "gaussian_blur", blur)
     settings = {"sigma_min": 0.1, "sigma_max": 2.0, "kernel_fraction": 0.1}
     image = np.zeros((height, width, 3), np.float32)
-    augment.random_blur(tf.constant(image), SEEDS[0], probability=1.0, **settings)
+    augment.random_blur(tf.constant(image), DRAWS[0, :2], probability=1.0, **settings)
     assert sizes == [kernel_size]
 
 
@@ -504,8 +483,16 @@ def test_blur_acts_on_an_image_clipped_to_0_1():
 
 
 def test_color_jitter_uses_all_operations_in_any_order(monkeypatch):
-    _mark_order(monkeypatch)
-    orders = _jitter_orders(4000)
+    # Each adjustment writes a digit, the last one in front.
+    names = ("brightness", "contrast", "saturation", "hue")
+    for digit, name in enumerate(names):
+        monkeypatch.setattr(
+            augment, f"adjust_{name}", lambda x, _, digit=digit, **kw: (x + digit) / 4
+        )
+    image = np.zeros((1, 1, 3), np.float32)
+    codes = _apply("color_jitter", 4000, image, probability=1.0)[:, 0, 0, 0] * 256
+    digits = codes.astype(int)[:, None] // 4 ** np.arange(4) % 4
+    orders = ["".join(LETTERS[digit] for digit in own) for own in digits]
     assert {frozenset(order) for order in orders} == {frozenset(LETTERS)}
     counts = np.unique(orders, return_counts=True)[1]
     assert len(counts) == 24
@@ -534,8 +521,8 @@ def _jitter_only(image, **settings):
     settings = {**JITTER, **ONLY, "strength": 1.0, **settings}
     operation = augment.color_jitter
     results = _draw(
-        lambda seed: operation(tf.constant(image), seed, probability=0.6, **settings),
-        3000,
+        lambda u: operation(tf.constant(image), u, probability=0.6, **settings),
+        DRAWS[:3000],
     )
     return results[np.abs(results - image).max(axis=(1, 2, 3)) > 1e-6]
 
@@ -583,55 +570,75 @@ def test_hue_turn_is_uniform(strength, reach):
 # Composition --------------------------------------------------------------------------
 
 
+ALL = tuple(draws.COUNTS)
+KEYS = order.view_keys(
+    np.arange(1000, dtype=np.uint32), np.zeros(1000, np.uint32), seed=0, num_views=1
+)
+
+
+def _view_draws(operations, count):
+    return draws.view_draws(KEYS, operations)[:count, 0]
+
+
 def _in_graph(view):
     """The view as the pipeline runs it: images come in any size."""
-    specs = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([2], tf.int64)]
-    return tf.function(view, input_signature=specs, autograph=False)
+    specs = [
+        tf.TensorSpec([None, None, 3], tf.uint8),
+        tf.TensorSpec([4], tf.int32),
+        tf.TensorSpec([None], tf.float32),
+    ]
+    return tf.function(
+        lambda image, box, u: view(image, tf.unstack(box), u),
+        input_signature=specs,
+        autograph=False,
+    )
 
 
 def _view(operations, settings=COMPOSED, image_size=16):
+    """view(image, u) of the whole image."""
     view = augment.compose(operations, settings, image_size=image_size)
-    return lambda image, seed: view(tf.constant(image), seed).numpy()
+    return lambda image, u: view(image, (0, 0, *image.shape[:2]), u).numpy()
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), list(itertools.permutations(augment.OPERATIONS, 2))
+    ("first", "second"),
+    [pair for pair in itertools.permutations(ALL, 2) if pair[1] != "crop"],
 )
 def test_any_two_operations_compose(first, second):
-    view = augment.compose((first, second), COMPOSED, image_size=16)
-    if "crop" in (first, second):  # then shapes can be unknown to the graph
+    operations = (first, second)
+    view = augment.compose(operations, COMPOSED, image_size=16)
+    if "crop" in operations:  # then shapes can be unknown to the graph
         view = _in_graph(view)
-    result = view(tf.constant(_uint8_image(20, 24)), SEEDS[0])
+    (u,) = _view_draws(operations, 1)
+    result = view(_uint8_image(20, 24), (2, 3, 10, 12), u)
     assert result.shape == (16, 16, 3)
     assert result.dtype == tf.uint8
 
 
-@pytest.fixture(scope="module")
-def all_operations():
-    return _in_graph(
-        augment.compose(tuple(augment.OPERATIONS), COMPOSED, image_size=16)
-    )
-
-
-def test_a_view_depends_on_image_and_seed_alone(all_operations):
-    image = _uint8_image(20, 24)
-    views = [all_operations(image, seed).numpy() for seed in SEEDS[:20]]
-    again = [all_operations(image, seed).numpy() for seed in SEEDS[:20]]
+def test_a_view_depends_on_image_box_and_draws_alone():
+    view = _in_graph(augment.compose(ALL, COMPOSED, image_size=16))
+    image, box = _uint8_image(20, 24), (2, 3, 10, 12)
+    uniform = _view_draws(ALL, 20)
+    views = [view(image, box, u).numpy() for u in uniform]
+    again = [view(image, box, u).numpy() for u in uniform]
     np.testing.assert_array_equal(views, again)
     assert len({view.tobytes() for view in views}) == 20
-    other = all_operations(_uint8_image(20, 24, seed=1), SEEDS[0]).numpy()
-    assert not np.array_equal(other, views[0])
+    for other in (
+        view(_uint8_image(20, 24, seed=1), box, uniform[0]),
+        view(image, (3, 3, 10, 12), uniform[0]),
+    ):
+        assert not np.array_equal(other, views[0])
 
 
 @pytest.mark.parametrize("left_out", SETTINGS)
-def test_leaving_one_out_does_not_change_the_draws_of_others(left_out):
+def test_leaving_one_out_does_not_change_the_others(left_out):
     image = _uint8_image(20, 24)
-    others = tuple(name for name in augment.OPERATIONS if name != left_out)
+    others = tuple(name for name in ALL if name != left_out)
     without = _view(others)
     never = {**COMPOSED, left_out: {**SETTINGS[left_out], "probability": 0.0}}
-    idle = _view(tuple(augment.OPERATIONS), never)
-    for seed in SEEDS[:4]:
-        np.testing.assert_array_equal(without(image, seed), idle(image, seed))
+    idle = _view(ALL, never)
+    for few, many in zip(_view_draws(others, 4), _view_draws(ALL, 4), strict=True):
+        np.testing.assert_array_equal(without(image, few), idle(image, many))
 
 
 def test_operations_apply_in_the_order_given():
@@ -640,19 +647,24 @@ def test_operations_apply_in_the_order_given():
         "cutout": {"probability": 1.0, "size_fraction": 0.5},
         "sobel": {"probability": 1.0},
     }
-    edges_last = _view(("cutout", "sobel"), settings)(image, SEEDS[0])
-    edges_first = _view(("sobel", "cutout"), settings)(image, SEEDS[0])
+    u = np.full(4, 0.5, np.float32)
+    edges_last = _view(("cutout", "sobel"), settings)(image, u)
+    edges_first = _view(("sobel", "cutout"), settings)(image, u)
     assert edges_last.max() > 0
     assert edges_first.max() == 0
 
 
 def test_operations_draw_independently():
     # Whether one acts says nothing about whether another does.
-    image = np.zeros((2, 2, 3), np.float32)
-    image[:, 0] = (1.0, 0.2, 0.0)
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[:, 0] = (255, 51, 0)
     settings = {"flip": {"probability": 0.5}, "grayscale": {"probability": 0.5}}
-    view = augment.compose(("flip", "grayscale"), settings, image_size=2)
-    views = _draw(lambda seed: view(tf.constant(image), seed), 1000)
+    operations = ("flip", "grayscale")
+    view = augment.compose(operations, settings, image_size=2)
+    views = _draw(
+        lambda u: view(tf.constant(image), (0, 0, 2, 2), u),
+        _view_draws(operations, 1000),
+    )
     flipped = views[:, 0, 0, 0] == 0
     gray = (views[..., 0] == views[..., 1]).all(axis=(1, 2))
     table = [[(f & g).sum() for g in (gray, ~gray)] for f in (flipped, ~flipped)]
@@ -660,24 +672,35 @@ def test_operations_draw_independently():
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
+NO_DRAWS = np.zeros(0, np.float32)
+
+
 def test_without_crop_the_whole_image_is_resized():
     image = _uint8_image(20, 24)
     expected = augment.crop_and_resize(image, (0, 0, 20, 24), (16, 16))
-    view = _view(())(image, SEEDS[0])
+    view = _view(())(image, NO_DRAWS)
     np.testing.assert_array_equal(view, augment.to_uint8(expected))
-    same = _view((), image_size=20)(image[:, :20], SEEDS[0])
+    same = _view((), image_size=20)(image[:, :20], NO_DRAWS)
     np.testing.assert_array_equal(same, image[:, :20])
 
 
-def test_crop_takes_the_box_of_its_sampler():
-    image = _uint8_image(40, 50)
-    view = _view(("crop",))(image, SEEDS[0])
-    seed = tf.random.experimental.stateless_fold_in(SEEDS[0], 0, alg="philox")
-    box = augment.random_crop_box(
-        tf.constant([40, 50, 3]), seed, sampler="reference", **AREA_AND_RATIO
-    )
-    expected = augment.to_uint8(augment.crop_and_resize(image, box, (16, 16)))
-    np.testing.assert_array_equal(view, expected)
+def test_a_view_shows_its_box():
+    image, box = _uint8_image(40, 50), (7, 11, 20, 30)
+    view = augment.compose(("crop",), COMPOSED, image_size=16)(image, box, NO_DRAWS)
+    expected = augment.crop_and_resize(image, box, (16, 16))
+    np.testing.assert_array_equal(view, augment.to_uint8(expected))
+    part = augment.crop_and_resize(image[7:27, 11:41], (0, 0, 20, 30), (16, 16))
+    np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("sampler", augment.CROP_SAMPLERS)
+def test_random_resized_crop_takes_the_box_of_its_sampler(sampler):
+    image, settings = _uint8_image(40, 50), {"sampler": sampler, **AREA_AND_RATIO}
+    result = augment.random_resized_crop(image, SEEDS[0], image_size=16, **settings)
+    shape = tf.constant([40, 50, 3])
+    box = augment.random_crop_box(shape, SEEDS[0], **settings)
+    expected = augment.crop_and_resize(image, box, (16, 16))
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_to_uint8_rounds_to_the_nearest_level():

@@ -1,0 +1,334 @@
+"""The batched operations, in JAX and TensorFlow: the reference's, and the plain ones'.
+
+Random operations get the same draws as those of `augment.py` and give the same images,
+up to rounding.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from simclr_jax.data import (
+    augment,
+    augment_host,
+    augment_jax,
+    batched,
+    boxes,
+    draws,
+    order,
+)
+from simclr_jax.data.tf_cpu import tf
+
+BACKENDS = ("jax", "tensorflow")
+COLOURS = {
+    "brightness_v1_additive": ("adjust_brightness", {"mode": "additive"}),
+    "brightness_v2_multiplicative": ("adjust_brightness", {}),
+    "contrast": ("adjust_contrast", {}),
+    "saturation": ("adjust_saturation", {}),
+    "hue": ("adjust_hue", {}),
+}
+# Names of their functions.
+RANDOM = {
+    "flip": "random_flip",
+    "color_jitter": "color_jitter",
+    "grayscale": "random_grayscale",
+    "blur": "random_blur",
+    "rotation": "random_rotation",
+    "cutout": "random_cutout",
+    "noise": "random_noise",
+    "sobel": "random_sobel",
+}
+JITTER = {
+    "strength": 1.0,
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+    "brightness_mode": "multiplicative",
+}
+SETTINGS = {
+    "flip": {},
+    "color_jitter": JITTER,
+    "grayscale": {},
+    "blur": {"sigma_min": 0.1, "sigma_max": 2.0, "kernel_fraction": 0.4},
+    "rotation": {},
+    "cutout": {"size_fraction": 0.5},
+    "noise": {"stddev_min": 0.05, "stddev_max": 0.1},
+    "sobel": {},
+}
+# With draws that mean the same to all; the pixels of noise are each backend's own.
+CASES = [
+    *((name, {}) for name in SETTINGS if name != "noise"),
+    ("color_jitter", {"brightness_mode": "additive", "strength": 0.5}),
+]
+
+
+def _operation(backend, name, **settings):
+    """The function of that name with these settings, on images [N, H, W, 3]."""
+    if backend == "jax":
+        return jax.jit(functools.partial(getattr(augment_jax, name), **settings))
+    operation = batched.bind(getattr(batched, name), augment_host.BACKEND)
+    return functools.partial(operation, **settings)
+
+
+@functools.cache  # of what is compiled
+def _random(backend, name, **changes):
+    """A random operation with the usual settings: (images, u, probability=...)."""
+    settings = {**SETTINGS[name], **changes}
+    if backend == "jax":
+        return _operation(backend, RANDOM[name], **settings)
+    operation = batched.bind(batched.OPERATIONS[name], augment_host.BACKEND)
+    return functools.partial(operation, **settings)
+
+
+@pytest.fixture(scope="module")
+def colors(golden):
+    return golden("data_color")
+
+
+@pytest.fixture
+def assert_close(fidelity):
+    """assert_close(what, result, expected, tolerance), on the fidelity page."""
+
+    def compare(what, result, expected, tolerance):
+        assert np.asarray(result).dtype == np.float32
+        fidelity(f"{what}, batched", result, expected, atol=tolerance)
+
+    return compare
+
+
+# Against the reference ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("group", ["A", "B", "C"])
+@pytest.mark.parametrize("name", COLOURS)
+def test_color_operation_agrees_with_the_reference(
+    group, name, backend, colors, assert_close
+):
+    tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
+    keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
+    assert keys
+    # All factors in one batch, so that each image has its own.
+    images = colors[f"{group}/input"]
+    factors = [float(key.split("/")[-1]) for key in keys]
+    function, settings = COLOURS[name]
+    result = _operation(backend, function, **settings)(
+        np.tile(images, (len(keys), 1, 1, 1)),
+        np.repeat(np.float32(factors), len(images)),
+    )
+    expected = np.concatenate([colors[key] for key in keys])
+    assert_close(f"Colour: {name}", result[:, ::2, ::2], expected, tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("group", ["A", "B", "C"])
+def test_grayscale_agrees_with_the_reference(group, backend, colors, assert_close):
+    result = _operation(backend, "to_grayscale")(colors[f"{group}/input"])
+    expected = colors[f"{group}/grayscale"]
+    assert_close("Colour: grayscale", result[:, ::2, ::2], expected, 2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("group", "size"), [("A", 3), ("B", 6), ("B", 22)])
+def test_blur_agrees_with_the_reference(group, size, backend, colors, assert_close):
+    keys = [key for key in colors if key.startswith(f"{group}/blur/ks{size}/")]
+    sigmas = np.float32([key.split("/sigma")[1] for key in keys])
+    assert len(sigmas) >= 2
+    images = np.repeat(colors[f"{group}/input"][:1], len(keys), axis=0)
+    operation = _operation(backend, "gaussian_blur", kernel_size=size)
+    result = operation(images, sigmas)
+    expected = np.concatenate([colors[key] for key in keys])
+    assert_close("Gaussian blur", result, expected, 2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("number", [1, 2])
+def test_crop_and_resize_agrees_with_the_reference(
+    number, backend, golden, assert_close
+):
+    arrays = golden("data_resize")
+    image = np.float32(arrays[f"crop/{number}/input_uint8"]) / np.float32(255)
+    keys = [key for key in arrays if key.startswith(f"crop/{number}/box")]
+    sizes = {key.split("/out")[1] for key in keys if "/out" in key}
+    assert "32x32" in sizes
+    for size in sorted(sizes):
+        outputs = [key for key in keys if key.endswith(f"/out{size}")]
+        box_keys = [key.split("/out")[0] + "_y_x_h_w" for key in outputs]
+        sides = tuple(int(side) for side in size.split("x"))
+        result = _operation(backend, "crop_and_resize", size=sides)(
+            np.repeat(image[None], len(outputs), axis=0),
+            np.int32([arrays[key] for key in box_keys]),
+        )
+        expected = np.stack([arrays[key] for key in outputs])
+        assert_close("Crop and bicubic resize", result, expected, 2e-6)
+
+
+LETTERS = "bcsh"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("group", ["A", "B", "C"])
+def test_color_jitter_agrees_with_the_reference(group, backend, colors, assert_close):
+    b, c, s, h = colors["chain_factors_b_c_s_h"]
+    factors = [(b - 0.2) / 1.6, (c - 0.2) / 1.6, (s - 0.2) / 1.6, (h + 0.2) / 0.4]
+    images = colors[f"{group}/input"]
+    # Both orders in one batch.
+    rows, expected = [], []
+    for letters in ("bcsh", "hscb"):
+        places = [letters.index(letter) / 4 for letter in LETTERS]
+        rows += [[0.0, *factors, *places]] * len(images)
+        expected.append(colors[f"{group}/chain_{letters}_clip_each"])
+    result = _random(backend, "color_jitter")(
+        np.tile(images, (2, 1, 1, 1)), np.float32(rows), probability=0.8
+    )
+    expected = np.concatenate(expected)
+    assert_close("Colour jitter, two orders", result[:, ::2, ::2], expected, 5e-6)
+
+
+# Against the plain operations ---------------------------------------------------------
+
+
+def _plain(name, images, u, **settings):
+    operation = augment.OPERATIONS[name]
+    settings = {**SETTINGS[name], **settings}
+
+    @tf.function(autograph=False)
+    def run(images, u):
+        return tf.map_fn(
+            lambda pair: operation(*pair, **settings),
+            (images, u),
+            fn_output_signature=tf.float32,
+        )
+
+    return run(images, u).numpy()
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Somewhat outside [0, 1], as after bicubic resizing; some grey, one black."""
+    result = np.random.default_rng(0).uniform(-0.1, 1.1, (96, 20, 20, 3))
+    result = result.astype(np.float32)
+    result[:8] = result[:8, :, :, :1]
+    result[8] = 0
+    return result
+
+
+def _draws_of(name, count):
+    generator = np.random.default_rng(list(draws.COUNTS).index(name))
+    return generator.random((count, draws.COUNTS[name]), np.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_random_operation_is_the_plain_one(name, changes, backend, images):
+    u = _draws_of(name, len(images))
+    result = np.asarray(_random(backend, name, **changes)(images, u, probability=0.7))
+    expected = _plain(name, images, u, probability=0.7, **changes)
+    assert result.dtype == np.float32
+    # float32's digits, multiplied along the chain of adjustments.
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+    acted = (expected != images).any(axis=(1, 2, 3))
+    assert 0.4 < acted.mean() < 0.9
+    # Images on which an operation does not act are left alone, bit for bit.
+    np.testing.assert_array_equal(result[~acted], images[~acted])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", RANDOM)
+def test_probability_0_and_1_are_certain(name, backend, images):
+    # A draw can be 0, but not 1.
+    u = _draws_of(name, len(images))
+    u[:48, 0], u[48:, 0] = 0, 1 - 2**-24
+    images = np.clip(images, 0.1, 0.9)
+    operation = _random(backend, name)
+    never = operation(images, u, probability=0.0)
+    np.testing.assert_array_equal(never, images)
+    always = np.asarray(operation(images, u, probability=1.0))
+    acted = (always != images).any(axis=(1, 2, 3))
+    # The first images are grey, and a quarter of the turns are by 0 degrees.
+    expected = u[9:, 1] >= 0.25 if name == "rotation" else True
+    np.testing.assert_array_equal(acted[9:], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_is_gaussian_and_its_stddev_is_the_plain_one_s(backend):
+    images = np.full((200, 16, 16, 3), 0.5, np.float32)
+    u = _draws_of("noise", 200)
+    result = np.asarray(_random(backend, "noise")(images, u, probability=0.5))
+    acts = u[:, 0] < 0.5
+    np.testing.assert_array_equal(result[~acts], images[~acts])
+    stddev = 0.05 + 0.05 * u[acts, 1]
+    residuals = (result[acts] - 0.5) / stddev[:, None, None, None]
+    # Half of the range of 8 bits is 5 standard deviations and more: little is clipped.
+    assert stats.kstest(residuals.reshape(-1), "norm").pvalue > 1e-3
+    spread = residuals.std(axis=(1, 2, 3))
+    assert np.abs(spread - 1).max() < 5 / np.sqrt(2 * residuals[0].size)
+    # Neither pixels nor images share their noise.
+    for first, second in (
+        (residuals[..., 0], residuals[..., 1]),
+        (residuals[:, 1:], residuals[:, :-1]),
+        (residuals[1:], residuals[:-1]),
+    ):
+        correlation = np.corrcoef(first.reshape(-1), second.reshape(-1))[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(first.size)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_depends_on_both_of_its_numbers_and_is_clipped(backend):
+    images = np.zeros((4, 8, 8, 3), np.float32)
+    images[2:] = 1
+    u = np.full((4, 4), 0.5, np.float32)
+    u[1, 2], u[3, 3] = 0.75, 0.75
+    operation = functools.partial(_random(backend, "noise"), probability=1.0)
+    result = np.asarray(operation(images, u))
+    np.testing.assert_array_equal(result, operation(images, u))
+    assert result.min() == 0
+    assert result.max() == 1
+    noise = np.abs(result - images)
+    assert not np.array_equal(noise[0], noise[1])
+    assert not np.array_equal(noise[2], noise[3])
+
+
+# Crops --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_crop_and_resize_is_the_plain_one_for_any_box(backend):
+    generator = np.random.default_rng(0)
+    count, height, width, size = 200, 40, 28, (24, 32)
+    images = generator.random((count, height, width, 3), np.float32)
+    h, w = (generator.integers(1, side + 1, count) for side in (height, width))
+    # One pixel, all of them, a row and a column are among the boxes.
+    h[:4], w[:4] = (1, height, 1, height), (1, width, width, 1)
+    y, x = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+    found = np.stack([y, x, h, w], axis=1).astype(np.int32)
+    result = _operation(backend, "crop_and_resize", size=size)(images, found)
+    expected = [
+        augment.crop_and_resize(image, box, size)
+        for image, box in zip(images, found, strict=True)
+    ]
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_random_resized_crop_takes_the_boxes_of_its_keys():
+    images = np.random.default_rng(0).random((50, 40, 28, 3), np.float32)
+    generator = np.random.default_rng(1)
+    key = order.Key(*generator.integers(0, 2**32, (2, 50), np.uint32))
+    settings = {
+        "sampler": "torchvision",
+        "area_min": 0.2,
+        "area_max": 0.9,
+        "ratio_min": 0.5,
+        "ratio_max": 2.0,
+    }
+    crop = functools.partial(augment_jax.random_resized_crop, image_size=24, **settings)
+    result = jax.jit(crop)(images, key)
+    box_draws = boxes.BoxDraws((40, 28), **settings)
+    found = boxes.random_boxes(key, box_draws)
+    expected = _operation("jax", "crop_and_resize", size=(24, 24))(images, found)
+    assert result.shape == (50, 24, 24, 3)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
