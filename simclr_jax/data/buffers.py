@@ -9,8 +9,10 @@ _MIB = 2**20
 # A decoded photograph of a few megapixels, the part of it that is being resized (as
 # floats) and its views.
 _BYTES_PER_THREAD = 64 * _MIB
-# A chunk of 16 compressed photographs.
-_BYTES_PER_READ = 4 * _MIB
+# A compressed photograph, twice: it is cut out of what one request returned.
+_BYTES_PER_RECORD = _MIB // 4
+# Also where blocks are smaller.
+_LEAST_RECORDS_PER_READ = 16
 # One batch is being filled, one was handed over, one is on its way to the device.
 _BATCHES_IN_USE = 3
 _MAX_PREFETCH = 4
@@ -46,6 +48,7 @@ class Buffers:
         memory_mb: int = DEFAULT_MEMORY_MB,
         threads: int | None = None,
         parallel_reads: int | None = None,
+        block_size: int = 1,
     ) -> "Buffers":
         """As many finished batches ahead as the budget allows, four at most.
 
@@ -54,13 +57,16 @@ class Buffers:
           memory_mb: MiB for all buffers.
           threads: for decoding and augmenting; the machine's cores when None.
           parallel_reads: as many as threads when None; more hide a store's latency.
+          block_size: images that are read together.
 
         Raises:
           DataError: the budget is too small for a single batch ahead.
         """
         threads = threads or os.cpu_count() or 1
         parallel_reads = parallel_reads or threads
-        working = threads * _BYTES_PER_THREAD + parallel_reads * _BYTES_PER_READ
+        per_read = max(block_size, _LEAST_RECORDS_PER_READ)
+        records = parallel_reads * per_read * _BYTES_PER_RECORD
+        working = threads * _BYTES_PER_THREAD + records
         fixed = working + _BATCHES_IN_USE * batch_bytes
         prefetch = min((memory_mb * _MIB - fixed) // max(batch_bytes, 1), _MAX_PREFETCH)
         if prefetch < 1:
@@ -68,7 +74,8 @@ class Buffers:
             raise DataError(
                 f"config.data.memory_mb={memory_mb}: must be at least {needed}, for "
                 f"{_BATCHES_IN_USE + 1} slices of a batch of {batch_bytes / _MIB:.0f} "
-                f"MiB each, {threads} threads and {parallel_reads} parallel reads"
+                f"MiB each, {threads} threads and {parallel_reads} parallel reads of "
+                f"{per_read} images"
             )
         return cls(
             threads=threads,

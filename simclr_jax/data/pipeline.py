@@ -206,7 +206,8 @@ def train_batches(
     own = _host_slice(batch_size, host_index, num_hosts)
     size = own.stop - own.start
     buffers = buffers or Buffers.choose(
-        batch_bytes=size * num_views * composition.image_size**2 * 3
+        batch_bytes=size * num_views * composition.image_size**2 * 3,
+        block_size=block_size,
     )
     plan = Plan(source, composition, seed, batch_size, block_size, num_views, own)
     pixels = not source.encoded

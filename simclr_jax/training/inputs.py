@@ -52,6 +52,7 @@ def make_buffers(
         memory_mb=config.data.memory_mb,
         threads=config.data.threads,
         parallel_reads=config.data.parallel_reads,
+        block_size=config.data.block_size,
     )
 
 

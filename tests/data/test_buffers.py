@@ -34,6 +34,10 @@ def test_what_takes_memory():
     # A thread holds a decoded photograph of several megapixels.
     assert needed(threads=3) - needed() >= 50 * MIB
     assert needed(parallel_reads=3) > needed()
+    # Reads of 16 images, or of a block where that is more.
+    one = needed(parallel_reads=3) - needed()
+    assert needed(block_size=16) == needed(block_size=1) == needed()
+    assert needed(block_size=64) - needed() == 2 * 3 * one
 
 
 @pytest.mark.parametrize("threads", [1, 3])
