@@ -175,7 +175,10 @@ def _read_file(path: str) -> bytes:
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
-    """Some bytes of a file, in one request.
+    """Some bytes of a file, in one request to a disk.
+
+    Of a store TensorFlow first asks whether `offset` is there, and then for 512 KiB at
+    a time, one after the other.
 
     Raises:
       DataError: the file ends before them.
