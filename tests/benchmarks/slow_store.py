@@ -12,8 +12,8 @@ fewer images must arrive per second for the same share.
 Measured is the wall time of batches once the first ones, which were read ahead, are
 gone, so the core must have nothing else to do. A percentage is the rate over that of
 the same settings with no delay; of 95 % and more the pipeline is said to keep its rate.
-No more than parallel_reads / latency / (requests an image) images can arrive in a
-second. Settings are those of `config.data`.
+No more images can arrive in a second than parallel_reads / (requests an image) / (time
+of a request). Settings are those of `config.data`.
 """
 
 import argparse
