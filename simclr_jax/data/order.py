@@ -62,6 +62,13 @@ def uniform(words: Array) -> Array:
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
+def _mixed(words: Array) -> Array:
+    """Words each of whose bits depends on all of the argument's (MurmurHash3's end)."""
+    words = (words ^ (words >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return words ^ (words >> np.uint32(16))
+
+
 class Shuffle:
     """A seeded random permutation of range(size) for each epoch.
 
@@ -75,19 +82,28 @@ class Shuffle:
 
         Args:
           seed: the run's seed; each (seed, epoch) is another permutation.
-          epoch: uint32 array, broadcast with the values.
+          epoch: uint32 array [n], or [1] for one epoch of all values.
           size: number of elements.
         """
         # Fewer than 3 bits a half would not mix; tiny sizes walk longer instead.
         half = max(3, ((size - 1).bit_length() + 1) // 2)
         self._half, self._mask = np.uint32(half), np.uint32(2**half - 1)
-        self._key = _key(seed, _SHUFFLE, epoch, _word(0))
+        key = _key(seed, _SHUFFLE, epoch, _word(0))
+        each = Key(key.first[:, None], key.second[:, None])
+        rounds = np.arange(_FEISTEL_ROUNDS, dtype=np.uint32)
+        # [n or 1, rounds]
+        self.keys, _ = threefry(each, rounds[None], _word(0))
 
-    def once(self, values: Array) -> Array:
-        """One pass of the network: uint32 values, of which some may be >= size."""
+    def once(self, values: Array, keys: Array) -> Array:
+        """One pass of the network: uint32 values [m], of which some may be >= size.
+
+        Args:
+          values: to be shuffled.
+          keys: `self.keys`, or the rows of it that belong to the values.
+        """
         left, right = values >> self._half, values & self._mask
         for number in range(_FEISTEL_ROUNDS):
-            mixed, _ = threefry(self._key, right, _word(number))
+            mixed = _mixed(right ^ keys[:, number])
             left, right = right, left ^ (mixed & self._mask)
         return (left << self._half) | right
 
@@ -100,19 +116,21 @@ def permute(
     Args:
       positions: integers in [0, size).
       seed: the run's seed.
-      epoch: integers, broadcast with `positions`.
+      epoch: one integer, or integers, broadcast with `positions`.
       size: number of elements, at most `MAX_EXAMPLES`.
 
     Returns:
       int64 array of the broadcast shape; for one epoch a bijection of range(size).
     """
-    positions, epoch = np.broadcast_arrays(positions, epoch)
+    epoch = np.asarray(epoch, np.uint32)
+    if epoch.size > 1:
+        positions, epoch = np.broadcast_arrays(positions, epoch)
     values = positions.reshape(-1).astype(np.uint32)
-    epoch = epoch.reshape(-1).astype(np.uint32)
+    shuffle = Shuffle(seed=seed, epoch=epoch.reshape(-1), size=size)
     outside = np.arange(values.size)
     while outside.size:
-        shuffle = Shuffle(seed=seed, epoch=epoch[outside], size=size)
-        values[outside] = shuffle.once(values[outside])
+        keys = shuffle.keys if epoch.size == 1 else shuffle.keys[outside]
+        values[outside] = shuffle.once(values[outside], keys)
         outside = outside[values[outside] >= size]
     return values.reshape(positions.shape).astype(np.int64)
 
@@ -153,9 +171,12 @@ def batch_indices(
     positions = step_in_epoch * batch_size + np.arange(batch_size)
     epochs = np.full(batch_size, epoch, np.int64)
     if block_size == 1:
-        return permute(positions, seed=seed, epoch=epochs, size=num_examples), epochs
+        one_epoch = np.array(epoch)
+        return permute(positions, seed=seed, epoch=one_epoch, size=num_examples), epochs
     blocks, within = np.divmod(positions, block_size)
-    blocks = permute(blocks, seed=seed, epoch=epochs, size=num_examples // block_size)
+    blocks = permute(
+        blocks, seed=seed, epoch=np.array(epoch), size=num_examples // block_size
+    )
     # The dataset as a ring that is cut at another place in each epoch.
     words, _ = threefry(
         _key(seed, _SHUFFLE, _word(epoch), _word(1)), _word(0), _word(0)

@@ -90,16 +90,17 @@ class ResidentBatches:
         epoch, step_in_epoch = step // num_steps, step % num_steps
         start = step_in_epoch * np.uint32(self.batch_size)
         positions = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
-        epochs = jnp.broadcast_to(epoch, positions.shape)
-        shuffle = order.Shuffle(seed=self.seed, epoch=epochs, size=num_examples)
+        shuffle = order.Shuffle(seed=self.seed, epoch=epoch[None], size=num_examples)
 
         def outside(values: jax.Array) -> jax.Array:
             return jnp.any(values >= num_examples)
 
         def again(values: jax.Array) -> jax.Array:
-            return jnp.where(values >= num_examples, shuffle.once(values), values)
+            walked = shuffle.once(values, shuffle.keys)
+            return jnp.where(values >= num_examples, walked, values)
 
-        first = self._whole(shuffle.once(positions))
+        first = self._whole(shuffle.once(positions, shuffle.keys))
+        epochs = jnp.broadcast_to(epoch, positions.shape)
         return self._whole(jax.lax.while_loop(outside, again, first)), epochs
 
     def _whole(self, arrays: Any) -> Any:

@@ -150,11 +150,12 @@ def test_seeds_differ_in_all_their_bits():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_shuffle_is_the_same_in_jax(size):
     values, epochs = np.arange(size, dtype=np.uint32), np.arange(size, dtype=np.uint32)
+    shuffles = [
+        order.Shuffle(seed=5, epoch=xp.asarray(epochs), size=size) for xp in (np, jnp)
+    ]
     expected, result = (
-        order.Shuffle(seed=5, epoch=xp.asarray(epochs), size=size).once(
-            xp.asarray(values)
-        )
-        for xp in (np, jnp)
+        shuffle.once(xp.asarray(values), shuffle.keys)
+        for shuffle, xp in zip(shuffles, (np, jnp), strict=True)
     )
     assert result.dtype == jnp.uint32
     np.testing.assert_array_equal(result, expected)
@@ -253,16 +254,16 @@ def test_seeds_for_tensorflow_are_the_words_of_the_keys():
 
 def test_order_is_pinned():
     np.testing.assert_array_equal(
-        _permutation(10, seed=42, epoch=3), [6, 5, 7, 8, 9, 4, 1, 2, 0, 3]
+        _permutation(10, seed=42, epoch=3), [7, 5, 3, 2, 4, 1, 0, 6, 8, 9]
     )
     indices, epochs = order.batch_indices(7, seed=42, num_examples=1000, batch_size=300)
-    np.testing.assert_array_equal(indices[:6], [392, 247, 37, 681, 866, 293])
+    np.testing.assert_array_equal(indices[:6], [127, 299, 819, 89, 26, 462])
     np.testing.assert_array_equal(epochs[:6], 2)
 
 
 def test_blocks_are_pinned():
     indices, _ = order.batch_indices(8, seed=42, **BLOCKS)
-    np.testing.assert_array_equal(indices[::8], [62, 94])
+    np.testing.assert_array_equal(indices[::8], [46, 21])
 
 
 def test_view_keys_are_pinned():
