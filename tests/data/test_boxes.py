@@ -5,9 +5,11 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from fidelity import TENSORFLOW
 from scipy import stats
 
-from simclr_jax.data import augment_jax, boxes, order
+from simclr_jax.data import augment, augment_jax, boxes, order
+from simclr_jax.data.tf_cpu import tf
 
 AREA_AND_RATIO = {
     "area_min": 0.08,
@@ -89,12 +91,43 @@ def test_reference_box_falls_back_to_the_whole_image(golden):
     np.testing.assert_array_equal(found, [[0, 0, 20, 500]] * 20)
 
 
-def test_reference_areas_keep_to_their_limits():
-    found = _draw("reference", 64, 48, area_min=0.3, area_max=0.5)
-    _assert_inside(found, 64, 48)
-    area = found[:, 2] * found[:, 3] / (64 * 48)
-    assert 0.3 <= area.min() < 0.31
-    assert 0.49 < area.max() <= 0.5
+@pytest.mark.parametrize(
+    ("height", "width", "changes"),
+    [
+        (24, 20, {"area_min": 0.3, "area_max": 0.5}),
+        (17, 9, {}),
+        (10, 10, {"area_min": 0.5, "ratio_min": 0.5, "ratio_max": 2.0}),
+    ],
+)
+def test_reference_sides_are_distributed_as_tensorflow_s(
+    height, width, changes, chi_square, fidelity
+):
+    # In small images every pixel of rounding shows.
+    settings = {"sampler": "reference", **AREA_AND_RATIO, **changes}
+    shape = tf.constant([height, width, 3])
+
+    @tf.function(autograph=False)
+    def plain(seeds):
+        return tf.map_fn(
+            lambda seed: tf.stack(augment.random_crop_box(shape, seed, **settings)),
+            seeds,
+            fn_output_signature=tf.int32,
+        )
+
+    expected = plain(np.random.default_rng(0).integers(0, 2**62, (COUNT, 2))).numpy()
+    found = _draw("reference", height, width, **changes)
+    _assert_inside(found, height, width)
+    tables = []
+    for table in (found, expected):
+        h, w = table[:, 2:].T
+        tables.append(np.bincount(h * (width + 1) + w, minlength=1000))
+        area = h * w / (height * width)
+        assert area.min() >= settings["area_min"]
+        assert area.max() <= settings["area_max"]
+    p_value = chi_square(*tables)
+    fidelity.at_least(
+        "Crop boxes, batched: distribution of sides", p_value, 1e-3, source=TENSORFLOW
+    )
 
 
 # torchvision's ------------------------------------------------------------------------

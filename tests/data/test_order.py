@@ -79,8 +79,8 @@ def _permutations(size, *, draws, vary):
         (16, "epoch", 8000),
         (17, "epoch", 8000),
         (50, "epoch", 8000),
-        (16, "seed", 200),
-        (17, "seed", 200),
+        (16, "seed", 1000),
+        (17, "seed", 1000),
     ],
 )
 def test_every_position_gets_every_index_equally_often(size, vary, draws):
