@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from configs import smoke
+from simclr_jax import parallel
 from simclr_jax.errors import ConfigError
 from simclr_jax.planning import planner, plans, topologies
+from simclr_jax.training import step, validation
 
 SLICE = topologies.parse("v5e:2x4")
 
@@ -96,3 +98,34 @@ def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
     small = make(config, num_examples=300).plan(SLICE, largest_batch=True)
     assert small.largest_batch.too_large is None
     assert small.largest_batch.batch_size == (296 if micro_batch_size is None else 256)
+
+
+def test_a_dataset_on_the_accelerator_needs_one_size():
+    config = smoke.get_config()
+    config.augment.device = "accelerator"
+    config.data.dataset = "imagenet2012"
+    made = make(config, num_examples=None)
+    with pytest.raises(ConfigError, match=r"imagenet2012 are not known to have one"):
+        made.check(SLICE)
+    config.data.dataset = "cifar10"
+    made = make(config, num_examples=None)
+    made.check(SLICE)
+    assert made._dataset_shape() == (50_000, 32, 32)
+
+
+@pytest.mark.parametrize("place", ["split", "accelerator"])
+def test_the_step_that_is_planned_makes_the_views(place):
+    config = smoke.get_config()
+    config.augment.device = place
+    config.batch.batch_size = 16
+    config.encoder.width = 0.0625
+    resolved = validation.resolve(config, num_examples=64)
+    mesh = parallel.create_mesh()
+    lowered = step.lower(resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32))
+    _, given = lowered.args_info[0]
+    size = config.image_size
+    shape = (16, 2, size, size, 3) if place == "split" else (64, 32, 32, 3)
+    assert given["images"].shape == shape
+    assert ("draws" in given) == (place == "split")
+    alone = step.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
+    assert alone.out_info["images"].shape == (16, 2, size, size, 3)

@@ -164,3 +164,12 @@ def test_json_holds_everything():
     assert found["plans"][0]["training"]["hours"] == [1.387, 1.612]
     assert found["plans"][1]["fits"] is False
     assert found["plans"][1]["memory"]["peak"] == 21.3 * GIB
+
+
+def test_the_share_of_the_views_is_noted():
+    views = plans.Views(
+        compile_seconds=17.8, flops=3e8, hbm_bytes=0.3e9, seconds=(4e-4, 5e-4)
+    )
+    note = report.notes(a_plan(views=views))
+    assert "of which the views: 0.4 to 0.5 ms, 0.3 GB of HBM traffic" in note
+    assert "of which the views" not in report.notes(a_plan())
