@@ -24,7 +24,8 @@ def get_config() -> config_dict.ConfigDict:
     # Reads at a time, of 16 images or a block each; None: as many as threads. More of
     # them hide the latency of a store.
     data.parallel_reads = config_dict.placeholder(int)
-    data.memory_mb = 8192  # of host memory for all buffers of the input pipeline
+    # Of host memory for all buffers of the input pipeline; None: a quarter of it.
+    data.memory_mb = config_dict.placeholder(int)
     # Datasets whose images have one size and take no more as pixels are decoded once
     # and kept in memory, on each host; 0: none.
     data.in_memory_mb = 1024

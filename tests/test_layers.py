@@ -48,7 +48,14 @@ RESERVED = {
     "tensorflow": {"data", "interop"},
     "tensorflow_datasets": {"data"},
     "flax": {"models"},
-    "ml_collections": {"training", "evaluation", "interop", "planning", "command"},
+    "ml_collections": {
+        "training",
+        "evaluation",
+        "interop",
+        "planning",
+        "diagnosis",
+        "command",
+    },
     "orbax": {"training"},
 }
 

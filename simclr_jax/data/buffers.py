@@ -7,8 +7,8 @@ from simclr_jax.errors import DataError
 
 _MIB = 2**20
 # A decoded photograph of a few megapixels, the part of it that is being resized (as
-# floats) and its views.
-_BYTES_PER_THREAD = 64 * _MIB
+# floats), its views, and what the allocator keeps of the largest of them.
+_BYTES_PER_THREAD = 128 * _MIB
 # A compressed photograph, twice: it is cut out of what one request returned.
 _BYTES_PER_RECORD = _MIB // 4
 # Also where blocks are smaller.
@@ -16,7 +16,11 @@ _LEAST_RECORDS_PER_READ = 16
 # One batch is being filled, one was handed over, one is on its way to the device.
 _BATCHES_IN_USE = 3
 _MAX_PREFETCH = 4
-DEFAULT_MEMORY_MB = 8192
+
+
+def _machine_bytes() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Buffers:
         cls,
         *,
         batch_bytes: int,
-        memory_mb: int = DEFAULT_MEMORY_MB,
+        memory_mb: int | None = None,
         threads: int | None = None,
         parallel_reads: int | None = None,
         block_size: int = 1,
@@ -54,15 +58,20 @@ class Buffers:
 
         Args:
           batch_bytes: of this host's slice of a batch of views.
-          memory_mb: MiB for all buffers.
-          threads: for decoding and augmenting; the machine's cores when None.
+          memory_mb: MiB for all buffers; a quarter of the machine's when None.
+          threads: for decoding and augmenting; the machine's cores when None, or as
+            many as half of the budget holds.
           parallel_reads: as many as threads when None; more hide a store's latency.
           block_size: images that are read together.
 
         Raises:
           DataError: the budget is too small for a single batch ahead.
         """
-        threads = threads or os.cpu_count() or 1
+        if memory_mb is None:
+            memory_mb = _machine_bytes() // 4 // _MIB
+        if threads is None:
+            held = memory_mb * _MIB // 2 // _BYTES_PER_THREAD
+            threads = max(min(os.cpu_count() or 1, held), 1)
         parallel_reads = parallel_reads or threads
         per_read = max(block_size, _LEAST_RECORDS_PER_READ)
         records = parallel_reads * per_read * _BYTES_PER_RECORD

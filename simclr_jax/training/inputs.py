@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterator
 
 import jax
@@ -18,6 +19,7 @@ from simclr_jax.errors import DataError, InvalidInput
 from simclr_jax.training.recipe import NUM_VIEWS
 from simclr_jax.training.views import make_composition
 
+_LOG = logging.getLogger(__name__)
 _GAP = 2  # white pixels between the tiles of a preview
 _SMALLEST_TILE = 64  # smaller views are enlarged
 
@@ -87,6 +89,15 @@ def local_batches(
     config: config_dict.ConfigDict, source: Source, start_step: int
 ) -> Iterator[pipeline.Batch]:
     """This host's part of each step's batch, made on the host, at least its crops."""
+    buffers = make_buffers(config, batch_size=config.batch.batch_size)
+    _LOG.info(
+        "Input pipeline: %d threads, %d reads at a time, %d batches ahead; buffers take "
+        "%d MiB at most",
+        buffers.threads,
+        buffers.parallel_reads,
+        buffers.prefetch,
+        buffers.memory_bytes // 2**20,
+    )
     return pipeline.train_batches(
         source,
         make_composition(config),
@@ -99,7 +110,7 @@ def local_batches(
         num_hosts=jax.process_count(),
         split=config.augment.device == "split",
         block_size=config.data.block_size,
-        buffers=make_buffers(config, batch_size=config.batch.batch_size),
+        buffers=buffers,
     )
 
 

@@ -59,8 +59,8 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
 _RULES: list[Rule] = [
     *_not_negative("seed"),
     ("image_size", lambda v: v >= 8, "must be at least 8"),
-    *_none_or_at_least_one("data.threads", "data.parallel_reads"),
-    *_at_least_one("data.memory_mb", "data.block_size"),
+    *_none_or_at_least_one("data.threads", "data.parallel_reads", "data.memory_mb"),
+    *_at_least_one("data.block_size"),
     *_not_negative("data.in_memory_mb"),
     *_one_of("augment.device", composition.PLACES),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),

@@ -4,13 +4,14 @@ import os
 
 import pytest
 
+from simclr_jax.data import buffers
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.errors import DataError
 
 MIB = 2**20
 
 
-@pytest.mark.parametrize("memory_mb", [1000, 1300, 1500, 2000, 100_000])
+@pytest.mark.parametrize("memory_mb", [1200, 1500, 1700, 2500, 100_000])
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("batch_mb", [1, 100, 150])
 def test_the_budget_is_kept_and_used(memory_mb, threads, batch_mb):
@@ -63,3 +64,18 @@ def test_threads_and_reads_follow_the_cores():
     assert (found.threads, found.parallel_reads) == (3, 20)
     # A read that waits must not take the place of a thread that computes.
     assert found.pool_size == 23
+
+
+def test_without_a_budget_it_is_a_quarter_of_the_machine(monkeypatch):
+    monkeypatch.setattr(buffers, "_machine_bytes", lambda: 16_000 * MIB)
+    settings = {"batch_bytes": 500 * MIB, "threads": 1, "parallel_reads": 1}
+    assert Buffers.choose(**settings) == Buffers.choose(memory_mb=4000, **settings)
+    assert Buffers.choose(**settings) != Buffers.choose(memory_mb=3000, **settings)
+
+
+def test_no_more_threads_start_than_half_of_the_budget_holds(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 200)
+    found = Buffers.choose(batch_bytes=MIB, memory_mb=2000)
+    assert 4 <= found.threads <= 20
+    assert found.memory_bytes <= 2000 * MIB
+    assert Buffers.choose(batch_bytes=MIB, memory_mb=10**6).threads == 200
