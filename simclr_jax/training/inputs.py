@@ -91,8 +91,8 @@ def local_batches(
     """This host's part of each step's batch, made on the host, at least its crops."""
     buffers = make_buffers(config, batch_size=config.batch.batch_size)
     _LOG.info(
-        "Input pipeline: %d threads, %d reads at a time, %d batches ahead; buffers take "
-        "%d MiB at most",
+        "Input pipeline: %d threads, %d reads at a time, %d batches ahead, at most "
+        "%d MiB",
         buffers.threads,
         buffers.parallel_reads,
         buffers.prefetch,
