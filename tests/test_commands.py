@@ -39,8 +39,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(tmp_path):
+@pytest.mark.parametrize(
+    "device", ["host", "accelerator", pytest.param("split", marks=pytest.mark.slow)]
+)
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(device, tmp_path):
     settings = (
+        f"--config.augment.device={device}",
         "--config.schedule.train_steps=40",
         "--config.checkpoint.every_steps=5",
     )
@@ -215,6 +219,29 @@ BAD_INPUTS = {
     "unknown operation": (
         ["--config.augment.operations=('crop','swirl')"],
         ["config.augment.operations", "swirl"],
+    ),
+    "a crop that is not the first": (
+        ["--config.augment.operations=('flip','crop')"],
+        ["config.augment.operations", "'crop' must be the first"],
+    ),
+    "blocks that leave no batch": (
+        ["--config.data.block_size=4000", "--config.batch.batch_size=7000"],
+        ["config.data.block_size=4000", "7200", "no batch of 7000"],
+    ),
+    "blocks on the accelerator": (
+        ["--config.augment.device=accelerator", "--config.data.block_size=4"],
+        ["config.data.block_size=4", "must be 1", "config.augment.device"],
+    ),
+    "a folder on the accelerator": (
+        [
+            "--config.augment.device=accelerator",
+            "--config.data.dataset=folder:{}/plain",
+        ],
+        ["config.augment.device='accelerator'", "folder:{}/plain", "one size"],
+    ),
+    "too little memory": (
+        ["--config.data.memory_mb=10"],
+        ["config.data.memory_mb=10", "must be at least"],
     ),
     "missing folder": (["--config.data.dataset=folder:{}/none"], ["{}/none"]),
     "empty folder": (["--config.data.dataset=folder:{}/empty"], ["{}/empty", "no ima"]),

@@ -57,6 +57,7 @@ def train(
     with processes.together():
         validation.validate(config)
         source = inputs.open_source(config, config.data.split)
+        inputs.make_buffers(config, batch_size=config.batch.batch_size)
         source = inputs.hold_in_memory(config, source)
         config = validation.resolve(config, num_examples=source.num_examples)
         validation.check_devices(config, jax.device_count(), "batch")
