@@ -17,6 +17,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+# Devices that this machine only pretends to have wait for each other in XLA's threads;
+# with one for each of few cores, all may wait for a sum that none is left to begin.
+os.environ.setdefault("PJRT_NPROC", "16")
+
 # Compiling takes most of the time here; less optimised programs compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
