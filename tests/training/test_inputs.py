@@ -109,6 +109,15 @@ def test_buffers_are_those_of_the_config():
     inputs.make_buffers(make_config(**changes), batch_size=256)
 
 
+def test_buffers_hold_the_images_of_one_host(monkeypatch):
+    changes = {"data.threads": 1, "data.memory_mb": 1000, "image_size": 224}
+    config = make_config(**changes)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    found = inputs.make_buffers(config, batch_size=1024)
+    assert found.prefetch == 4
+    assert found.memory_bytes < 1000 * 2**20
+
+
 @pytest.mark.parametrize("device", ["host", "split"])
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_batches_are_those_of_the_config(device, block_size):
