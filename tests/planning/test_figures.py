@@ -155,7 +155,7 @@ def dataset(config, **given):
 
 
 def test_well_known_datasets_need_not_be_here():
-    assert dataset(cifar10.get_config()) == datasets.Dataset(50_000, 10)
+    assert dataset(cifar10.get_config()) == datasets.Dataset(50_000, 10, (32, 32))
     assert dataset(stl10.get_config()).num_examples == 100_000
     assert dataset(base.get_config()) == datasets.Dataset(1_281_167, 1000)
 
@@ -163,8 +163,8 @@ def test_well_known_datasets_need_not_be_here():
 def test_what_is_given_counts_and_nothing_is_opened(monkeypatch):
     monkeypatch.setattr(datasets, "_open", None)
     config = cifar10.get_config()
-    assert dataset(config, num_examples=77) == datasets.Dataset(77, 10)
-    assert dataset(config, num_classes=3) == datasets.Dataset(50_000, 3)
+    assert dataset(config, num_examples=77) == datasets.Dataset(77, 10, (32, 32))
+    assert dataset(config, num_classes=3) == datasets.Dataset(50_000, 3, (32, 32))
     config.data.dataset = "mine"
     assert dataset(config, num_examples=77) == datasets.Dataset(77, None)
 
