@@ -189,6 +189,17 @@ def test_color_jitter_agrees_with_the_reference(group, backend, colors, assert_c
     assert_close("Colour jitter, two orders", result[:, ::2, ::2], expected, 5e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["adjust_saturation", "adjust_hue"])
+def test_a_hue_just_below_red_is_red(name, backend):
+    # Rounded it is a full circle, which TensorFlow's adjust_saturation turns dark.
+    more = np.nextafter(np.float32(0.2), np.float32(1))
+    image = np.float32([[[[0.6, 0.2, more]]]])
+    neutral = np.float32([1.0 if name == "adjust_saturation" else 0.0])
+    result = _operation(backend, name)(image, neutral)
+    np.testing.assert_allclose(result, image, atol=1e-6)
+
+
 # Against the plain operations ---------------------------------------------------------
 
 
