@@ -325,6 +325,31 @@ def test_crop_and_resize_is_the_plain_one_for_any_box(backend):
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
+def test_products_of_matrices_are_exact_on_accelerators(images):
+    # Where products are of 8 bits unless asked for; a CPU does not show it.
+    box = np.zeros((len(images), 4), np.int32)
+    for name, arguments in (
+        ("crop_and_resize", {"boxes": box, "size": (8, 8)}),
+        ("gaussian_blur", {"sigma": images[:, 0, 0, 0], "kernel_size": 5}),
+    ):
+        function = functools.partial(getattr(augment_jax, name), **arguments)
+        equations = jax.make_jaxpr(function)(images).jaxpr.eqns
+        precisions = [
+            equation.params["precision"]
+            for equation in _flat(equations)
+            if equation.primitive.name == "dot_general"
+        ]
+        assert precisions == [(jax.lax.Precision.HIGHEST,) * 2] * 2
+
+
+def _flat(equations):
+    """The equations, and those of the functions that they call."""
+    for equation in equations:
+        yield equation
+        if "jaxpr" in equation.params:
+            yield from _flat(equation.params["jaxpr"].eqns)
+
+
 def test_random_resized_crop_takes_the_boxes_of_its_keys():
     images = np.random.default_rng(0).random((50, 40, 28, 3), np.float32)
     generator = np.random.default_rng(1)

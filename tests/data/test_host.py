@@ -304,3 +304,17 @@ def test_any_composition_of_a_chunk_is_the_plain_one(operations, settings, mixed
     views = augment_host.compose_batch(composition)
     result = views(images, found[:, None], uniform[:, None]).numpy()
     _assert_same_views(result[:, 0], expected)
+
+
+def test_equal_compositions_share_what_is_compiled():
+    same = Composition(SIMCLR, {**SETTINGS, "noise": {"probability": 0.1}}, 32)
+    assert same == SMALL
+    assert augment_host.compose(same) is augment_host.compose(SMALL)
+    assert augment_host.compose_batch(same) is augment_host.compose_batch(SMALL)
+    for other in (
+        Composition(SIMCLR[1:], SETTINGS, 32),
+        Composition(SIMCLR, ADDITIVE, 32),
+        Composition(SIMCLR, SETTINGS, 24),
+    ):
+        assert other != SMALL
+        assert augment_host.compose(other) is not augment_host.compose(SMALL)
