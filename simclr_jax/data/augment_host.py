@@ -133,10 +133,17 @@ def _jitter_fused(
         x = x.map(lambda plane: plane + own if additive else plane * own)
         return x.map(lambda p: tf.minimum(tf.maximum(p, low[number]), high[number]))
 
+    def computed_once(x: Planes) -> Planes:
+        # XLA does not see that a uniform number is below 2, and does not look through a
+        # branch: elsewhere it computes x again for each of its uses.
+        return Planes(*tf.cond(u[0, 0] < 2.0, lambda: x, lambda: planes))
+
     def in_order(names: tuple[str, ...]) -> Planes:
         result = brighten(planes, 0)
         for number, name in enumerate(names):
             result = brighten(others[name](result), number + 1)
+            if number < len(names) - 1:
+                result = computed_once(result)
         return result
 
     branches = [functools.partial(in_order, names) for names in _ORDERS]
