@@ -146,7 +146,8 @@ def write_preview(
       DataError: the dataset cannot be read, or has fewer images.
       InvalidInput: the picture cannot be written there.
     """
-    source = open_source(config, config.data.split)
+    # As training reads it: its crops depend on whether images lie in memory.
+    source = hold_in_memory(config, open_source(config, config.data.split))
     batches = pipeline.train_batches(
         source,
         make_composition(config),
