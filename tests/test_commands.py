@@ -40,7 +40,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(
-    "device", ["host", "accelerator", pytest.param("split", marks=pytest.mark.slow)]
+    "device",
+    [
+        "host",
+        pytest.param("accelerator", marks=pytest.mark.slow),
+        pytest.param("split", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(device, tmp_path):
     settings = (

@@ -145,8 +145,9 @@ def test_chunks_on_the_host_are_the_plain_views(small):
     assert len(np.unique(expected.reshape(10_000, -1), axis=0)) > 9_900
 
 
-def test_batches_in_jax_are_the_plain_views(small):
-    images, found, uniform, expected = small
+@pytest.mark.parametrize("count", [1000, pytest.param(5000, marks=pytest.mark.slow)])
+def test_batches_in_jax_are_the_plain_views(small, count):
+    images, found, uniform, expected = (array[:count] for array in small)
     views = jax.jit(augment_jax.views(SMALL))
     result = _in_chunks(
         lambda images, found, uniform: views(
