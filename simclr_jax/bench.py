@@ -18,6 +18,7 @@ import pathlib
 from absl import flags
 
 from simclr_jax import command
+from simclr_jax.data.composition import PLACES
 from simclr_jax.errors import InvalidInput
 
 _LOG = logging.getLogger("simclr_jax.bench")
@@ -25,7 +26,7 @@ _LOG = logging.getLogger("simclr_jax.bench")
 _CONFIG = command.define_config()
 _DEVICE = flags.DEFINE_bool("device", True, "Also run the train step on the devices.")
 _MODES = flags.DEFINE_list(
-    "modes", ["host", "split", "accelerator"], "Where views are made; some of these."
+    "modes", list(PLACES), "Where views are made; some of these."
 )
 _SECS = flags.DEFINE_float(
     "secs", 3.0, "Time for each stage and each train step.", lower_bound=0.1
@@ -38,11 +39,11 @@ def main() -> None:
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.diagnosis import throughput
 
-    unknown = sorted(set(_MODES.value or ()) - set(throughput.PLACES))
+    unknown = sorted(set(_MODES.value or ()) - set(PLACES))
     if unknown or not _MODES.value:
         raise InvalidInput(
             f"--modes={','.join(_MODES.value or ())}: must be some of "
-            f"{', '.join(throughput.PLACES)}"
+            f"{', '.join(PLACES)}"
         )
     hosts, devices = throughput.measure(
         _CONFIG.value,

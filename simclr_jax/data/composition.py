@@ -52,10 +52,6 @@ class Composition:
         kept = tuple(name for name in self.operations if name == "crop")
         return dataclasses.replace(self, operations=kept)
 
-    def without_crop(self) -> "Composition":
-        """What the accelerator does of it; takes images of the views' size."""
-        return self.without("crop")
-
     def _identity(self) -> str:
         named = {name: dict(self.settings[name]) for name in self.operations}
         return repr((self.operations, named, self.image_size))

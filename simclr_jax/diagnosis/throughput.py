@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.data import composition, stages
+from simclr_jax.data import stages
 from simclr_jax.data.records import Source
 from simclr_jax.errors import DataError
 from simclr_jax.training import bottleneck, inputs, recipe, step, validation, views
@@ -226,6 +226,3 @@ def measure(
             report(f"compiling and running the train step, views from: {host.place}")
             devices[host.place] = measure_device(config, source, host.place, secs=secs)
     return hosts, devices
-
-
-PLACES = composition.PLACES

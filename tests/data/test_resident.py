@@ -162,7 +162,7 @@ def test_crops_become_views_in_parts_too():
         for parts in (1, 4)
     ]
     np.testing.assert_array_equal(made[1], made[0])
-    rest = VIEW.without_crop()
+    rest = VIEW.without("crop")
     view = augment.compose(rest.operations, rest.settings, image_size=SIZE)
     box = (0, 0, SIZE, SIZE)
     for made_here, crop, uniform in zip(

@@ -8,6 +8,7 @@ import pytest
 
 from configs import smoke
 from simclr_jax.data import sources, stages
+from simclr_jax.data.composition import PLACES
 from simclr_jax.diagnosis import throughput
 from simclr_jax.diagnosis.throughput import Device, Host
 from simclr_jax.training import bottleneck, views
@@ -103,7 +104,7 @@ def test_the_command_prints_and_writes_all_figures(tmp_path):
     for mode in ("host", "split", "accelerator"):
         assert f"\n{mode} " in out
     written = json.loads(output.read_text())
-    assert [host["place"] for host in written["hosts"]] == list(throughput.PLACES)
+    assert [host["place"] for host in written["hosts"]] == list(PLACES)
     assert written["hosts"][0]["stage_secs"]["crop"] > 0
 
 
