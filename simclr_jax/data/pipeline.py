@@ -405,6 +405,19 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
     )
 
 
+def label_batches(source: Source) -> Iterator[np.ndarray]:
+    """The labels of all images, in order, int32; no image is decoded."""
+    threads = os.cpu_count() or 1
+    dataset = tf.data.Dataset.range(source.num_examples).batch(_READ_CHUNK)
+    dataset = read_chunks(source, dataset.map(lambda chunk: (chunk,)), threads)
+    dataset = dataset.unbatch().map(
+        lambda record, label: source.unpack(record, label)[1],
+        num_parallel_calls=threads,
+    )
+    dataset = dataset.batch(1024).with_options(_options(threads))
+    yield from dataset.as_numpy_iterator()
+
+
 def _iterate(
     source: Source,
     dataset: tf.data.Dataset,
