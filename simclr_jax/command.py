@@ -37,6 +37,15 @@ def define_workdir() -> flags.FlagHolder:
     return flags.DEFINE_string("workdir", None, "The run directory.")
 
 
+def define_allow_config_change() -> flags.FlagHolder:
+    """Defines `--allow_config_change`."""
+    return flags.DEFINE_bool(
+        "allow_config_change",
+        False,
+        "Go on in a run directory although its config differs from this one.",
+    )
+
+
 def define_processes() -> None:
     """Defines the flags of a job of several processes, for `start_processes`."""
     flags.DEFINE_string(

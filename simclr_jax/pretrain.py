@@ -7,18 +7,12 @@ started on each of them, with the same run directory on a path that all share; s
 docs/launching.md.
 """
 
-from absl import flags
-
 from simclr_jax import command
 
 _CONFIG = command.define_config()
 _WORKDIR = command.define_workdir()
 command.define_processes()
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change",
-    False,
-    "Go on in a run directory although its config differs from this one.",
-)
+_ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
 
 
 def main() -> None:

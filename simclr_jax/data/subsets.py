@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 from simclr_jax.data import order, pipeline
-from simclr_jax.data.records import Source
+from simclr_jax.data.records import NO_LABEL, Source
+from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
 
@@ -38,6 +39,35 @@ class Subset:
         return self._source.describe(int(self.indices[index]))
 
 
+class _Relabelled:
+    """Another source's images with other labels."""
+
+    def __init__(self, source: Source, of_images: np.ndarray) -> None:
+        self.name = source.name
+        self.num_examples = source.num_examples
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.record_spec = source.record_spec
+        self.encoded = source.encoded
+        self.image_shape = source.image_shape
+        self.describe = source.describe
+        self._source = source
+        self._labels = of_images
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source`."""
+        records, _ = self._source.read(indices)
+        return records, self._labels[indices]
+
+    def unpack(
+        self, record: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Source`."""
+        # Some sources keep labels in their records, and would give theirs.
+        image, _ = self._source.unpack(record, label)
+        return image, label
+
+
 def labels(source: Source) -> np.ndarray:
     """The labels of all images, int32 [N]; reads every record and decodes none."""
     return np.concatenate(list(pipeline.label_batches(source)))
@@ -57,13 +87,34 @@ def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
     Raises:
       DataError: there are no labels, or an image has none.
     """
+    if fraction == 1:
+        return source
+    indices = _chosen(source, labels(source), fraction, seed=seed)
+    return Subset(source, indices, name=f"{100 * fraction:g} % of {source.name}")
+
+
+def hide_labels(source: Source, fraction: float, *, seed: int) -> Source:
+    """All images, of which only a share of each class still has its label.
+
+    Those that `class_balanced` takes; the others have the label -1.
+    """
+    if fraction == 1:
+        return source
+    of_images = labels(source)
+    visible = np.full_like(of_images, NO_LABEL)
+    chosen = _chosen(source, of_images, fraction, seed=seed)
+    visible[chosen] = of_images[chosen]
+    return _Relabelled(source, visible)
+
+
+def _chosen(
+    source: Source, of_images: np.ndarray, fraction: float, *, seed: int
+) -> np.ndarray:
+    """Numbers of a share of each class, ascending."""
     if source.num_classes is None:
         raise DataError(
             f"dataset {source.name}: has no labels, of which a share could be taken"
         )
-    if fraction == 1:
-        return source
-    of_images = labels(source)
     if of_images.min() < 0:
         index = int(np.argmin(of_images))
         raise DataError(f"{source.describe(index)}: has no label")
@@ -79,8 +130,4 @@ def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
         for number in range(source.num_classes)
         if len(members := shuffled[of_images[shuffled] == number])
     ]
-    return Subset(
-        source,
-        np.sort(np.concatenate(chosen)),
-        name=f"{100 * fraction:g} % of {source.name}",
-    )
+    return np.sort(np.concatenate(chosen))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import losses, models, optim, parallel
 from simclr_jax.models.simclr import Tree
-from simclr_jax.training import recipe, step
+from simclr_jax.training import objective, recipe, step
 
 _IMAGE_SIZE, _NUM_CLASSES = 16, 4
 _LEAST_IMAGES = 32
@@ -82,7 +82,7 @@ def compare(mesh: Mesh) -> list[Difference]:
 def _batch(seed: int, num_devices: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     number = -(-_LEAST_IMAGES // num_devices) * num_devices
-    shape = (number, recipe.NUM_VIEWS, _IMAGE_SIZE, _IMAGE_SIZE, 3)
+    shape = (number, objective.NUM_VIEWS, _IMAGE_SIZE, _IMAGE_SIZE, 3)
     return {
         "images": generator.integers(0, 256, shape, np.uint8),
         "labels": generator.integers(0, _NUM_CLASSES, number).astype(np.int32),
@@ -147,14 +147,15 @@ def _recipe(blocks: losses.Blocks | None) -> recipe.Recipe:
             head=models.create_projection_head(num_layers=2, output_dim=16),
             num_classes=_NUM_CLASSES,
         ),
-        loss=lambda z, labels: losses.nt_xent(
-            z, temperature=_TEMPERATURE, blocks=blocks
+        objective=objective.Contrastive(
+            loss=lambda z, labels: losses.nt_xent(
+                z, temperature=_TEMPERATURE, blocks=blocks
+            ),
+            temperature=_TEMPERATURE,
+            blocks=blocks,
         ),
-        chance=None,
-        temperature=_TEMPERATURE,
         optimizer=_lars(),
         schedule=lambda step: 0.1,
-        blocks=blocks,
     )
 
 

@@ -13,7 +13,15 @@ from simclr_jax import parallel
 from simclr_jax.data import stages
 from simclr_jax.data.records import Source
 from simclr_jax.errors import DataError
-from simclr_jax.training import bottleneck, inputs, recipe, step, validation, views
+from simclr_jax.training import (
+    bottleneck,
+    inputs,
+    objective,
+    recipe,
+    step,
+    validation,
+    views,
+)
 
 _WARM_UP_STEPS = 2
 
@@ -72,7 +80,7 @@ def measure_hosts(
         made_of,
         seed=config.seed,
         batch_size=min(config.batch.batch_size, source.num_examples),
-        num_views=recipe.NUM_VIEWS,
+        num_views=objective.NUM_VIEWS,
         secs=secs,
     )
     crops: dict[str, float] = {
@@ -141,7 +149,7 @@ def _synthetic_batch(
 ) -> dict[str, jax.Array]:
     size, batch_size = config.image_size, config.batch.batch_size
     generator = np.random.default_rng(0)
-    shape = (batch_size, recipe.NUM_VIEWS, size, size, 3)
+    shape = (batch_size, objective.NUM_VIEWS, size, size, 3)
     batch = {
         "images": generator.integers(0, 256, shape, np.uint8),
         "labels": np.zeros(batch_size, np.int32),

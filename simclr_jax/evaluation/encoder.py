@@ -73,20 +73,30 @@ class PretrainedEncoder:
         return self._in_batches(self.layer(layer), images, batch_size)
 
     def classify(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
-        """Logits [N, classes] float32 of the linear probe on h.
+        """Logits [N, classes] float32 of the linear classifier.
 
         Args:
           images: as for `encode`.
           batch_size: images on the device at a time.
 
         Raises:
-          ValueError: the weights have no probe, or an image cannot be used.
+          ValueError: the weights have no classifier, or an image cannot be used.
+        """
+        return self._in_batches(self.classifier(), images, batch_size)
+
+    def classifier(self) -> jax.tree_util.Partial:
+        """The function from prepared images to logits [N, classes]; see `layer`.
+
+        The classifier of a fine-tuned network sits on what is kept of the head, that of
+        a pretrained one, the online probe, on h.
+
+        Raises:
+          ValueError: the weights have no classifier.
         """
         if self.model.num_classes is None:
-            raise ValueError("these weights have no probe: they give no classes")
-        probe = self.heads["params"]["probe"]
-        h = self.encode(images, batch_size=batch_size)
-        return h @ np.asarray(probe["kernel"]) + np.asarray(probe["bias"])
+            raise ValueError("these weights have no classifier: they give no classes")
+        layer = self.layer(-1 if self.model.fine_tuned else 0)
+        return jax.tree_util.Partial(_logits, layer, self.heads["params"]["probe"])
 
     def layer(self, layer: int) -> jax.tree_util.Partial:
         """The function from prepared images [N, S, S, 3] in [0, 1] to a layer.
@@ -140,6 +150,16 @@ def _encode(
     return cast(list[jax.Array], outputs)[layer].astype(jnp.float32)
 
 
+@jax.jit
+def _logits(
+    layer: jax.tree_util.Partial, classifier: Tree, images: jax.Array
+) -> jax.Array:
+    logits = jnp.matmul(
+        layer(images), classifier["kernel"], precision=jax.lax.Precision.HIGHEST
+    )
+    return logits + classifier["bias"]
+
+
 def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     """Reads the encoder of a run; see `simclr_jax.load`."""
     folder, step = checkpoints.open_for_reading(workdir, step)
@@ -151,6 +171,7 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
         ),
         head=recipe.make_head(description["head"]),
         num_classes=description["num_classes"],
+        fine_tuned=description.get("fine_tuned", False),
     )
     preprocessing = Preprocessing(**description["preprocessing"])
     size = preprocessing.image_size
@@ -177,7 +198,7 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
 def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
     """The encoder and head with the weights that a training starts from."""
     config = config_dict.ConfigDict(pretrained.config)
-    model = dataclasses.replace(pretrained.model, num_classes=None)
+    model = dataclasses.replace(pretrained.model, num_classes=None, fine_tuned=False)
     shape = (1, config.image_size, config.image_size, 3)
     init = jax.jit(
         model.init, out_shardings=parallel.replicated(parallel.create_mesh())

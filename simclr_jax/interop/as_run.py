@@ -144,7 +144,7 @@ def write(
                 weights.step,
                 weights.params,
                 weights.batch_stats,
-                describe(config, num_classes=weights.num_classes),
+                describe(config, weights.model),
             )
             checkpoints.wait()
         finally:

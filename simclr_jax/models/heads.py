@@ -25,11 +25,18 @@ class ProjectionHead(nn.Module):
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    kept_layers: int | None = None
+    frozen_batch_norm: bool = False
+
+    @property
+    def _num_layers(self) -> int:
+        return {"none": 0, "linear": 1}.get(self.kind, self.num_layers)
 
     @property
     def num_outputs(self) -> int:
-        """Length of `layers`: h and one for each layer."""
-        return 1 + {"none": 0, "linear": 1}.get(self.kind, self.num_layers)
+        """Length of `layers`: h and one for each layer that is kept."""
+        kept = self._num_layers if self.kept_layers is None else self.kept_layers
+        return 1 + min(kept, self._num_layers)
 
     def __call__(self, h: jax.Array, train: bool = False) -> jax.Array:
         """Projects h [N, D] to z [N, K] float32; `train` as in the encoder."""
@@ -46,7 +53,7 @@ class ProjectionHead(nn.Module):
         outputs = [h]
         x = h.astype(self.dtype)
         for i in range(1, self.num_outputs):
-            last = i == self.num_outputs - 1
+            last = i == self._num_layers
             width = self.output_dim if last else self.hidden_dim or h.shape[-1]
             x = nn.Dense(
                 width,
@@ -56,7 +63,7 @@ class ProjectionHead(nn.Module):
                 name=f"dense{i}",
             )(x)
             x = nn.BatchNorm(
-                use_running_average=not train,
+                use_running_average=not train or self.frozen_batch_norm,
                 momentum=self.batch_norm_momentum,
                 epsilon=self.batch_norm_epsilon,
                 use_bias=not last,
@@ -79,6 +86,8 @@ def create_projection_head(
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
     dtype: Any = jnp.float32,
+    kept_layers: int | None = None,
+    frozen_batch_norm: bool = False,
 ) -> ProjectionHead:
     """Builds the projection head g.
 
@@ -90,6 +99,9 @@ def create_projection_head(
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       dtype: of the computation; parameters, statistics and z are float32.
+      kept_layers: only the first so many layers are there, as in a network that is
+        fine-tuned from a middle layer (SimCLRv2, section 2); all when None.
+      frozen_batch_norm: always use the running statistics, and leave them be.
 
     Returns:
       A Linen module: `init(key, h)`, `apply(variables, h, train=False)` -> z [N, K].
@@ -106,6 +118,8 @@ def create_projection_head(
     ):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
+    if kept_layers is not None and kept_layers < 0:
+        raise ValueError(f"kept_layers={kept_layers}: must not be negative")
     return ProjectionHead(
         kind=kind,
         num_layers=num_layers,
@@ -114,4 +128,6 @@ def create_projection_head(
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
         dtype=dtype,
+        kept_layers=kept_layers,
+        frozen_batch_norm=frozen_batch_norm,
     )

@@ -33,6 +33,7 @@ DEPTHS = {
     152: (True, (3, 8, 36, 3)),
     200: (True, (3, 24, 36, 3)),
 }
+NUM_GROUPS = 4
 STEMS = ("imagenet", "cifar")
 MAX_POOL_PADDINGS = ("torch", "same")
 KERNEL_INITS = {
@@ -130,6 +131,8 @@ class ResNet(nn.Module):
     remat: str = "none"
     convolutions: str = "direct"
     gradient_dtype: str = "float32"
+    frozen_through: int = -1
+    frozen_batch_norm: bool = False
 
     @property
     def feature_width(self) -> int:
@@ -148,10 +151,12 @@ class ResNet(nn.Module):
           images: [N, H, W, 3], floats in [0, 1]; sharded on N or not.
           train: True normalises with the statistics of these N images (all devices
             together) and updates the running ones; False uses the running ones.
+            What is frozen uses the running ones with either.
 
         Returns:
           h [N, D] float32.
         """
+        adapts = train and not self.frozen_batch_norm
         convolution = functools.partial(
             _convolution,
             dtype=self.dtype,
@@ -181,8 +186,10 @@ class ResNet(nn.Module):
             convolution,
             norm,
             name="stem",
-        )(x.astype(self.dtype), train)
+        )(x.astype(self.dtype), adapts and self.frozen_through < 0)
         for group, num_blocks in enumerate(blocks):
+            if group == self.frozen_through:
+                x = jax.lax.stop_gradient(x)
             x = Group(
                 filters=self._filters(group),
                 num_blocks=num_blocks,
@@ -197,7 +204,9 @@ class ResNet(nn.Module):
                 convolution=convolution,
                 norm=norm,
                 name=f"group{group + 1}",
-            )(x, train)
+            )(x, adapts and self.frozen_through <= group)
+        if self.frozen_through == len(blocks):
+            x = jax.lax.stop_gradient(x)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -218,6 +227,8 @@ def create_encoder(
     remat: str = "none",
     convolutions: str = "direct",
     gradient_dtype: str = "float32",
+    frozen_through: int = -1,
+    frozen_batch_norm: bool = False,
 ) -> ResNet:
     """Builds the encoder f.
 
@@ -248,6 +259,10 @@ def create_encoder(
       gradient_dtype: in which gradients of kernels leave the convolutions of a bfloat16
         encoder and are summed over devices: 'float32', or 'bfloat16', which halves
         what they exchange.
+      frozen_through: 0 freezes the stem, i also groups 1 to i (4: the whole encoder):
+        no gradient passes, and BatchNorm uses its running statistics and leaves them
+        be; -1 freezes nothing. Optimisers do not see it: see `optim.freeze`.
+      frozen_batch_norm: BatchNorm does so everywhere.
 
     Returns:
       A Linen module: `init(key, images)`, `apply(variables, images, train=False)`
@@ -263,6 +278,10 @@ def create_encoder(
     for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
         if not 0 <= ratio <= 1:
             raise ValueError(f"{name}={ratio}: must be between 0 and 1")
+    if not -1 <= frozen_through <= NUM_GROUPS:
+        raise ValueError(
+            f"frozen_through={frozen_through}: must be between -1 and {NUM_GROUPS}"
+        )
     for name, value, allowed in (
         ("stem", stem, STEMS),
         ("max_pool_padding", max_pool_padding, MAX_POOL_PADDINGS),
@@ -290,4 +309,6 @@ def create_encoder(
         remat=remat,
         convolutions=convolutions,
         gradient_dtype=gradient_dtype,
+        frozen_through=frozen_through,
+        frozen_batch_norm=frozen_batch_norm,
     )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from simclr_jax.models.heads import ProjectionHead
@@ -18,33 +19,40 @@ class Outputs(NamedTuple):
 
     h: jax.Array  # [N, D] float32, the representation
     z: jax.Array  # [N, K] float32, the projection, not normalised
-    logits: jax.Array | None  # [N, classes] float32, the probe's; None without one
+    logits: jax.Array | None  # [N, classes] float32, the classifier's, if there is one
 
 
 class _Network(nn.Module):
     encoder: ResNet
     head: ProjectionHead
     num_classes: int | None
+    fine_tuned: bool
 
     def setup(self) -> None:
         if self.num_classes is not None:
+            init = nn.initializers
             self.probe = nn.Dense(
-                self.num_classes, kernel_init=nn.initializers.normal(0.01)
+                self.num_classes,
+                kernel_init=init.zeros if self.fine_tuned else init.normal(0.01),
             )
 
     def __call__(self, images: jax.Array, train: bool) -> Outputs:
         h = self.encoder(images, train)
         z = self.head(h, train)
-        # The probe watches the representation and must not shape it.
-        logits = (
-            None if self.num_classes is None else self.probe(jax.lax.stop_gradient(h))
-        )
-        return Outputs(h, z, logits)
+        if self.num_classes is None:
+            return Outputs(h, z, None)
+        # A probe watches the representation and must not shape it.
+        seen = z.astype(jnp.float32) if self.fine_tuned else jax.lax.stop_gradient(h)
+        return Outputs(h, z, self.probe(seen))
 
 
 @dataclasses.dataclass(frozen=True)
 class SimCLR:
-    """Encoder f, head g and an optional linear probe on stop-gradient h.
+    """Encoder f, head g and an optional linear classifier.
+
+    In pretraining the classifier is a probe: it sees h and passes no gradient. In
+    fine-tuning it sees what is kept of the head, h itself if that is nothing, and
+    trains it and the encoder.
 
     Parameters are {'encoder': ..., 'head': ..., 'probe': ...} and BatchNorm statistics
     {'encoder': ..., 'head': ...}; a part without any is absent. Hashable, so it can be
@@ -53,15 +61,19 @@ class SimCLR:
     Attributes:
       encoder: from `create_encoder`.
       head: from `create_projection_head`.
-      num_classes: classes of the probe, or None for no probe.
+      num_classes: classes of the classifier; None for none.
+      fine_tuned: the classifier is no probe.
     """
 
     encoder: ResNet
     head: ProjectionHead
     num_classes: int | None = None
+    fine_tuned: bool = False
 
     def _network(self) -> _Network:
-        return _Network(self.encoder.copy(), self.head.copy(), self.num_classes)
+        return _Network(
+            self.encoder.copy(), self.head.copy(), self.num_classes, self.fine_tuned
+        )
 
     def init(self, key: jax.Array, images: jax.Array) -> tuple[Tree, Tree]:
         """Draws (params, batch_stats) for images shaped [N, H, W, 3]."""

@@ -1,6 +1,6 @@
 """Optimisers with masks by parameter role, and learning-rate schedules."""
 
-from simclr_jax.optim.optimizers import adamw, lars, sgd
+from simclr_jax.optim.optimizers import adamw, freeze, lars, sgd
 from simclr_jax.optim.roles import parameter_role, role_table
 from simclr_jax.optim.schedules import (
     SCALING_RULES,
@@ -11,6 +11,7 @@ from simclr_jax.optim.schedules import (
 __all__ = [
     "SCALING_RULES",
     "adamw",
+    "freeze",
     "lars",
     "parameter_role",
     "role_table",

@@ -1,5 +1,9 @@
 """LARS, SGD with momentum and AdamW, all with masks by parameter role."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
 import optax
 
 from simclr_jax.optim.roles import kernels_only
@@ -65,4 +69,25 @@ def adamw(
     """AdamW; decoupled weight decay of kernels only."""
     return optax.adamw(
         learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels_only
+    )
+
+
+def freeze(
+    optimizer: optax.GradientTransformation,
+    is_frozen: Callable[[Sequence[Any]], bool],
+) -> optax.GradientTransformation:
+    """Leaves some parameters as they are: without gradient, decay, momentum and state.
+
+    Args:
+      optimizer: of the others.
+      is_frozen: key path of a leaf -> whether it stays.
+    """
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "frozen" if is_frozen(path) else "trained", params
+        )
+
+    return optax.partition(
+        {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
     )

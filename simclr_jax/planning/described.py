@@ -14,7 +14,7 @@ from simclr_jax.planning.plans import Memory, Plan, Training, Views
 from simclr_jax.planning.program import analyse
 from simclr_jax.planning.roofline import Roofline, roofline
 from simclr_jax.planning.topologies import Topology
-from simclr_jax.training import recipe
+from simclr_jax.training import objective, recipe
 
 
 def described(
@@ -130,7 +130,7 @@ def _model_flops(config: config_dict.ConfigDict) -> float:
     model = recipe.make_model(config, num_classes=None, platform="tpu")
     return model_flops.step_flops(
         model_flops.forward_flops(model, image_size=config.image_size),
-        num_views=recipe.NUM_VIEWS * config.batch.batch_size,
+        num_views=objective.NUM_VIEWS * config.batch.batch_size,
         output_dim=config.head.output_dim,
     )
 

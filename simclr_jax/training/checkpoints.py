@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from ml_collections import config_dict
 
 from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
-from simclr_jax.models.simclr import Tree
+from simclr_jax.models.simclr import SimCLR, Tree
 from simclr_jax.training import recipe, run_directory, validation
 from simclr_jax.training.step import TrainState
 
@@ -146,19 +146,19 @@ def split_variables(variables: Tree) -> tuple[Tree, Tree]:
     return encoder, heads
 
 
-def describe(
-    config: config_dict.ConfigDict, *, num_classes: int | None
-) -> dict[str, Any]:
+def describe(config: config_dict.ConfigDict, model: SimCLR) -> dict[str, Any]:
     """The item `description`: what is to be known of a checkpoint's weights.
 
     Args:
       config: resolved.
-      num_classes: of the probe; None without one.
+      model: of the config.
     """
+    kept = {"kept_layers": model.head.kept_layers}
     return {
         "encoder": recipe.encoder_settings(config),
-        "head": recipe.head_settings(config),
-        "num_classes": num_classes,
+        "head": recipe.head_settings(config) | kept,
+        "num_classes": model.num_classes,
+        "fine_tuned": model.fine_tuned,
         "preprocessing": {
             "image_size": config.image_size,
             "crop_proportion": config.evaluation.crop_proportion,

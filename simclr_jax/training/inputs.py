@@ -16,7 +16,7 @@ from simclr_jax.data import augment, memory, order, pipeline, records, sources
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.records import Source
 from simclr_jax.errors import DataError, InvalidInput
-from simclr_jax.training.recipe import NUM_VIEWS
+from simclr_jax.training.objective import NUM_VIEWS
 from simclr_jax.training.views import make_composition
 
 _LOG = logging.getLogger(__name__)
@@ -86,10 +86,16 @@ def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
 
 
 def local_batches(
-    config: config_dict.ConfigDict, source: Source, start_step: int
+    config: config_dict.ConfigDict,
+    source: Source,
+    start_step: int,
+    *,
+    num_views: int = NUM_VIEWS,
 ) -> Iterator[pipeline.Batch]:
     """This host's part of each step's batch, made on the host, at least its crops."""
-    buffers = make_buffers(config, batch_size=config.batch.batch_size)
+    buffers = make_buffers(
+        config, batch_size=config.batch.batch_size, num_views=num_views
+    )
     _LOG.info(
         "Input pipeline: %d threads, %d reads at a time, %d batches ahead, at most "
         "%d MiB",
@@ -103,7 +109,7 @@ def local_batches(
         make_composition(config),
         seed=config.seed,
         batch_size=config.batch.batch_size,
-        num_views=NUM_VIEWS,
+        num_views=num_views,
         start_step=start_step,
         stop_step=config.schedule.train_steps,
         host_index=jax.process_index(),
@@ -115,7 +121,12 @@ def local_batches(
 
 
 def global_batches(
-    config: config_dict.ConfigDict, source: Source, start_step: int, mesh: Mesh
+    config: config_dict.ConfigDict,
+    source: Source,
+    start_step: int,
+    mesh: Mesh,
+    *,
+    num_views: int = NUM_VIEWS,
 ) -> Iterator[dict[str, jax.Array]]:
     """What the train step is given, from `start_step` on.
 
@@ -127,7 +138,7 @@ def global_batches(
         images, labels = memory.pixels(source)
         arrays = {"images": images, "labels": labels}
         return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
-    batches = local_batches(config, source, start_step)
+    batches = local_batches(config, source, start_step, num_views=num_views)
     return (parallel.shard_batch(mesh, batch) for batch in batches)
 
 

@@ -1,11 +1,11 @@
-"""The pretraining loop."""
+"""The loop of all trainings."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -26,11 +26,36 @@ from simclr_jax.training import (
 )
 from simclr_jax.training.checkpoints import Checkpoints, describe
 from simclr_jax.training.health import HealthMonitor
-from simclr_jax.training.step import Metrics, TrainState
+from simclr_jax.training.objective import Metrics
+from simclr_jax.training.step import Teacher, TrainState
 from simclr_jax.training.stopping import StopRequest
 from simclr_jax.training.writers import MetricsWriter, progress_line
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training that is ready to run.
+
+    Attributes:
+      config: resolved.
+      source: the training images, in memory where they should be.
+      parts: what a step is made of.
+      mesh: all devices.
+      health: judges the metrics; None where nothing is known of them.
+      begin: TrainState -> TrainState, gives the drawn state other weights to start
+        from, which are its leaves.
+      teacher: of objectives that learn from another model.
+    """
+
+    config: config_dict.ConfigDict
+    source: Source
+    parts: recipe.Recipe
+    mesh: Mesh
+    health: HealthMonitor | None = None
+    begin: jax.tree_util.Partial | None = None
+    teacher: Teacher | None = None
 
 
 def train(
@@ -60,12 +85,21 @@ def train(
         inputs.make_buffers(config, batch_size=config.batch.batch_size)
         source = inputs.hold_in_memory(config, source)
         config = validation.resolve(config, num_examples=source.num_examples)
-        validation.check_devices(config, jax.device_count(), "batch")
-        run_directory.check(workdir, config, allow_config_change=allow_config_change)
         mesh = parallel.create_mesh()
         parts = recipe.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
+    # With labels, few directions of z are no bad sign.
+    health = HealthMonitor(rank_tells=not losses.LOSSES[config.loss.name].needs_labels)
+    job = Job(config, source, parts, mesh, health)
+    return run(job, workdir, allow_config_change=allow_config_change)
+
+
+def run(job: Job, workdir: str, *, allow_config_change: bool) -> TrainState:
+    """Makes the steps of a training that are yet to be made; see `train`."""
+    config, source, parts, mesh = job.config, job.source, job.parts, job.mesh
+    with processes.together():
+        validation.check_devices(config, jax.device_count(), "batch")
+        run_directory.check(workdir, config, allow_config_change=allow_config_change)
     _require_same_run(config, source)
-    description = describe(config, num_classes=parts.model.num_classes)
     with contextlib.ExitStack() as stack:
         run_directory.make_folder(workdir)
         checkpoints = Checkpoints(
@@ -74,12 +108,14 @@ def train(
             keep_every_steps=config.checkpoint.keep_every_steps,
         )
         stack.callback(checkpoints.close)
-        state = _initial_or_restored(config, parts, mesh, checkpoints)
+        state = _initial_or_restored(job, checkpoints)
         # Only now: a config whose state cannot be restored must not replace another.
         run_directory.write_config(workdir, config)
         start_step = int(state.step)
         _log_start(config, source, state)
-        batches = inputs.global_batches(config, source, start_step, mesh)
+        batches = inputs.global_batches(
+            config, source, start_step, mesh, num_views=parts.objective.num_views
+        )
         writer = MetricsWriter(
             workdir,
             resume_step=start_step,
@@ -88,18 +124,8 @@ def train(
         )
         stack.callback(writer.close)
         stop = stack.enter_context(StopRequest())
-        reporter = _Reporter(config, writer, start_step, parts.chance)
-        return _run_steps(
-            config,
-            parts,
-            mesh,
-            state,
-            batches,
-            reporter,
-            checkpoints,
-            description,
-            stop,
-        )
+        reporter = _Reporter(job, writer, start_step)
+        return _run_steps(job, state, batches, reporter, checkpoints, stop)
 
 
 def _require_same_run(config: config_dict.ConfigDict, source: Source) -> None:
@@ -132,46 +158,50 @@ def _log_start(
     )
 
 
-def _initial_or_restored(
-    config: config_dict.ConfigDict,
-    parts: recipe.Recipe,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-) -> TrainState:
-    init = step.compile_init(parts, mesh, image_size=config.image_size)
+def _initial_or_restored(job: Job, checkpoints: Checkpoints) -> TrainState:
+    config, mesh = job.config, job.mesh
+    init = step.compile_init(job.parts, mesh, image_size=config.image_size)
     key = jax.random.key(config.seed)
     latest = checkpoints.latest_step()
     # A file system that shows files late would let processes start at different steps.
     processes.require_equal("as the newest checkpoint that of step", str(latest))
+    sharding = step.state_sharding(job.parts, mesh)
     if latest is None:
-        return init(key)
+        state = init(key)
+        if job.begin is None:
+            return state
+        begin = jax.jit(_call, out_shardings=sharding, donate_argnums=1)
+        return begin(job.begin, state)
     _LOG.info("Going on from the checkpoint of step %d.", latest)
-    return checkpoints.restore(
-        latest, jax.eval_shape(init, key), step.state_sharding(parts, mesh)
-    )
+    return checkpoints.restore(latest, jax.eval_shape(init, key), sharding)
+
+
+def _call(begin: jax.tree_util.Partial, state: TrainState) -> TrainState:
+    return begin(state)
 
 
 def _run_steps(
-    config: config_dict.ConfigDict,
-    parts: recipe.Recipe,
-    mesh: Mesh,
+    job: Job,
     state: TrainState,
     batches: Iterator[dict[str, jax.Array]],
     reporter: "_Reporter",
     checkpoints: Checkpoints,
-    description: dict[str, Any],
     stop: StopRequest,
 ) -> TrainState:
     """The steps themselves. Metrics are read one step late: the device never waits."""
+    config, parts, mesh = job.config, job.parts, job.mesh
+    description = describe(config, parts.model)
     total_steps = config.schedule.train_steps
-    advance = step.compile_step(parts, mesh, views.of_config(config, mesh))
+    made = views.of_config(config, mesh, num_views=parts.objective.num_views)
+    fixed = () if job.teacher is None else (job.teacher,)
+    advance = step.compile_step(parts, mesh, made, taught=bool(fixed))
     pending: tuple[int, Metrics] | None = None
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")
     for done in range(reporter.start_step + 1, total_steps + 1):
         with reporter.waiting_for_input():
             batch = next(batches)
-        state, metrics = advance(state, batch)
+        state, metrics = advance(state, batch, *fixed)
         if pending is not None:
             reporter.report(*pending)
         pending = (done, metrics)
@@ -195,21 +225,15 @@ def _run_steps(
 class _Reporter:
     """Checks and logs the metrics of each step, and keeps the time."""
 
-    def __init__(
-        self,
-        config: config_dict.ConfigDict,
-        writer: MetricsWriter,
-        start_step: int,
-        chance: float | None,
-    ) -> None:
+    def __init__(self, job: Job, writer: MetricsWriter, start_step: int) -> None:
+        config = job.config
         self.start_step = start_step
         self._every_steps = config.log.every_steps
         self._total_steps = config.schedule.train_steps
         self._batch_size = config.batch.batch_size
-        self._chance = chance
+        self._chance = job.parts.objective.chance
         self._writer = writer
-        objective = losses.LOSSES[config.loss.name]
-        self._health = HealthMonitor(rank_tells=not objective.needs_labels)
+        self._health = job.health
         self._verdict = ""
         self._bottleneck = bottleneck.DEVICE  # not worth a line
         self._waited_secs = 0.0
@@ -248,12 +272,14 @@ class _Reporter:
         if self._chance is not None:
             values["chance"] = self._chance
             values["loss_of_chance"] = values["loss"] / self._chance
-        verdict = self._health.update(done, values)
+        verdict = self._health.update(done, values) if self._health else ""
         # The first step's time is mostly compilation and tells nothing of the others.
         first = done == self.start_step + 1
         wait_share = values["input_wait_share"]
         side = "" if first else bottleneck.of_wait(wait_share)
-        words = {"health": verdict, "bottleneck": side or "too early to tell"}
+        words = {"bottleneck": side or "too early to tell"}
+        if verdict:
+            words["health"] = verdict
         self._writer.write(done, {**values, **words})
         secs_left = None if first else (self._total_steps - done) * secs / steps
         _LOG.info(
@@ -270,10 +296,11 @@ class _Reporter:
 
     def finish(self) -> None:
         """Says how the run ended."""
-        if self._verdict:
-            _LOG.info("Done: %d steps. Health: %s", self._total_steps, self._verdict)
-        else:
+        if self.start_step >= self._total_steps:
             _LOG.info("Nothing to do: all %d steps were made.", self._total_steps)
+            return
+        health = f" Health: {self._verdict}" if self._verdict else ""
+        _LOG.info("Done: %d steps.%s", self._total_steps, health)
 
 
 class _Stopwatch:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from simclr_jax.models.simclr import Outputs, Tree
 from simclr_jax.training import objective
-from simclr_jax.training.recipe import NUM_VIEWS, Recipe
+from simclr_jax.training.recipe import Recipe
 
 
 def gradients(
@@ -62,30 +62,31 @@ def gradients(
     indices = jnp.arange(number)
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
     new_stats, outputs = jax.lax.scan(embed, zeros, indices)
+    views = recipe.objective.num_views
     (cotangents, direct), metrics = jax.grad(
-        objective.total_loss, argnums=(0, 1), has_aux=True
-    )(_in_batch_order(outputs), params, batch["labels"], recipe)
+        recipe.objective, argnums=(0, 1), has_aux=True
+    )(_in_batch_order(outputs, views), params, batch)
     total, _ = jax.lax.scan(
-        replay, direct, (indices, _by_micro_batch(cotangents, number))
+        replay, direct, (indices, _by_micro_batch(cotangents, number, views))
     )
     return total, new_stats, metrics
 
 
-def _in_batch_order(outputs: Any) -> Any:
+def _in_batch_order(outputs: Any, num_views: int) -> Any:
     """[n, M*V, ...] by micro-batch -> [B*V, ...], view v of image p in row p*V + v."""
 
     def reorder(x: jax.Array) -> jax.Array:
-        views = x.reshape(len(x), -1, NUM_VIEWS, *x.shape[2:])
+        views = x.reshape(len(x), -1, num_views, *x.shape[2:])
         return views.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     return jax.tree.map(reorder, outputs)
 
 
-def _by_micro_batch(outputs: Any, number: int) -> Any:
+def _by_micro_batch(outputs: Any, number: int, num_views: int) -> Any:
     """The inverse of `_in_batch_order`."""
 
     def reorder(x: jax.Array) -> jax.Array:
-        views = x.reshape(-1, number, NUM_VIEWS, *x.shape[1:])
+        views = x.reshape(-1, number, num_views, *x.shape[1:])
         return views.swapaxes(0, 1).reshape(number, -1, *x.shape[1:])
 
     return jax.tree.map(reorder, outputs)

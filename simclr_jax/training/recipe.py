@@ -13,12 +13,10 @@ from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
 from simclr_jax.errors import ConfigError
+from simclr_jax.training.objective import NUM_VIEWS, Contrastive, Loss, Objective
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
-# z [B, V, K], labels [B] -> scalar
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _ARRAYS = ("z", "labels")
-NUM_VIEWS = 2
 OPTIMIZERS = ("lars", "sgd", "adamw")
 
 
@@ -28,28 +26,18 @@ class Recipe:
 
     Attributes:
       model: encoder, head and optional probe.
-      loss: z [B, V, K], labels [B] -> scalar.
-      chance: the loss of an encoder that tells no two images apart; None where a good
-        encoder need not get below it.
-      temperature: at which the contrastive diagnostics are taken.
+      objective: what is minimised.
       optimizer: of all parameters.
       schedule: step -> learning rate; for the log, since `optimizer` holds it too.
-      probe_weight_decay: of the probe's kernel, as half the squared norm in its loss;
-        that is how the reference decays it.
-      blocks: how loss and diagnostics walk over the similarities; None: as one matrix.
       num_micro_batches: parts in which the model sees the batch; see `micro_batches`.
       shard_state: hold parameters and optimiser state once over all devices instead of
         on each of them.
     """
 
     model: models.SimCLR
-    loss: Loss
-    chance: float | None
-    temperature: float
+    objective: Objective
     optimizer: optax.GradientTransformation
     schedule: Schedule
-    probe_weight_decay: float = 0.0
-    blocks: losses.Blocks | None = None
     num_micro_batches: int = 1
     shard_state: bool = False
 
@@ -111,16 +99,22 @@ def convolutions_for(platform: str) -> str:
     return "cpu" if platform == "cpu" else "direct"
 
 
+def execution_settings(config: config_dict.ConfigDict, platform: str) -> dict[str, Any]:
+    """Arguments of `models.create_encoder` on which weights do not depend."""
+    return {
+        "remat": config.parallel.remat,
+        "convolutions": convolutions_for(platform),
+        "gradient_dtype": config.parallel.gradient_dtype,
+    }
+
+
 def make_model(
     config: config_dict.ConfigDict, *, num_classes: int | None, platform: str
 ) -> models.SimCLR:
     """Encoder and head, and a probe where it is enabled and labels exist."""
     return models.SimCLR(
         encoder=make_encoder(
-            encoder_settings(config),
-            remat=config.parallel.remat,
-            convolutions=convolutions_for(platform),
-            gradient_dtype=config.parallel.gradient_dtype,
+            encoder_settings(config), **execution_settings(config, platform)
         ),
         head=make_head(head_settings(config)),
         num_classes=num_classes if config.probe.enabled else None,
@@ -182,6 +176,25 @@ def _make_blocks(
     return losses.choose_blocks(config.batch.batch_size * NUM_VIEWS, mesh)
 
 
+def make_schedule(config: config_dict.ConfigDict) -> Schedule:
+    """Step -> learning rate, of a resolved config."""
+    return optim.warmup_cosine(
+        optim.scaled_learning_rate(
+            config.optimizer.learning_rate,
+            config.batch.batch_size,
+            config.optimizer.scaling,
+        ),
+        warmup_steps=config.schedule.warmup_steps,
+        total_steps=config.schedule.train_steps,
+    )
+
+
+def count_micro_batches(config: config_dict.ConfigDict) -> int:
+    """Parts in which the model sees the batch."""
+    batch = config.batch
+    return batch.batch_size // (batch.micro_batch_size or batch.batch_size)
+
+
 def make_optimizer(
     optimizer: config_dict.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
@@ -225,27 +238,19 @@ def make_recipe(
       ConfigError: as `make_loss`.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    schedule = optim.warmup_cosine(
-        optim.scaled_learning_rate(
-            config.optimizer.learning_rate,
-            config.batch.batch_size,
-            config.optimizer.scaling,
-        ),
-        warmup_steps=config.schedule.warmup_steps,
-        total_steps=config.schedule.train_steps,
-    )
+    schedule = make_schedule(config)
     loss, chance, blocks = make_loss(config, num_classes=num_classes, mesh=mesh)
-    batch = config.batch
     return Recipe(
         model=make_model(config, num_classes=num_classes, platform=platform),
-        loss=loss,
-        chance=chance,
-        temperature=config.loss.temperature,
+        objective=Contrastive(
+            loss=loss,
+            temperature=config.loss.temperature,
+            chance=chance,
+            blocks=blocks,
+            probe_weight_decay=config.optimizer.weight_decay,
+        ),
         optimizer=make_optimizer(config.optimizer, schedule),
         schedule=schedule,
-        probe_weight_decay=config.optimizer.weight_decay,
-        blocks=blocks,
-        num_micro_batches=batch.batch_size
-        // (batch.micro_batch_size or batch.batch_size),
+        num_micro_batches=count_micro_batches(config),
         shard_state=config.parallel.shard_state,
     )

@@ -15,9 +15,12 @@ from simclr_jax import parallel
 from simclr_jax.models.simclr import Tree
 from simclr_jax.training import micro_batches, objective
 from simclr_jax.training import views as device_views
-from simclr_jax.training.objective import Metrics
-from simclr_jax.training.recipe import NUM_VIEWS, Recipe, make_loss, make_recipe
+from simclr_jax.training.objective import NUM_VIEWS, Metrics
+from simclr_jax.training.recipe import Recipe, make_loss, make_recipe
 from simclr_jax.training.views import DeviceViews
+
+# Images [N, H, W, 3] in [0, 1] -> logits; its weights are the leaves of the pytree.
+Teacher = jax.tree_util.Partial
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +56,7 @@ def init_state(recipe: Recipe, key: jax.Array, *, image_size: int) -> TrainState
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
+    teacher: Teacher | None = None,
     *,
     recipe: Recipe,
     views: DeviceViews | None = None,
@@ -66,6 +70,7 @@ def train_step(
       state: before the update.
       batch: `images` [B, V, H, W, C], uint8 or floats in [0, 1]; `labels` int32 [B],
         -1 for none. With `views`, what they are made of.
+      teacher: for objectives that learn from another model; not trained.
       recipe: static.
       views: makes the batch; static.
 
@@ -74,6 +79,9 @@ def train_step(
     """
     if views is not None:
         batch = views(batch, state.step)
+    if teacher is not None:
+        images = objective.as_float(batch["images"])
+        batch = batch | {"teacher_logits": jax.lax.stop_gradient(teacher(images))}
     differentiate = micro_batches.gradients if recipe.num_micro_batches > 1 else _whole
     gradients, batch_stats, metrics = differentiate(
         recipe, state.params, state.batch_stats, batch
@@ -104,7 +112,7 @@ def _whole(
         outputs, new_stats = recipe.model.apply(
             params, batch_stats, objective.as_float(batch["images"]), train=True
         )
-        value, metrics = objective.total_loss(outputs, params, batch["labels"], recipe)
+        value, metrics = recipe.objective(outputs, params, batch)
         return value, (new_stats, metrics)
 
     gradients, (new_stats, metrics) = jax.grad(total, has_aux=True)(params)
@@ -138,19 +146,29 @@ def compile_init(
 
 
 def compile_step(
-    recipe: Recipe, mesh: Mesh, views: DeviceViews | None = None
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    recipe: Recipe,
+    mesh: Mesh,
+    views: DeviceViews | None = None,
+    *,
+    taught: bool = False,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """`train_step` jitted: batch split over the mesh, state donated.
 
     The state comes and goes as `state_sharding` says; metrics, and a dataset of which
-    `views` make the batch, are whole everywhere.
+    `views` make the batch, are whole everywhere, as is a teacher's weights.
+
+    Args:
+      recipe: what a step is made of.
+      mesh: all devices.
+      views: makes the batch.
+      taught: the step has a third argument, the teacher.
     """
     whole = parallel.replicated(mesh)
     state = state_sharding(recipe, mesh)
     given = views.input_sharding if views else parallel.batch_sharding(mesh)
     return jax.jit(
         functools.partial(train_step, recipe=recipe, views=views),
-        in_shardings=(state, given),
+        in_shardings=(state, given, whole) if taught else (state, given),
         out_shardings=(state, whole),
         donate_argnums=0,
     )

@@ -51,6 +51,10 @@ def _decay(*keys: str) -> list[Rule]:
     ]
 
 
+def _fraction(key: str) -> Rule:
+    return (key, lambda v: 0 < v <= 1, "must be above 0 and at most 1")
+
+
 def _one_of(key: str, allowed: Any) -> list[Rule]:
     names = ", ".join(map(str, allowed))
     return [(key, lambda v: v in allowed, f"must be one of {names}")]
@@ -128,11 +132,7 @@ _RULES: list[Rule] = [
         "evaluation.lbfgs_steps",
         "evaluation.sgd_batch_size",
     ),
-    (
-        "evaluation.crop_proportion",
-        lambda v: 0 < v <= 1,
-        "must be above 0 and at most 1",
-    ),
+    _fraction("evaluation.crop_proportion"),
     *_one_of("evaluation.resize", preprocessing.RESIZES),
     ("evaluation.layer", lambda v: v >= -1, "must be at least -1"),
     *_positive(
@@ -147,6 +147,21 @@ _RULES: list[Rule] = [
         "must be one or more numbers, none negative",
     ),
 ]
+
+# Of groups that only some configs have.
+_MORE_RULES: dict[str, list[Rule]] = {
+    "finetune": [
+        _fraction("finetune.label_fraction"),
+        ("finetune.layer", lambda v: v >= -1, "must be at least -1"),
+        ("finetune.after_group", lambda v: -1 <= v <= 4, "must be between -1 and 4"),
+        *_one_of("finetune.batch_norm", ("train", "frozen")),
+    ],
+    "distill": [
+        _fraction("distill.label_fraction"),
+        *_positive("distill.temperature"),
+        *_share("distill.labelled_weight"),
+    ],
+}
 
 _ORDERED = (
     ("augment.crop.area_min", "augment.crop.area_max"),
@@ -167,6 +182,9 @@ _OPERATIONAL = (
     "log.",
     "checkpoint.",
     "evaluation.",
+    "finetune.init_from",
+    "distill.teacher",
+    "distill.init_from",
 )
 
 
@@ -181,13 +199,16 @@ def _as_config_error(key: str) -> Iterator[None]:
 
 
 def validate(config: config_dict.ConfigDict) -> None:
-    """Checks every value of a pretraining config.
+    """Checks every value of a config.
 
     Raises:
       ConfigError: names the first key that breaks a rule, its value and the rule.
     """
     flat = flatten(config)
-    for key, holds, rule in _RULES:
+    rules = [*_RULES]
+    for group, more in _MORE_RULES.items():
+        rules += more if group in config else []
+    for key, holds, rule in rules:
         with _as_config_error(key):
             value = flat[key]
             valid = holds(value)

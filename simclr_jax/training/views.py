@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.data import resident
 from simclr_jax.data.composition import Composition
-from simclr_jax.training.recipe import NUM_VIEWS
+from simclr_jax.training.objective import NUM_VIEWS
 
 Batch = dict[str, Any]
 
@@ -25,11 +25,14 @@ def make_composition(config: config_dict.ConfigDict) -> Composition:
 class DeviceViews:
     """What a train step does first with what it is given; see `of_config`."""
 
-    def __init__(self, config: config_dict.ConfigDict, mesh: Mesh) -> None:
-        """Takes a valid config and the mesh."""
+    def __init__(
+        self, config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
+    ) -> None:
+        """Takes a valid config, the mesh and the number of views of an image."""
         self.place = config.augment.device
         self._composition = make_composition(config)
         self._batch_size = config.batch.batch_size
+        self._num_views = num_views
         batch = parallel.batch_sharding(mesh)
         # What the step is given: a batch in parts, or the whole dataset everywhere.
         self.input_sharding: NamedSharding = batch
@@ -42,7 +45,7 @@ class DeviceViews:
                 composition=self._composition,
                 seed=config.seed,
                 batch_size=self._batch_size,
-                num_views=NUM_VIEWS,
+                num_views=num_views,
                 sharding=batch,
                 parts=parts,
             )
@@ -76,7 +79,7 @@ class DeviceViews:
                 "images": jax.ShapeDtypeStruct((*dataset_shape, 3), jnp.uint8),
                 "labels": jax.ShapeDtypeStruct(dataset_shape[:1], jnp.int32),
             }
-        batch = (self._batch_size, NUM_VIEWS)
+        batch = (self._batch_size, self._num_views)
         draws = self._composition.num_draws
         return {
             "images": jax.ShapeDtypeStruct((*batch, size, size, 3), jnp.uint8),
@@ -85,6 +88,10 @@ class DeviceViews:
         }
 
 
-def of_config(config: config_dict.ConfigDict, mesh: Mesh) -> DeviceViews | None:
+def of_config(
+    config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
+) -> DeviceViews | None:
     """How the train step makes views; None where it is given them."""
-    return None if config.augment.device == "host" else DeviceViews(config, mesh)
+    if config.augment.device == "host":
+        return None
+    return DeviceViews(config, mesh, num_views=num_views)

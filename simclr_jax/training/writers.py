@@ -10,6 +10,13 @@ from typing import Any
 from simclr_jax.training.run_directory import write_file
 
 FILE_NAME = "metrics.jsonl"
+# Metrics of the progress line, by its words for them.
+_SHARES = (
+    ("contrastive_accuracy", "accuracy"),
+    ("accuracy", "accuracy"),
+    ("teacher_agreement", "as teacher"),
+    ("probe_accuracy", "probe"),
+)
 
 
 class MetricsWriter:
@@ -88,14 +95,13 @@ def progress_line(
     if "chance" in metrics:
         share = metrics["loss"] / metrics["chance"]
         loss += f" ({share:.0%} of chance {metrics['chance']:.2f})"
-    parts = [
-        f"step {step}/{total_steps}",
-        loss,
-        f"accuracy {metrics['contrastive_accuracy']:.1%}",
-        f"rank h {metrics['effective_rank_h']:.1f} z {metrics['effective_rank_z']:.1f}",
+    parts = [f"step {step}/{total_steps}", loss]
+    parts += [
+        f"{word} {metrics[name]:.1%}" for name, word in _SHARES if name in metrics
     ]
-    if "probe_accuracy" in metrics:
-        parts.append(f"probe {metrics['probe_accuracy']:.1%}")
+    if "effective_rank_h" in metrics:
+        h, z = metrics["effective_rank_h"], metrics["effective_rank_z"]
+        parts.append(f"rank h {h:.1f} z {z:.1f}")
     parts.append(f"lr {metrics['learning_rate']:.3g}")
     if secs_left is not None:
         parts += [

@@ -43,7 +43,7 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
     import numpy as np
 
     from simclr_jax import losses, models, optim, parallel
-    from simclr_jax.training import recipe, step
+    from simclr_jax.training import objective, recipe, step
 
     depth, stem, side, batch_size = NETS[net]
     parts = recipe.Recipe(
@@ -55,9 +55,10 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
                 num_layers=HIDDEN_LAYERS + 1, output_dim=OUTPUT_DIM
             ),
         ),
-        loss=lambda z, labels: losses.nt_xent(z, temperature=TEMPERATURE),
-        chance=losses.chance_level(batch_size),
-        temperature=TEMPERATURE,
+        objective=objective.Contrastive(
+            loss=lambda z, labels: losses.nt_xent(z, temperature=TEMPERATURE),
+            temperature=TEMPERATURE,
+        ),
         optimizer=optim.sgd(
             lambda step: LEARNING_RATE, weight_decay=0.0, momentum=MOMENTUM
         ),

@@ -30,12 +30,13 @@ def make_recipe(num_micro_batches, *, frozen=False, **changes):
     )
     parts = recipe.Recipe(
         model=model,
-        loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
-        chance=None,
-        temperature=0.5,
+        objective=objective.Contrastive(
+            loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
+            temperature=0.5,
+            probe_weight_decay=1e-2,
+        ),
         optimizer=optim.lars(0.1, weight_decay=1e-4),
         schedule=lambda step: 0.1,
-        probe_weight_decay=1e-2,
         num_micro_batches=num_micro_batches,
     )
     return dataclasses.replace(parts, **changes)
@@ -96,7 +97,7 @@ def of_the_same_model(params, stats, batch, parts):
     outputs = jax.tree.map(
         lambda *xs: jnp.stack(xs, axis=1).reshape(2 * NUM_IMAGES, -1), *pieces
     )
-    value, metrics = objective.total_loss(outputs, params, batch["labels"], parts)
+    value, metrics = parts.objective(outputs, params, batch)
     mean = jax.tree.map(lambda *xs: sum(xs) / number, *new_stats)
     return value, (mean, metrics)
 

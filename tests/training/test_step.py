@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from simclr_jax import losses, models, optim, parallel
-from simclr_jax.training import recipe, step
+from simclr_jax.training import objective, recipe, step
 
 NUM_IMAGES, SIZE, CLASSES = 16, 16, 5
 
@@ -23,12 +23,14 @@ def make_recipe(optimizer: optax.GradientTransformation) -> recipe.Recipe:
     )
     return recipe.Recipe(
         model=model,
-        loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
-        chance=losses.chance_level(NUM_IMAGES),
-        temperature=0.5,
+        objective=objective.Contrastive(
+            loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
+            temperature=0.5,
+            chance=losses.chance_level(NUM_IMAGES),
+            probe_weight_decay=1e-4,
+        ),
         optimizer=optimizer,
         schedule=lambda step: 0.1,
-        probe_weight_decay=1e-4,
     )
 
 
@@ -217,8 +219,10 @@ def test_bfloat16_trains_with_float32_state(depth):
     parts = dataclasses.replace(
         LARS,
         model=model,
-        loss=lambda z, labels: losses.nt_xent(z, temperature=0.05),
-        temperature=0.05,
+        objective=objective.Contrastive(
+            loss=lambda z, labels: losses.nt_xent(z, temperature=0.05),
+            temperature=0.05,
+        ),
     )
     init = functools.partial(step.init_state, parts, image_size=8)
     state = jax.eval_shape(init, jax.random.key(0))

@@ -17,7 +17,7 @@ import pytest
 import reference_weights
 
 from simclr_jax import losses, models, optim
-from simclr_jax.training import recipe, step
+from simclr_jax.training import objective, recipe, step
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 WITH_PROBE, WITHOUT = "head_lr0.1_refinit", "nohead_lr0.01_formula"
@@ -98,13 +98,15 @@ def make_recipe(golden, num_classes):
     encoder = models.create_encoder(depth=18, stem="cifar", first_group_projection=True)
     return recipe.Recipe(
         model=models.SimCLR(encoder, models.create_projection_head(), num_classes),
-        # Google adds the two directions up.
-        loss=lambda z, labels: 2 * losses.nt_xent(z, temperature=temperature),
-        chance=2 * losses.chance_level(len(golden["labels"])),
-        temperature=temperature,
+        objective=objective.Contrastive(
+            # Google adds the two directions up.
+            loss=lambda z, labels: 2 * losses.nt_xent(z, temperature=temperature),
+            temperature=temperature,
+            chance=2 * losses.chance_level(len(golden["labels"])),
+            probe_weight_decay=decay,
+        ),
         optimizer=with_gradients(optim.lars(rate, weight_decay=decay)),
         schedule=lambda step: rate,
-        probe_weight_decay=decay,
     )
 
 
@@ -132,7 +134,7 @@ def run(tag):
     log, gradients = [], None
     for _ in range(STEPS):
         kernel = np.float64(state.params.get("probe", {}).get("kernel", 0))
-        decay = 0.5 * parts.probe_weight_decay * np.sum(kernel**2)
+        decay = 0.5 * parts.objective.probe_weight_decay * np.sum(kernel**2)
         state, metrics = advance(state, batch)
         log.append({**metrics, "weight_decay_loss": decay})
         if gradients is None:

@@ -1,0 +1,64 @@
+"""Trains a student on the labels that a fine-tuned teacher gives (SimCLRv2).
+
+    python -m simclr_jax.distill --config=configs/distill.py:cifar10 \
+        --teacher=RUN2 --workdir=RUN3
+
+The images need no labels; where they have some, `--config.distill.labelled_weight`
+mixes them in, and the test split is classified at the end
+(RUN3/eval/classifier.json). The student is the config's encoder with drawn weights, or
+starts from `--init_from`. The same command again goes on where it stopped.
+"""
+
+from absl import flags
+
+from simclr_jax import command
+
+_CONFIG = command.define_config()
+_TEACHER: flags.FlagHolder = flags.DEFINE_string(
+    "teacher", None, "The fine-tuned run that labels the images."
+)
+_INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
+    "init_from", None, "The run, or exported folder, that the student starts from."
+)
+_WORKDIR = command.define_workdir()
+command.define_processes()
+_ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
+
+
+def main() -> None:
+    """Runs the command."""
+    command.start_processes(_WORKDIR.value, ends_in_order=True)
+    # Imported here, so that --help and bad flags do not wait for TensorFlow.
+    from simclr_jax.evaluation import encoder, protocols
+    from simclr_jax.parallel import processes
+    from simclr_jax.training import distillation, finetuning
+
+    config = _CONFIG.value
+    finetuning.check_group(config, "distill")
+    teacher = encoder.load(_TEACHER.value)
+    weights = None
+    if _INIT_FROM.value is not None:
+        weights = encoder.starting_weights(_INIT_FROM.value, config)
+    with config.unlocked():
+        config.distill.teacher = _TEACHER.value
+        config.distill.teacher_checksum = encoder.checksum(
+            {"encoder": teacher.variables, "heads": teacher.heads}
+        )
+        if weights is not None:
+            config.distill.init_from = _INIT_FROM.value
+            config.distill.init_checksum = encoder.checksum(weights.variables)
+    distillation.distill(
+        config,
+        teacher,
+        _WORKDIR.value,
+        weights=weights,
+        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+    )
+    if protocols.has_labels(config):
+        values = protocols.evaluate(_WORKDIR.value, ["classifier"])
+        if processes.is_main():
+            print(protocols.table(values))
+
+
+if __name__ == "__main__":
+    command.run(main, required=("config", "teacher", "workdir"))

@@ -1,0 +1,53 @@
+"""Fine-tunes a pretrained encoder on labels.
+
+    python -m simclr_jax.finetune --config=configs/finetune.py:cifar10,0.1 \
+        --init_from=RUN --workdir=RUN2
+
+Starts from a run, or from any folder that `simclr_jax.load` opens, with a new
+classifier of zeros; `--init_from=random` trains from drawn weights, to compare with.
+The same command again goes on where it stopped. At the end the test split is classified
+by the final weights (RUN2/eval/classifier.json). RUN2 is a run like any other:
+`evaluate`, `export` and `simclr_jax.load` open it.
+"""
+
+from absl import flags
+
+from simclr_jax import command
+
+_CONFIG = command.define_config()
+_INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
+    "init_from", None, "The run, or exported folder, to start from; or 'random'."
+)
+_WORKDIR = command.define_workdir()
+command.define_processes()
+_ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
+
+
+def main() -> None:
+    """Runs the command."""
+    command.start_processes(_WORKDIR.value, ends_in_order=True)
+    # Imported here, so that --help and bad flags do not wait for TensorFlow.
+    from simclr_jax.evaluation import encoder, protocols
+    from simclr_jax.parallel import processes
+    from simclr_jax.training import finetuning
+
+    config = _CONFIG.value
+    path = _INIT_FROM.value
+    finetuning.check_group(config, "finetune")
+    weights = encoder.starting_weights(path, config)
+    with config.unlocked():
+        config.finetune.init_from = path
+        config.finetune.init_checksum = encoder.checksum(weights.variables)
+    finetuning.finetune(
+        config,
+        weights,
+        _WORKDIR.value,
+        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+    )
+    values = protocols.evaluate(_WORKDIR.value, ["classifier"])
+    if processes.is_main():
+        print(protocols.table(values))
+
+
+if __name__ == "__main__":
+    command.run(main, required=("config", "init_from", "workdir"))

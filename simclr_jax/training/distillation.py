@@ -1,0 +1,120 @@
+"""Self-training: a fine-tuned teacher labels images for a student (SimCLRv2).
+
+Teacher and student see the same views. The student may be as large as the teacher or
+smaller, and start from drawn or from pretrained weights.
+"""
+
+import logging
+from typing import Protocol
+
+import jax
+from ml_collections import config_dict
+
+from simclr_jax import parallel
+from simclr_jax.data import subsets
+from simclr_jax.data.records import Source
+from simclr_jax.errors import ConfigError
+from simclr_jax.parallel import processes
+from simclr_jax.training import finetuning, inputs, loop, validation
+from simclr_jax.training.finetuning import Weights
+from simclr_jax.training.objective import Distillation
+from simclr_jax.training.step import TrainState
+
+_LOG = logging.getLogger(__name__)
+
+
+class Classifying(Weights, Protocol):
+    """Weights with a classifier."""
+
+    def classifier(self) -> jax.tree_util.Partial:
+        """Prepared images [N, S, S, 3] in [0, 1] -> logits [N, classes]."""
+        ...
+
+
+def distill(
+    config: config_dict.ConfigDict,
+    teacher: Classifying,
+    workdir: str,
+    *,
+    weights: Weights | None = None,
+    allow_config_change: bool = False,
+) -> TrainState:
+    """Trains a student, or goes on where the last start in this directory stopped.
+
+    Args:
+      config: as in `configs/distill.py`; its encoder is the student's.
+      teacher: labels the images.
+      workdir: the run directory.
+      weights: for the student to start from, whose architecture it then has; drawn when
+        None.
+      allow_config_change: go on even though the directory's config differs.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ConfigError, DataError: something cannot be run; raised before any device work.
+      CheckpointError, TrainingDiverged, RunStopped: as `loop.train`.
+    """
+    with processes.together():
+        num_classes = teacher.model.num_classes
+        if num_classes is None:
+            raise ConfigError(
+                "--teacher: has no classifier; fine-tune it first with "
+                "`python -m simclr_jax.finetune`"
+            )
+        if weights is not None:
+            config = finetuning.adopt(config, weights)
+        validation.validate(config)
+        _check_size(config, teacher)
+        source = _usable_labels(config, inputs.open_source(config, config.data.split))
+        if source.num_classes not in (None, num_classes):
+            raise ConfigError(
+                f"config.data.dataset={config.data.dataset!r}: has "
+                f"{source.num_classes} classes and the teacher {num_classes}; use "
+                "images of the teacher's classes, or such without labels"
+            )
+        config, source = finetuning.ready(config, source)
+        mesh = parallel.create_mesh()
+        parts = finetuning.make_supervised(
+            config,
+            Distillation(
+                temperature=config.distill.temperature,
+                labelled_weight=config.distill.labelled_weight,
+                classifier_weight_decay=config.optimizer.weight_decay,
+            ),
+            num_classes=num_classes,
+            mesh=mesh,
+            kept_layers=0,
+        )
+    begin = None if weights is None else finetuning.begin_from(weights)
+    job = loop.Job(
+        config, source, parts, mesh, begin=begin, teacher=teacher.classifier()
+    )
+    return loop.run(job, workdir, allow_config_change=allow_config_change)
+
+
+def _check_size(config: config_dict.ConfigDict, teacher: Weights) -> None:
+    size = teacher.preprocessing.image_size
+    if config.image_size != size:
+        _LOG.warning(
+            "config.image_size=%d: the teacher was trained at %d pixels.",
+            config.image_size,
+            size,
+        )
+
+
+def _usable_labels(config: config_dict.ConfigDict, source: Source) -> Source:
+    """The source with the labels that the loss may see; all of them if it sees none.
+
+    Labels without a weight in the loss only tell the log how the student does.
+    """
+    settings = config.distill
+    if settings.labelled_weight == 0:
+        return source
+    if source.num_classes is None:
+        raise ConfigError(
+            f"config.distill.labelled_weight={settings.labelled_weight}: must be 0 for "
+            f"{source.name}, which has no labels"
+        )
+    return subsets.hide_labels(source, settings.label_fraction, seed=config.seed)

@@ -1,0 +1,266 @@
+"""Supervised training of a pretrained encoder, on all or a share of the labels.
+
+SimCLR fine-tunes the whole network behind a new linear classifier (appendix B.5).
+SimCLRv2 puts the classifier on a middle layer of the projection head instead of h and
+so keeps a part of the head (section 2.2).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from simclr_jax import models, optim, parallel
+from simclr_jax.data import subsets
+from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.data.records import Source
+from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.models.simclr import Tree
+from simclr_jax.parallel import processes
+from simclr_jax.training import inputs, loop, recipe, validation
+from simclr_jax.training.objective import Objective, Supervised
+from simclr_jax.training.step import TrainState
+
+_LOG = logging.getLogger(__name__)
+
+
+class Weights(Protocol):
+    """A network to start from, as `simclr_jax.load` gives it.
+
+    Attributes:
+      model: its modules.
+      variables: {'params', 'batch_stats'} of the encoder.
+      heads: those of the projection head and the classifier, by part.
+      preprocessing: what its images went through.
+    """
+
+    @property
+    def model(self) -> models.SimCLR:
+        """The modules."""
+        ...
+
+    @property
+    def variables(self) -> Tree:
+        """Of the encoder."""
+        ...
+
+    @property
+    def heads(self) -> Tree:
+        """Of the rest."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of its images."""
+        ...
+
+
+def finetune(
+    config: config_dict.ConfigDict,
+    weights: Weights,
+    workdir: str,
+    *,
+    allow_config_change: bool = False,
+) -> TrainState:
+    """Fine-tunes, or goes on where the last start in this directory stopped.
+
+    Args:
+      config: as in `configs/finetune.py`; encoder, head and the preprocessing of
+        evaluation are those of the weights.
+      weights: to start from.
+      workdir: the run directory.
+      allow_config_change: go on even though the directory's config differs.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ConfigError, DataError: something cannot be run; raised before any device work.
+      CheckpointError, TrainingDiverged, RunStopped: as `loop.train`.
+    """
+    with processes.together():
+        config = adopt(config, weights)
+        validation.validate(config)
+        check_head(config.finetune.layer, weights.model.head)
+        source = open_labelled(config)
+        source = subsets.class_balanced(
+            source, config.finetune.label_fraction, seed=config.seed
+        )
+        config, source = ready(config, source)
+        mesh = parallel.create_mesh()
+        settings = config.finetune
+        parts = make_supervised(
+            config,
+            Supervised(classifier_weight_decay=config.optimizer.weight_decay),
+            num_classes=source.num_classes or 0,
+            mesh=mesh,
+            kept_layers=kept(settings.layer, weights.model.head),
+            frozen_through=settings.after_group,
+            frozen_batch_norm=settings.batch_norm == "frozen",
+        )
+    job = loop.Job(config, source, parts, mesh, begin=begin_from(weights))
+    return loop.run(job, workdir, allow_config_change=allow_config_change)
+
+
+def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.ConfigDict:
+    """A copy of a config with the architecture and preprocessing of some weights."""
+    config = config.copy_and_resolve_references()
+    encoder, head = weights.model.encoder, weights.model.head
+    with config.unlocked(), config.ignore_type():
+        for key in recipe.encoder_settings(config):
+            if key != "dtype":  # how it is computed is the config's to say
+                config.encoder[key] = getattr(encoder, key)
+        for key in ("kind", "num_layers", "hidden_dim", "output_dim"):
+            config.head[key] = getattr(head, key)
+        config.evaluation.crop_proportion = weights.preprocessing.crop_proportion
+        config.evaluation.resize = weights.preprocessing.resize
+    if config.image_size != weights.preprocessing.image_size:
+        _LOG.warning(
+            "config.image_size=%d: the weights were trained at %d pixels.",
+            config.image_size,
+            weights.preprocessing.image_size,
+        )
+    return config
+
+
+def check_group(config: config_dict.ConfigDict, group: str) -> None:
+    """Raises ConfigError if a config is not of this kind of training."""
+    if group not in config:
+        raise ConfigError(
+            f"--config: has no group {group!r}; use configs/{group}.py:NAME, which "
+            "takes dataset and sizes from configs/NAME.py"
+        )
+
+
+def kept(layer: int, head: models.ProjectionHead) -> int:
+    """How many layers of the head lie below a classifier on `layer`."""
+    return layer if layer >= 0 else head.num_outputs - 1
+
+
+def check_head(layer: int, head: models.ProjectionHead) -> None:
+    """Raises ConfigError if a projection head has no such layer."""
+    if not -1 <= layer < head.num_outputs:
+        raise ConfigError(
+            f"config.finetune.layer={layer}: must be 0 (h), -1 (z) or up to "
+            f"{head.num_outputs - 1}, the layers of the weights' projection head"
+        )
+
+
+def open_labelled(config: config_dict.ConfigDict) -> Source:
+    """The training images, which must have labels.
+
+    Raises:
+      DataError: they have none.
+    """
+    source = inputs.open_source(config, config.data.split)
+    if source.num_classes is None:
+        raise DataError(
+            f"dataset {source.name}: has no labels, and fine-tuning needs them (for a "
+            "folder: one sub-folder for each class)"
+        )
+    return source
+
+
+def ready(
+    config: config_dict.ConfigDict, source: Source
+) -> tuple[config_dict.ConfigDict, Source]:
+    """(the config resolved, the images held in memory where they should be)."""
+    inputs.make_buffers(config, batch_size=config.batch.batch_size, num_views=1)
+    if config.batch.batch_size > source.num_examples:
+        raise ConfigError(
+            f"config.batch.batch_size={config.batch.batch_size}: must not exceed the "
+            f"{source.num_examples} images of {source.name}"
+        )
+    source = inputs.hold_in_memory(config, source)
+    return validation.resolve(config, num_examples=source.num_examples), source
+
+
+def make_supervised(
+    config: config_dict.ConfigDict,
+    objective: Objective,
+    *,
+    num_classes: int,
+    mesh: Mesh,
+    kept_layers: int,
+    frozen_through: int = -1,
+    frozen_batch_norm: bool = False,
+) -> recipe.Recipe:
+    """A recipe with a new classifier on what is kept of the head.
+
+    Args:
+      config: resolved.
+      objective: of one view.
+      num_classes: of the classifier.
+      mesh: that the step is to run on.
+      kept_layers: of the projection head.
+      frozen_through: as in `models.create_encoder`.
+      frozen_batch_norm: use the running statistics in training and leave them, and
+        BatchNorm's scales and offsets, as they are.
+    """
+    schedule = recipe.make_schedule(config)
+    model = models.SimCLR(
+        encoder=recipe.make_encoder(
+            recipe.encoder_settings(config),
+            frozen_through=frozen_through,
+            frozen_batch_norm=frozen_batch_norm,
+            **recipe.execution_settings(config, mesh.devices.flat[0].platform),
+        ),
+        head=recipe.make_head(
+            recipe.head_settings(config)
+            | {"kept_layers": kept_layers, "frozen_batch_norm": frozen_batch_norm}
+        ),
+        num_classes=num_classes,
+        fine_tuned=True,
+    )
+    optimizer = recipe.make_optimizer(config.optimizer, schedule)
+    if frozen_through >= 0 or frozen_batch_norm:
+        optimizer = _freeze(optimizer, frozen_through, frozen_batch_norm)
+    return recipe.Recipe(
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=schedule,
+        num_micro_batches=recipe.count_micro_batches(config),
+        shard_state=config.parallel.shard_state,
+    )
+
+
+def _freeze(
+    optimizer: optax.GradientTransformation, through: int, batch_norm: bool
+) -> optax.GradientTransformation:
+    parts = ["stem", *(f"group{i}" for i in range(1, through + 1))]
+    frozen_parts = parts if through >= 0 else []
+
+    def is_frozen(path: Sequence[Any]) -> bool:
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if names[0] == "encoder" and names[1] in frozen_parts:
+            return True
+        # BatchNorms are called bn1, bn2, ..., fc1_bn and bn in all modules.
+        return batch_norm and names[-2].rpartition("_")[2].startswith("bn")
+
+    return optim.freeze(optimizer, is_frozen)
+
+
+def begin_from(weights: Weights) -> jax.tree_util.Partial:
+    """What puts weights into a drawn state; its classifier stays as drawn."""
+    return jax.tree_util.Partial(_begin, weights.variables, weights.heads)
+
+
+def _begin(variables: Tree, heads: Tree, state: TrainState) -> TrainState:
+    def replaced(drawn: Tree, name: str) -> Tree:
+        given = {"encoder": variables[name]}
+        if "head" in drawn:
+            head = heads[name]["head"]
+            given["head"] = {layer: head[layer] for layer in drawn["head"]}  # the kept
+        return drawn | given
+
+    return TrainState(
+        step=state.step,
+        params=replaced(state.params, "params"),
+        batch_stats=replaced(state.batch_stats, "batch_stats"),
+        opt_state=state.opt_state,
+    )
