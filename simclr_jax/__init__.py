@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simclr_jax.evaluation.encoder import PretrainedEncoder
+    from simclr_jax.exporting.loading import EncoderProgram
 
 _SUBPACKAGES = (
     "data",
     "evaluation",
+    "exporting",
     "interop",
     "losses",
     "models",
@@ -27,23 +29,27 @@ _SUBPACKAGES = (
 )
 
 
-def load(path: str, *, step: int | None = None) -> "PretrainedEncoder":
+def load(path: str, *, step: int | None = None) -> "PretrainedEncoder | EncoderProgram":
     """Opens a pretrained encoder, ready to turn images into representations.
 
     Args:
-      path: a run directory, as `simclr_jax.pretrain` leaves it.
-      step: the checkpoint to read; the newest when None.
+      path: a run directory, as `simclr_jax.pretrain` and `simclr_jax.convert` leave it;
+        one checkpoint of it, `RUN/checkpoints/STEP`; or a folder that
+        `simclr_jax.export` wrote, in any of its formats.
+      step: the checkpoint of a run to read; the newest when None.
 
     Returns:
       An object with `encode(images) -> h [N, D]`, `variables`, `encoder`,
-      `preprocessing` and `config`.
+      `preprocessing` and `config`. Of the format `stablehlo`, whose weights are inside
+      a compiled function, the second and third raise AttributeError.
 
     Raises:
-      CheckpointNotFound: there is no checkpoint under `path`.
+      CheckpointNotFound: there is nothing of the kind at `path`.
+      DataError, CheckpointError: it is damaged.
     """
-    from simclr_jax.evaluation import encoder
+    from simclr_jax.exporting import loading
 
-    return encoder.load(path, step=step)
+    return loading.load(path, step=step)
 
 
 def __getattr__(name: str) -> Any:

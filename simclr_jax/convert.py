@@ -6,7 +6,9 @@
 Reads checkpoints of google-research/simclr, v1 and v2 (TF1 and TF2 checkpoints,
 SavedModels), and .safetensors and .pth files with torchvision's names for a ResNet.
 Depth, width, selective kernels, head and classes are read off the tensors; nothing in
-the files is executed. `simclr_jax.evaluate` and `simclr_jax.load` work on the result.
+the files is executed. Folders of `simclr_jax.export` become runs again, with all that
+they say of preprocessing and config. `simclr_jax.evaluate` and `simclr_jax.load` work
+on the result.
 """
 
 import importlib
@@ -14,6 +16,7 @@ import importlib
 from absl import flags
 
 from simclr_jax import command
+from simclr_jax.errors import ConfigError
 
 _INPUT: flags.FlagHolder = flags.DEFINE_string(
     "input", None, "The file or folder with the weights; gs:// for TensorFlow's."
@@ -47,6 +50,7 @@ _IGNORE_UNEXPECTED = flags.DEFINE_bool(
 def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for JAX.
+    from simclr_jax.exporting import importing
     from simclr_jax.interop import as_run
     from simclr_jax.training import validation
 
@@ -54,23 +58,38 @@ def main() -> None:
     config = _CONFIG.value
     if config is not None:
         validation.validate(config)
-    weights = as_run.read(
-        _INPUT.value,
-        ema=_EMA.value,
-        prefix=_PREFIX.value,
-        normalization=_NORMALIZATION.value,
-        resize=_RESIZE.value,
-        ignore_unexpected=_IGNORE_UNEXPECTED.value,
-    )
-    if config is None:
-        # What to evaluate on, where nobody says: the images of the stem.
-        cifar = weights.encoder_settings["stem"] == "cifar"
-        name = "configs.cifar10" if cifar else "configs.imagenet"
-        config = importlib.import_module(name).get_config()
-    config = as_run.complete_config(config, weights)
+    exported = importing.export_at(_INPUT.value)
+    if exported is not None:
+        _check_left_out()
+        weights, config = importing.read(exported, config)
+    else:
+        weights = as_run.read(
+            _INPUT.value,
+            ema=_EMA.value,
+            prefix=_PREFIX.value,
+            normalization=_NORMALIZATION.value,
+            resize=_RESIZE.value,
+            ignore_unexpected=_IGNORE_UNEXPECTED.value,
+        )
+        if config is None:
+            # What to evaluate on, where nobody says: the images of the stem.
+            cifar = weights.encoder_settings["stem"] == "cifar"
+            name = "configs.cifar10" if cifar else "configs.imagenet"
+            config = importlib.import_module(name).get_config()
+        config = as_run.complete_config(config, weights)
     receipt = as_run.write(_WORKDIR.value, config, weights, _INPUT.value)
     print(as_run.summary(receipt))
     print(f"The run is in {_WORKDIR.value}.")
+
+
+def _check_left_out() -> None:
+    """Exports of this package say all that these flags could."""
+    for flag in (_EMA, _PREFIX, _NORMALIZATION, _RESIZE, _IGNORE_UNEXPECTED):
+        if flag.value:
+            raise ConfigError(
+                f"--{flag.name}={flag.value}: must be left out for {_INPUT.value}, an "
+                "export of simclr_jax"
+            )
 
 
 if __name__ == "__main__":

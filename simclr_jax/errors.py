@@ -45,6 +45,10 @@ class EncoderChanged(RunFailed):
     """An evaluation altered the encoder that it was to measure."""
 
 
+class ExportFailed(RunFailed):
+    """An exported encoder gives other features than the original."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line of at most 300 characters."""
     lines = str(error).strip().splitlines()

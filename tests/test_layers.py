@@ -17,12 +17,14 @@ LAYERS = (
     ("losses", "models", "optim"),
     ("data", "parallel"),
     ("training", "evaluation", "interop", "planning", "diagnosis", "preparation"),
+    ("exporting",),
     (
         "command",
         "bench",
         "pretrain",
         "evaluate",
         "convert",
+        "export",
         "prepare",
         "preview",
         "plan",
@@ -36,6 +38,7 @@ SAME_LAYER = {
     ("diagnosis", "training"),
     ("bench", "command"),
     ("convert", "command"),
+    ("export", "command"),
     ("pretrain", "command"),
     ("evaluate", "command"),
     ("prepare", "command"),
@@ -54,9 +57,15 @@ RESERVED = {
         "interop",
         "planning",
         "diagnosis",
+        "exporting",
         "command",
     },
     "orbax": {"training"},
+    # No dependencies: only to compare exports with, where they are installed.
+    "torch": {"exporting"},
+    "torchvision": {"exporting"},
+    "timm": {"exporting"},
+    "transformers": {"exporting"},
 }
 
 
@@ -115,6 +124,22 @@ def test_libraries_stay_where_they_belong(library):
     assert users, f"nothing imports {library} any more"
 
 
+def test_pytorch_is_imported_in_one_place():
+    libraries = {"torch", "torchvision", "timm", "transformers"}
+    users = {
+        str(path.relative_to(PACKAGE))
+        for _, path in modules()
+        if libraries & {name.split(".")[0] for name in imports_of(path)}
+    }
+    assert users == {"exporting/torch_process.py"}
+    importers = [
+        str(path.relative_to(PACKAGE))
+        for _, path in modules()
+        if "simclr_jax.exporting.torch_process" in imports_of(path)
+    ]
+    assert not importers, "it is for a process of its own"
+
+
 def test_everything_but_data_and_the_loop_works_without_tensorflow():
     program = """
 import sys
@@ -129,6 +154,7 @@ import simclr_jax.training.checkpoints, simclr_jax.training.validation
 import simclr_jax.evaluation.encoder, simclr_jax.evaluation.features
 import simclr_jax.evaluation.knn, simclr_jax.evaluation.linear
 import simclr_jax.interop.as_run, simclr_jax.diagnosis.checks
+import simclr_jax.exporting.loading, simclr_jax.exporting.writing
 simclr_jax.interop.from_torchvision
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -48,6 +48,23 @@ def _folder() -> pathlib.Path:
     return pathlib.Path(spec.submodule_search_locations[0]) / "data"
 
 
+def load_whole() -> list[np.ndarray]:
+    """All photographs, uint8 [H, W, 3] of different sizes.
+
+    Raises:
+      DataError: scikit-image, or a photograph in it, is missing.
+    """
+    return [_read(name) for name in PHOTOGRAPHS]
+
+
+def _read(name: str) -> np.ndarray:
+    path = _folder() / name
+    if not path.exists():
+        raise DataError(f"dataset 'photographs': {path} is missing")
+    with Image.open(path) as file:
+        return np.asarray(file.convert("RGB"))
+
+
 def load(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the patches of one split; the same ones each time.
 
@@ -65,11 +82,7 @@ def load(split: str) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     patches = []
     for name in PHOTOGRAPHS:
-        path = _folder() / name
-        if not path.exists():
-            raise DataError(f"dataset 'photographs': {path} is missing")
-        with Image.open(path) as file:
-            photograph = np.asarray(file.convert("RGB"))
+        photograph = _read(name)
         height, width = photograph.shape[:2]
         first, last = round(left * width), round(right * width) - PATCH_SIZE
         for _ in range(count):

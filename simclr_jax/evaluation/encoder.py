@@ -70,7 +70,8 @@ class PretrainedEncoder:
         Raises:
           ValueError: the head has no such layer, or an image cannot be used.
         """
-        return self._in_batches(self.layer(layer), images, batch_size)
+        encode = self.layer(layer)
+        return encode_in_batches(encode, self.preprocessing(images), batch_size)
 
     def classify(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
         """Logits [N, classes] float32 of the linear classifier.
@@ -122,21 +123,19 @@ class PretrainedEncoder:
         encode = functools.partial(_encode, self.model, layer)
         return jax.tree_util.Partial(encode, self.variables, head)
 
-    def _in_batches(
-        self,
-        encode: Callable[[jax.Array], jax.Array],
-        images: Any,
-        batch_size: int,
-    ) -> np.ndarray:
-        inputs = self.preprocessing(images)
-        parts = []
-        for start in range(0, len(inputs), batch_size):
-            part = inputs[start : start + batch_size]
-            # One compilation: the last batch is filled up.
-            filled = np.zeros((min(batch_size, len(inputs)), *part.shape[1:]), "f4")
-            filled[: len(part)] = part
-            parts.append(np.asarray(encode(jnp.asarray(filled)))[: len(part)])
-        return np.concatenate(parts)
+
+def encode_in_batches(
+    encode: Callable[[jax.Array], jax.Array], inputs: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """What `encode` makes of prepared images [N, S, S, 3], so many at a time."""
+    parts = []
+    for start in range(0, len(inputs), batch_size):
+        part = inputs[start : start + batch_size]
+        # One compilation: the last batch is filled up.
+        filled = np.zeros((min(batch_size, len(inputs)), *part.shape[1:]), "f4")
+        filled[: len(part)] = part
+        parts.append(np.asarray(encode(jnp.asarray(filled)))[: len(part)])
+    return np.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -163,16 +163,16 @@ def write(
     return receipt
 
 
-def check_free(workdir: str) -> None:
-    """Raises ConfigError unless a run directory can be made there."""
+def check_free(workdir: str, *, flag: str = "workdir") -> None:
+    """Raises ConfigError unless the folder that a flag names can be made."""
     if "://" in workdir:
-        raise ConfigError(f"--workdir={workdir}: must be a local folder")
+        raise ConfigError(f"--{flag}={workdir}: must be a local folder")
     folder = pathlib.Path(workdir)
     if folder.resolve() == pathlib.Path.cwd():
-        raise ConfigError(f"--workdir={workdir}: must not be the current folder")
-    run_directory.check_no_file(workdir)
+        raise ConfigError(f"--{flag}={workdir}: must not be the current folder")
+    run_directory.check_no_file(workdir, flag=flag)
     if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"--workdir={workdir}: must be new or empty")
+        raise ConfigError(f"--{flag}={workdir}: must be new or empty")
 
 
 def summary(receipt: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 from ml_collections import config_dict
 
 from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
@@ -218,8 +218,14 @@ def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(_damaged(checkpoint, error)) from error
 
 
+def write_variables(folder: pathlib.Path, variables: Tree) -> None:
+    """Writes {'params', 'batch_stats'} of an encoder as a checkpoint of its own."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), variables)
+
+
 def read_variables(
-    checkpoint: pathlib.Path, item: str, like: Tree, sharding: NamedSharding
+    checkpoint: pathlib.Path, item: str, like: Tree, sharding: Sharding
 ) -> Tree:
     """The item `encoder` or `heads` of a checkpoint folder.
 

@@ -39,11 +39,11 @@ def check(
             )
 
 
-def check_no_file(workdir: str) -> None:
+def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
     """Raises ConfigError if there is a file in the place of the run directory."""
     folder = pathlib.Path(workdir)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir={workdir}: must be a folder, and is a file")
+        raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
 
 
 def make_folder(workdir: str) -> None:
