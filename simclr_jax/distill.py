@@ -30,6 +30,7 @@ def main() -> None:
     command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import encoder, protocols
+    from simclr_jax.exporting import loading
     from simclr_jax.parallel import processes
     from simclr_jax.training import distillation, finetuning
 
@@ -38,7 +39,7 @@ def main() -> None:
     teacher = encoder.load(_TEACHER.value)
     weights = None
     if _INIT_FROM.value is not None:
-        weights = encoder.starting_weights(_INIT_FROM.value, config)
+        weights = loading.load_to_train(_INIT_FROM.value)
     with config.unlocked():
         config.distill.teacher = _TEACHER.value
         config.distill.teacher_checksum = encoder.checksum(

@@ -28,13 +28,15 @@ def main() -> None:
     command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import encoder, protocols
+    from simclr_jax.exporting import loading
     from simclr_jax.parallel import processes
     from simclr_jax.training import finetuning
 
     config = _CONFIG.value
     path = _INIT_FROM.value
     finetuning.check_group(config, "finetune")
-    weights = encoder.starting_weights(path, config)
+    random = path == "random"
+    weights = encoder.drawn(config) if random else loading.load_to_train(path)
     with config.unlocked():
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)

@@ -15,7 +15,7 @@ from simclr_jax import parallel
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.models import ProjectionHead, ResNet, SimCLR
 from simclr_jax.models.simclr import Tree
-from simclr_jax.training import checkpoints, recipe, run_directory
+from simclr_jax.training import checkpoints, recipe, run_directory, validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,8 @@ class PretrainedEncoder:
         Raises:
           ValueError: the weights have no classifier, or an image cannot be used.
         """
-        return self._in_batches(self.classifier(), images, batch_size)
+        classifier = self.classifier()
+        return encode_in_batches(classifier, self.preprocessing(images), batch_size)
 
     def classifier(self) -> jax.tree_util.Partial:
         """The function from prepared images to logits [N, classes]; see `layer`.
@@ -198,17 +199,42 @@ def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
     """The encoder and head with the weights that a training starts from."""
     config = config_dict.ConfigDict(pretrained.config)
     model = dataclasses.replace(pretrained.model, num_classes=None, fine_tuned=False)
+    variables, heads = _draw(model, config)
+    return dataclasses.replace(
+        pretrained, model=model, variables=variables, heads=heads, step=0
+    )
+
+
+def drawn(config: config_dict.ConfigDict) -> PretrainedEncoder:
+    """The encoder and head of a config with the weights that its training starts from.
+
+    Raises:
+      ConfigError: the config has a value that breaks a rule.
+    """
+    validation.validate(config)
+    config = validation.resolve(config, num_examples=config.batch.batch_size)
+    platform = jax.default_backend()
+    model = recipe.make_model(config, num_classes=None, platform=platform)
+    variables, heads = _draw(model, config)
+    description = checkpoints.describe(config, model)
+    return PretrainedEncoder(
+        model=model,
+        variables=variables,
+        heads=heads,
+        preprocessing=Preprocessing(**description["preprocessing"]),
+        config=run_directory.as_json(config),
+        config_hash=description["config_hash"],
+        step=0,
+    )
+
+
+def _draw(model: SimCLR, config: config_dict.ConfigDict) -> tuple[Tree, Tree]:
     shape = (1, config.image_size, config.image_size, 3)
     init = jax.jit(
         model.init, out_shardings=parallel.replicated(parallel.create_mesh())
     )
     params, batch_stats = init(jax.random.key(config.seed), jnp.zeros(shape))
-    variables, heads = checkpoints.split_variables(
-        {"params": params, "batch_stats": batch_stats}
-    )
-    return dataclasses.replace(
-        pretrained, model=model, variables=variables, heads=heads, step=0
-    )
+    return checkpoints.split_variables({"params": params, "batch_stats": batch_stats})
 
 
 def checksum(variables: Tree) -> str:

@@ -82,6 +82,19 @@ def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderPr
     raise CheckpointNotFound(f"{path}: {_what_it_is(place)}; {_UNDERSTOOD}")
 
 
+def load_to_train(path: str) -> PretrainedEncoder:
+    """Opens an encoder whose weights are to be trained further.
+
+    Raises:
+      ConfigError: its weights cannot be had.
+      CheckpointNotFound, DataError, CheckpointError: as `load`.
+    """
+    loaded = load(path)
+    if isinstance(loaded, EncoderProgram):
+        raise ConfigError(f"--init_from={path}: {_INSIDE.format('weights to train')}")
+    return loaded
+
+
 _UNDERSTOOD = (
     "what can be loaded is a run directory, a checkpoint in one "
     f"(RUN/{checkpoints.FOLDER}/STEP), and a folder of simclr_jax.export in any format "

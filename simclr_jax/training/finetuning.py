@@ -170,11 +170,6 @@ def ready(
 ) -> tuple[config_dict.ConfigDict, Source]:
     """(the config resolved, the images held in memory where they should be)."""
     inputs.make_buffers(config, batch_size=config.batch.batch_size, num_views=1)
-    if config.batch.batch_size > source.num_examples:
-        raise ConfigError(
-            f"config.batch.batch_size={config.batch.batch_size}: must not exceed the "
-            f"{source.num_examples} images of {source.name}"
-        )
     source = inputs.hold_in_memory(config, source)
     return validation.resolve(config, num_examples=source.num_examples), source
 

@@ -221,7 +221,7 @@ def test_it_learns_and_goes_on_where_it_stopped(data, tmp_path):
 def test_a_share_of_the_labels_is_that_share(data, tmp_path):
     config = make_config(data, **{"finetune.label_fraction": 0.25})
     config.batch.batch_size = IMAGES
-    with pytest.raises(ConfigError, match=f"the {IMAGES // 4} images of 25 % of npz"):
+    with pytest.raises(ConfigError, match=f"not exceed the {IMAGES // 4} images"):
         finetuning.finetune(config, make_weights(), str(tmp_path / "run"))
 
 
