@@ -31,7 +31,7 @@ def get_config(folder: str = "images") -> config_dict.ConfigDict:
     config.evaluation.train_split = "train"
     config.evaluation.test_split = "val"
     config.evaluation.batch_size = 128
-    config.evaluation.knn_k = 20
+    config.evaluation.knn_k = (20, 10, 5)
     config.evaluation.sgd_batch_size = 128
     config.checkpoint.every_steps = 500
     return config

@@ -28,6 +28,6 @@ def get_config() -> config_dict.ConfigDict:
     config.optimizer.weight_decay = 5e-4
     config.schedule.train_epochs = 800.0
     config.schedule.warmup_epochs = 0.0
-    config.evaluation.knn_k = 20
+    config.evaluation.knn_k = (20, 10, 5)
     config.evaluation.sgd_batch_size = 256
     return config

@@ -34,6 +34,6 @@ def get_config() -> config_dict.ConfigDict:
     config.evaluation.test_split = "test"
     config.evaluation.batch_size = 256
     config.evaluation.crop_proportion = 1.0
-    config.evaluation.knn_k = 20
+    config.evaluation.knn_k = (20, 10, 5)
     config.evaluation.sgd_batch_size = 256
     return config

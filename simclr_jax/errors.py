@@ -13,6 +13,10 @@ class DataError(InvalidInput):
     """A dataset, folder or file that cannot be used."""
 
 
+class NotPrepared(DataError):
+    """A dataset of which TensorFlow Datasets has no prepared copy here."""
+
+
 class StoreFailed(DataError):
     """A file that a disk or store did not deliver in many tries; it may be intact."""
 

@@ -2,10 +2,19 @@
 
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines
+    python -m simclr_jax.evaluate --workdir=RUN --protocol=transfer --datasets=dtd,pets
 
-Protocols: knn (weighted nearest neighbours), linear (logistic regression by L-BFGS,
-penalty chosen on held-out training images), linear_sgd (the paper's: SGD on random
-crops and flips). Each writes RUN/eval/<protocol>.json.
+Protocols; each writes RUN/eval/<protocol>.json:
+
+    knn           weighted nearest neighbours, for several numbers of them
+    linear        logistic regression by L-BFGS, its penalty chosen on held-out
+                  training images
+    linear_1pct   the same on 1 % of the labels, in every class the same share
+    linear_10pct  and on 10 %; on ImageNet these are the official subsets
+    linear_sgd    the paper's: SGD on random crops and flips
+    layers        linear on h, on each layer of the head and on z
+    transfer      linear on the paper's twelve datasets, those that TFDS has prepared
+                  here; also RUN/eval/transfer/<dataset>.json
 """
 
 from absl import flags
@@ -14,7 +23,10 @@ from simclr_jax import command
 
 _WORKDIR = command.define_workdir()
 _PROTOCOL = flags.DEFINE_list(
-    "protocol", None, "One or more of knn, linear, linear_sgd; comma-separated."
+    "protocol",
+    None,
+    "One or more of knn, linear, linear_1pct, linear_10pct, linear_sgd, layers, "
+    "transfer; comma-separated.",
 )
 command.define_processes()
 _STEP = flags.DEFINE_integer(
@@ -22,6 +34,12 @@ _STEP = flags.DEFINE_integer(
 )
 _BASELINES = flags.DEFINE_bool(
     "baselines", False, "Measure raw pixels and the untrained encoder beside it."
+)
+_DATASETS = flags.DEFINE_list(
+    "datasets",
+    [],
+    "Of the protocol transfer: one or more of food101, cifar10, cifar100, birdsnap, "
+    "sun397, cars, aircraft, voc2007, dtd, pets, caltech101, flowers; by default all.",
 )
 _SET = flags.DEFINE_multi_string(
     "set",
@@ -38,15 +56,16 @@ def main() -> None:
     from simclr_jax.evaluation import protocols
     from simclr_jax.parallel import processes
 
-    values = protocols.evaluate(
+    results = protocols.evaluate(
         _WORKDIR.value,
         _PROTOCOL.value or [],
         step=_STEP.value,
         overrides=_SET.value,
         baselines=_BASELINES.value,
+        datasets=_DATASETS.value,
     )
     if processes.is_main():
-        print(protocols.table(values))
+        print(protocols.table(results))
 
 
 if __name__ == "__main__":

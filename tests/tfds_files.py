@@ -115,3 +115,46 @@ def prepare(
         write(folder / file, records[start : start + length])
         start += length
     return folder, images
+
+
+def prepare_labelled(data_dir, name, splits, *, num_classes):
+    """Writes a dataset with labels in TFDS's own encoding.
+
+    Args:
+      data_dir: where TFDS looks for it.
+      name: TFDS name, with a config after '/' where it has some.
+      splits: by name, (images uint8 [N, H, W, 3], labels). Labels are integers [N], or
+        for each image two lists of them, as VOC's `labels` and `labels_no_difficult`.
+      num_classes: of the labels.
+    """
+    import tensorflow_datasets as tfds
+
+    one = tfds.features.ClassLabel(num_classes=num_classes)
+    several = not isinstance(next(iter(splits.values()))[1], np.ndarray)
+    features = {"image": tfds.features.Image(shape=(None, None, 3))}
+    keys = ("labels", "labels_no_difficult") if several else ("label",)
+    for key in keys:
+        features[key] = tfds.features.Sequence(one) if several else one
+    features = tfds.features.FeaturesDict(features)
+    folder = data_dir / name / "1.0.0"
+    folder.mkdir(parents=True)
+    features.save_config(folder)
+    base, _, config = name.partition("/")
+    info = _info(base, "tfrecord", [])
+    if config:
+        info["configName"] = config
+    template = info["splits"][0]
+    info["splits"] = [
+        {**template, "name": split, "shardLengths": [str(len(images))]}
+        for split, (images, _) in splits.items()
+    ]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    for split, (images, labels) in splits.items():
+        records = []
+        for image, label in zip(images, labels, strict=True):
+            values = label if several else (int(label),)
+            example = {"image": image, **dict(zip(keys, values, strict=True))}
+            records.append(
+                features.serialize_example(features.encode_example(example))
+            )
+        _write_tfrecord(folder / f"{base}-{split}.tfrecord-00000-of-00001", records)

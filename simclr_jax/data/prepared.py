@@ -12,7 +12,7 @@ import numpy as np
 from simclr_jax.data import storage
 from simclr_jax.data.records import NO_LABEL
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError
+from simclr_jax.errors import DataError, NotPrepared
 
 
 class TFDSSource:
@@ -37,12 +37,14 @@ class TFDSSource:
         Args:
           dataset: TFDS name, with '/config' and ':version' where wanted.
           data_dir: where it was prepared; TFDS's default when None.
-          split: a split or slice of one, such as 'train[:90%]'.
+          split: a split or slice of one, such as 'train[:90%]', or several, as in
+            'train+validation'.
           image_key: the feature with the image.
           label_key: the feature with the class label; may be absent.
 
         Raises:
-          DataError: the dataset, split or image feature is not there.
+          NotPrepared: the dataset is not there.
+          DataError: the split or image feature is not there.
         """
         # Imported here: only this source needs it, and it takes a while.
         import tensorflow_datasets as tfds
@@ -55,15 +57,17 @@ class TFDSSource:
                 dataset, data_dir=os.path.expanduser(where)
             )
         except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-            raise DataError(
+            raise NotPrepared(
                 f"data.dataset={dataset!r}: TFDS has no prepared copy under "
                 f"data.data_dir={where!r}; prepare one with `tfds build "
                 f"{dataset.split(':')[0]} --data_dir={where}`"
             ) from error
-        if split.split("[")[0] not in builder.info.splits:
+        parts = [part.split("[")[0] for part in split.split("+")]
+        if not set(parts) <= set(builder.info.splits):
             raise DataError(
                 f"split {split!r} of {dataset}: must be one of "
-                f"{', '.join(builder.info.splits)}, or a slice of it"
+                f"{', '.join(builder.info.splits)}, a slice of it, or several joined "
+                "by '+'"
             )
         try:
             info = builder.info.splits[split]
@@ -80,7 +84,10 @@ class TFDSSource:
             )
         self.num_examples = info.num_examples
         label_feature = dict(features).get(label_key)
-        self.num_classes = getattr(label_feature, "num_classes", None)
+        # The other features that have classes are lists of them.
+        self.num_classes: int | None = None
+        if isinstance(label_feature, tfds.features.ClassLabel):
+            self.num_classes = label_feature.num_classes
         self.class_names: list[str] | None = None
         self.record_spec = tf.TensorSpec((None,), tf.string)
         self.encoded = True
@@ -116,6 +123,63 @@ class TFDSSource:
     def describe(self, index: int) -> str:
         """See `Source`."""
         return f"record {index} of {self.name}"
+
+
+class MultiLabelSource(TFDSSource):
+    """A prepared dataset whose images may each show several classes.
+
+    `unpack` gives labels int32 [num_classes]: 1 for classes that an image shows, 0 for
+    those that it does not, -1 for those that do not count.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        data_dir: str | None,
+        split: str,
+        label_key: str,
+        certain_key: str,
+    ) -> None:
+        """Opens a prepared dataset; see `TFDSSource`.
+
+        Args:
+          dataset: TFDS name.
+          data_dir: where it was prepared.
+          split: as for `TFDSSource`.
+          label_key: the feature with the list of an image's classes.
+          certain_key: the feature with those that count; classes that only
+            `label_key` names are -1.
+
+        Raises:
+          NotPrepared, DataError: as `TFDSSource`, or a feature is no list of classes.
+        """
+        super().__init__(dataset, data_dir=data_dir, split=split, label_key=label_key)
+        import tensorflow_datasets as tfds
+
+        for key in (label_key, certain_key):
+            feature = dict(self._features).get(key)
+            inner = getattr(feature, "feature", None)
+            if not isinstance(inner, tfds.features.ClassLabel):
+                raise DataError(
+                    f"dataset {self.name}: its feature {key!r} must be a list of "
+                    "classes"
+                )
+            self.num_classes = inner.num_classes
+        self._list_keys = label_key, certain_key
+
+    def unpack(
+        self, record: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Source`; labels are those of the class."""
+        example = self._features.deserialize_example(record, decoders=self._decoders)
+        named, certain = (
+            tf.reduce_max(tf.one_hot(example[key], self.num_classes, dtype=tf.int32), 0)
+            for key in self._list_keys
+        )
+        # Of no classes the maximum is the lowest integer.
+        named, certain = tf.maximum(named, 0), tf.maximum(certain, 0)
+        return example[self._image_key], tf.where(certain > 0, 1, -named)
 
 
 class _Shard(Protocol):

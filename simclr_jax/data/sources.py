@@ -171,3 +171,38 @@ def open_source(
         image_key=image_key,
         label_key=label_key,
     )
+
+
+def open_tfds(
+    dataset: str,
+    *,
+    split: str,
+    data_dir: str | None = None,
+    label_key: str = "label",
+    certain_key: str | None = None,
+) -> Source:
+    """Opens a dataset that TFDS has prepared, with one label an image or several.
+
+    Args:
+      dataset: TFDS name.
+      split: or several, as in 'train+validation'.
+      data_dir: where it is prepared.
+      label_key: the feature with the class, or with the list of an image's classes.
+      certain_key: None, or the feature with the classes of the list that count; labels
+        are then vectors, see `prepared.MultiLabelSource`.
+
+    Raises:
+      NotPrepared: it is not there.
+      DataError: it cannot be read.
+    """
+    if certain_key is None:
+        return prepared.TFDSSource(
+            dataset, data_dir=data_dir, split=split, label_key=label_key
+        )
+    return prepared.MultiLabelSource(
+        dataset,
+        data_dir=data_dir,
+        split=split,
+        label_key=label_key,
+        certain_key=certain_key,
+    )

@@ -37,11 +37,12 @@ def extract(
       encode: what to compute; the batch is split over the mesh.
       batches: from `pipeline.eval_batches`: images, labels, mask.
       mesh: from `parallel.create_mesh`.
-      num_examples: for the progress line.
+      num_examples: N, as many as there are images.
 
     Returns:
-      (features [N, D] float32, labels [N] int32), in the order of the dataset, without
-      the entries that filled up the last batch; the same on every process.
+      (features [N, D] float32, labels int32 [N] or [N, classes]), in the order of the
+      dataset, without the entries that filled up the last batch; the same on every
+      process.
     """
     run = jax.jit(_encode, out_shardings=parallel.replicated(mesh))
     parts, labels = [], []
@@ -56,6 +57,8 @@ def extract(
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("encoded %d of %d images", done, num_examples)
             last_line = time.monotonic()
+    # A figure over some of the images would look like one over all of them.
+    assert done == num_examples, f"encoded {done} of {num_examples} images"
     return np.concatenate(parts), np.concatenate(labels)
 
 

@@ -1,6 +1,7 @@
 """Classification by weighted nearest neighbours (Wu et al., 2018), in blocks."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +15,16 @@ _QUERY_BLOCK = 4096
 _BANK_BLOCK = 65536
 
 
-def knn_accuracy(
+def knn_accuracies(
     bank: np.ndarray,
     bank_labels: np.ndarray,
     queries: np.ndarray,
     query_labels: np.ndarray,
     *,
-    k: int,
+    ks: Sequence[int],
     temperature: float,
     mesh: Mesh,
-) -> float:
+) -> dict[int, float]:
     """Share of queries whose k nearest bank entries vote for the right class.
 
     A neighbour of cosine similarity s votes with weight exp(s / temperature).
@@ -33,25 +34,27 @@ def knn_accuracy(
       bank_labels: [N] integers of at least 0.
       queries: [M, D] features to classify.
       query_labels: [M] right answers.
-      k: neighbours, at most N.
+      ks: numbers of neighbours, each at most N; all take one search.
       temperature: of the votes.
       mesh: queries are split over it; bank blocks go to every device, so the memory
         needed does not grow with the bank.
 
     Returns:
-      Accuracy in [0, 1].
+      Accuracies in [0, 1] by k.
     """
     num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    hits = 0
+    hits = dict.fromkeys(ks, 0)
     for start in range(0, len(queries), _QUERY_BLOCK):
         block = queries[start : start + _QUERY_BLOCK]
         answers = query_labels[start : start + _QUERY_BLOCK]
-        similarities, labels = _nearest(bank, bank_labels, block, k=k, mesh=mesh)
+        similarities, labels = _nearest(bank, bank_labels, block, k=max(ks), mesh=mesh)
         votes = np.exp((similarities - similarities[:, :1]) / temperature)
-        scores = np.zeros((len(block), num_classes), np.float64)
-        np.add.at(scores, (np.arange(len(block))[:, None], labels), votes)
-        hits += int(np.sum(np.argmax(scores, axis=1) == answers))
-    return hits / len(queries)
+        for k in ks:
+            scores = np.zeros((len(block), num_classes), np.float64)
+            rows = np.arange(len(block))[:, None]
+            np.add.at(scores, (rows, labels[:, :k]), votes[:, :k])
+            hits[k] += int(np.sum(np.argmax(scores, axis=1) == answers))
+    return {k: count / len(queries) for k, count in hits.items()}
 
 
 def _nearest(

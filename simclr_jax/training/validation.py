@@ -60,6 +60,15 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
     return [(key, lambda v: v in allowed, f"must be one of {names}")]
 
 
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """A setting that may be several values or, as in runs of before, one."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
 _RULES: list[Rule] = [
     *_not_negative("seed"),
     ("image_size", lambda v: v >= 8, "must be at least 8"),
@@ -128,13 +137,17 @@ _RULES: list[Rule] = [
         "checkpoint.every_steps",
         "checkpoint.keep_last",
         "evaluation.batch_size",
-        "evaluation.knn_k",
         "evaluation.lbfgs_steps",
         "evaluation.sgd_batch_size",
     ),
     _fraction("evaluation.crop_proportion"),
     *_one_of("evaluation.resize", preprocessing.RESIZES),
     ("evaluation.layer", lambda v: v >= -1, "must be at least -1"),
+    (
+        "evaluation.knn_k",
+        lambda v: bool(as_tuple(v)) and all(_is_count(k) for k in as_tuple(v)),
+        "must be one or more whole numbers of at least 1",
+    ),
     *_positive(
         "evaluation.knn_temperature",
         "evaluation.sgd_epochs",

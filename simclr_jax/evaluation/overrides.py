@@ -1,0 +1,74 @@
+"""The config of a run with what `--set` changes for an evaluation."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import config_dict
+
+from simclr_jax.errors import ConfigError
+from simclr_jax.training import validation
+
+# Keys that `--set` may change: those that say what is measured on, and how.
+_SETTABLE = ("evaluation.", "data.", "augment.crop.", "image_size", "seed")
+
+
+def with_overrides(
+    config: dict[str, Any], overrides: Sequence[str]
+) -> config_dict.ConfigDict:
+    """A run's config, changed.
+
+    Args:
+      config: of the run.
+      overrides: 'key=value' for keys of it.
+
+    Returns:
+      The config; its `evaluation.knn_k` is a tuple, also where it was a number.
+
+    Raises:
+      ConfigError: a key cannot be set, or not to this value.
+    """
+    result = config_dict.ConfigDict(config)
+    flat = validation.flatten(result)
+    k = flat["evaluation.knn_k"]
+    changes: dict[str, Any] = {"evaluation.knn_k": validation.as_tuple(k)}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or key not in flat or not key.startswith(_SETTABLE):
+            raise ConfigError(
+                f"--set={override}: must be KEY=VALUE with a key that starts with "
+                f"{', '.join(_SETTABLE)}"
+            )
+        current = changes.get(key, flat[key])
+        value = _parse_like(current, text)
+        if value is None:
+            kind = type(current).__name__
+            raise ConfigError(f"--set={override}: the value must be of type {kind}")
+        changes[key] = value
+    with result.ignore_type():
+        result.update_from_flattened_dict(changes)
+    return result
+
+
+def _parse_like(current: Any, text: str) -> Any:
+    """The value that a text stands for, or None if it is not of the type of another."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if isinstance(current, tuple | list):
+        # One number stands for a list of it.
+        values = [_like(current[0], item) for item in validation.as_tuple(value)]
+        return None if None in values else tuple(values)
+    return text if isinstance(current, str) else _like(current, value)
+
+
+def _like(current: Any, value: Any) -> Any:
+    # True and False are integers in Python, and are never meant as such.
+    if isinstance(value, bool) and not isinstance(current, bool | None):
+        return None
+    if current is None or isinstance(value, type(current)):
+        return value
+    if isinstance(current, float) and isinstance(value, int):
+        return float(value)
+    return None
