@@ -49,6 +49,12 @@ def adapt(
 ) -> config_dict.ConfigDict:
     """A copy of a pretraining config that fine-tunes on its dataset."""
     config = config.copy_and_resolve_references().unlock()
+    with config.ignore_type():  # numbers and None take each other's place
+        _adapt(config, label_fraction)
+    return config.lock()
+
+
+def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     config.finetune = finetune = config_dict.ConfigDict()
     # Of the labels of each class that are used.
     finetune.label_fraction = label_fraction
@@ -93,4 +99,3 @@ def adapt(
         config.optimizer.scaling = "linear"
         config.batch.batch_size = 64
         config.schedule.train_epochs = 60.0 if label_fraction <= 0.01 else 30.0
-    return config.lock()

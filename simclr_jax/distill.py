@@ -32,7 +32,7 @@ def main() -> None:
     from simclr_jax.evaluation import encoder, protocols
     from simclr_jax.exporting import loading
     from simclr_jax.parallel import processes
-    from simclr_jax.training import distillation, finetuning
+    from simclr_jax.training import distillation, finetuning, loop
 
     config = _CONFIG.value
     finetuning.check_group(config, "distill")
@@ -48,14 +48,9 @@ def main() -> None:
         if weights is not None:
             config.distill.init_from = _INIT_FROM.value
             config.distill.init_checksum = encoder.checksum(weights.variables)
-    distillation.distill(
-        config,
-        teacher,
-        _WORKDIR.value,
-        weights=weights,
-        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
-    )
-    if protocols.has_labels(config):
+    job = distillation.make_job(config, teacher, weights)
+    loop.run(job, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+    if job.source.num_classes is not None:
         values = protocols.evaluate(_WORKDIR.value, ["classifier"])
         if processes.is_main():
             print(protocols.table(values))

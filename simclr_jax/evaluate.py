@@ -1,4 +1,4 @@
-"""Measures the frozen encoder of a run.
+"""Measures the encoder of a run.
 
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines
@@ -12,10 +12,16 @@ Protocols; each writes RUN/eval/<protocol>.json:
     linear_1pct   the same on 1 % of the labels, in every class the same share
     linear_10pct  and on 10 %; on ImageNet these are the official subsets
     linear_sgd    the paper's: SGD on random crops and flips
+    finetune_1pct the whole network trained on 1 % of the labels, behind a new
+                  classifier; goes on where it was stopped (eval/finetune_1pct/)
+    finetune_10pct, finetune  on 10 % and on all of them
+    classifier    the run's own classifier: a fine-tuned or distilled one, or the probe
     layers        linear on h, on each layer of the head and on z
     transfer      linear on the paper's twelve datasets, those that TFDS has prepared
                   here; also RUN/eval/transfer/<dataset>.json
 """
+
+import importlib
 
 from absl import flags
 
@@ -26,7 +32,7 @@ _PROTOCOL = flags.DEFINE_list(
     "protocol",
     None,
     "One or more of knn, linear, linear_1pct, linear_10pct, linear_sgd, layers, "
-    "transfer; comma-separated.",
+    "finetune_1pct, finetune_10pct, finetune, classifier, transfer; comma-separated.",
 )
 command.define_processes()
 _STEP = flags.DEFINE_integer(
@@ -45,7 +51,8 @@ _SET = flags.DEFINE_multi_string(
     "set",
     [],
     "KEY=VALUE for a key of the run's config, such as evaluation.knn_k=20 or "
-    "data.dataset=cifar100; may be repeated.",
+    "data.dataset=cifar100, or of the protocols that fine-tune (configs/finetune.py), "
+    "such as schedule.train_epochs=100; may be repeated.",
 )
 
 
@@ -63,6 +70,7 @@ def main() -> None:
         overrides=_SET.value,
         baselines=_BASELINES.value,
         datasets=_DATASETS.value,
+        adapt=importlib.import_module("configs.finetune").adapt,
     )
     if processes.is_main():
         print(protocols.table(results))

@@ -30,7 +30,7 @@ def main() -> None:
     from simclr_jax.evaluation import encoder, protocols
     from simclr_jax.exporting import loading
     from simclr_jax.parallel import processes
-    from simclr_jax.training import finetuning
+    from simclr_jax.training import finetuning, loop
 
     config = _CONFIG.value
     path = _INIT_FROM.value
@@ -40,12 +40,8 @@ def main() -> None:
     with config.unlocked():
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)
-    finetuning.finetune(
-        config,
-        weights,
-        _WORKDIR.value,
-        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
-    )
+    job = finetuning.make_job(config, weights)
+    loop.run(job, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
     values = protocols.evaluate(_WORKDIR.value, ["classifier"])
     if processes.is_main():
         print(protocols.table(values))

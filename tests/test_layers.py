@@ -29,6 +29,8 @@ LAYERS = (
         "preview",
         "plan",
         "doctor",
+        "finetune",
+        "distill",
     ),
 )
 SAME_LAYER = {
@@ -45,6 +47,8 @@ SAME_LAYER = {
     ("preview", "command"),
     ("plan", "command"),
     ("doctor", "command"),
+    ("finetune", "command"),
+    ("distill", "command"),
 }
 # What only some packages may import.
 RESERVED = {

@@ -11,6 +11,21 @@ from simclr_jax.training import validation
 
 # Keys that `--set` may change: those that say what is measured on, and how.
 _SETTABLE = ("evaluation.", "data.", "augment.crop.", "image_size", "seed")
+# Those of the training of the protocols that fine-tune.
+_TRAINING = ("finetune.", "optimizer.", "batch.", "schedule.")
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of the evaluation, overrides of fine-tuning)."""
+    training = [o for o in overrides if o.startswith(_TRAINING)]
+    return [o for o in overrides if o not in training], training
+
+
+def with_training_overrides(
+    config: config_dict.ConfigDict, overrides: Sequence[str]
+) -> config_dict.ConfigDict:
+    """The config of a fine-tuning, changed and unlocked; raises ConfigError."""
+    return _changed(config, overrides, _TRAINING, {})
 
 
 def with_overrides(
@@ -29,15 +44,25 @@ def with_overrides(
       ConfigError: a key cannot be set, or not to this value.
     """
     result = config_dict.ConfigDict(config)
+    k = validation.as_tuple(result.evaluation.knn_k)
+    return _changed(result, overrides, _SETTABLE, {"evaluation.knn_k": k})
+
+
+def _changed(
+    config: config_dict.ConfigDict,
+    overrides: Sequence[str],
+    settable: tuple[str, ...],
+    changes: dict[str, Any],
+) -> config_dict.ConfigDict:
+    """An unlocked copy with `changes`, and behind them what `overrides` say."""
+    result = config.copy_and_resolve_references().unlock()
     flat = validation.flatten(result)
-    k = flat["evaluation.knn_k"]
-    changes: dict[str, Any] = {"evaluation.knn_k": validation.as_tuple(k)}
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or key not in flat or not key.startswith(_SETTABLE):
+        if not separator or key not in flat or not key.startswith(settable):
             raise ConfigError(
                 f"--set={override}: must be KEY=VALUE with a key that starts with "
-                f"{', '.join(_SETTABLE)}"
+                f"{', '.join(settable)}"
             )
         current = changes.get(key, flat[key])
         value = _parse_like(current, text)

@@ -17,6 +17,7 @@ from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import (
     encoder,
+    fine_tuning,
     knn,
     linear,
     linear_sgd,
@@ -25,7 +26,8 @@ from simclr_jax.evaluation import (
     transfer,
 )
 from simclr_jax.evaluation.encoder import PretrainedEncoder
-from simclr_jax.evaluation.overrides import with_overrides
+from simclr_jax.evaluation.fine_tuning import Adapt
+from simclr_jax.evaluation.overrides import split, with_overrides
 from simclr_jax.evaluation.receipts import Evaluation, Protocol, Result, Results
 from simclr_jax.evaluation.tasks import Dataset, Task
 from simclr_jax.evaluation.transfer_datasets import DATASETS
@@ -133,13 +135,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "linear_10pct": _linear,
     "linear_sgd": _linear_sgd,
     "layers": _layers,
+    "classifier": fine_tuning.classifier,
 }
 # Those that are given the labels of a share of the training images only.
 SHARES = {"linear_1pct": 0.01, "linear_10pct": 0.1}
 # Measures other datasets than the run's.
 _TRANSFER = "transfer"
 _OWN = "the run's"
-NAMES = (*PROTOCOLS, _TRANSFER)
+NAMES = (*PROTOCOLS, *fine_tuning.SHARES, _TRANSFER)
 
 
 def evaluate(
@@ -150,8 +153,9 @@ def evaluate(
     overrides: Sequence[str] = (),
     baselines: bool = False,
     datasets: Sequence[str] = (),
+    adapt: Adapt | None = None,
 ) -> dict[str, Results]:
-    """Measures the frozen encoder of a run and writes `eval/<protocol>.json`.
+    """Measures the encoder of a run and writes `eval/<protocol>.json`.
 
     Args:
       workdir: the run directory.
@@ -160,6 +164,7 @@ def evaluate(
       overrides: 'key=value' for keys of the run's config.
       baselines: measure raw pixels and the untrained encoder too.
       datasets: of the transfer suite; all when empty.
+      adapt: makes the configs of the protocols that fine-tune.
 
     Returns:
       Results by protocol and representation.
@@ -169,6 +174,8 @@ def evaluate(
       EncoderChanged: a protocol altered the encoder; nothing is written for it.
     """
     _check_names(protocols, datasets)
+    overrides, of_training = split(overrides)
+    by_name = PROTOCOLS | _fine_tuning(workdir, protocols, adapt, of_training)
     pretrained = encoder.load(workdir, step=step)
     config = with_overrides(pretrained.config, overrides)
     validation.validate(config)
@@ -191,12 +198,42 @@ def evaluate(
         if protocol == _TRANSFER:
             results[protocol] = transfer.measure(evaluation, suite, _linear)
         else:
-            given = found
+            given = _measurable(protocol, found)
             if protocol in SHARES:
                 share = opened[protocol]
-                given = {name: task.of(share) for name, task in found.items()}
-            results[protocol] = evaluation.measure(protocol, PROTOCOLS[protocol], given)
+                given = {name: task.of(share) for name, task in given.items()}
+            results[protocol] = evaluation.measure(protocol, by_name[protocol], given)
     return results
+
+
+def _fine_tuning(
+    workdir: str,
+    protocols: Sequence[str],
+    adapt: Adapt | None,
+    overrides: Sequence[str],
+) -> dict[str, Protocol]:
+    asked = [name for name in protocols if name in fine_tuning.SHARES]
+    if overrides and not asked:
+        raise ConfigError(
+            f"--set={overrides[0]}: must come with one of the protocols that train, "
+            f"{', '.join(fine_tuning.SHARES)}"
+        )
+    if not asked:
+        return {}
+    assert adapt is not None
+    return {
+        name: fine_tuning.make_protocol(name, workdir, adapt, overrides)
+        for name in asked
+    }
+
+
+def _measurable(protocol: str, tasks: dict[str, Task]) -> dict[str, Task]:
+    """Without the representations that a protocol does not apply to."""
+    if protocol == "classifier":
+        return {"pretrained": tasks["pretrained"]}
+    if protocol in fine_tuning.SHARES:
+        return {name: task for name, task in tasks.items() if task.network}
+    return tasks
 
 
 def _check_names(protocols: Sequence[str], datasets: Sequence[str]) -> None:
@@ -252,9 +289,14 @@ def table(results: dict[str, Results]) -> str:
 
     Protocols with several figures have a table of their own below it.
     """
+    names = dict.fromkeys(name for found in results.values() for name in found)
     rows = {
-        name: {protocol: found[name].value for protocol, found in results.items()}
-        for name in next(iter(results.values()))
+        name: {
+            protocol: found[name].value
+            for protocol, found in results.items()
+            if name in found
+        }
+        for name in names
     }
     parts = [_format("representation", rows)]
     for protocol, found in results.items():

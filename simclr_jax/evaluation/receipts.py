@@ -68,8 +68,10 @@ class Evaluation:
         """A task for each representation."""
         return {
             name: Task(
+                name,
                 representation.encode,
                 representation.layers,
+                representation.network,
                 dataset,
                 self.preprocessing,
                 self.config,

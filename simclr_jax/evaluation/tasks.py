@@ -52,10 +52,12 @@ class Representation:
     Attributes:
       encode: what the protocols measure.
       layers: by name, what the protocol `layers` does; the first is h.
+      network: whose representation it is; None where it is of no network.
     """
 
     encode: Encode
     layers: dict[str, Encode]
+    network: PretrainedEncoder | None = None
 
 
 @dataclasses.dataclass
@@ -63,8 +65,10 @@ class Task:
     """A labelled dataset and a representation of it to measure.
 
     Attributes:
+      name: of the representation.
       encode: the representation.
       layers: that of each layer, by name.
+      network: whose it is; None where it is of no network.
       dataset: the images.
       preprocessing: of the images.
       config: of the run, with overrides.
@@ -72,8 +76,10 @@ class Task:
       known: (features, labels) that were computed, by source.
     """
 
+    name: str
     encode: Encode
     layers: dict[str, Encode]
+    network: PretrainedEncoder | None
     dataset: Dataset
     preprocessing: Preprocessing
     config: config_dict.ConfigDict
@@ -136,7 +142,7 @@ def representation(pretrained: PretrainedEncoder, layer: int) -> Representation:
     names = ["h", *(f"layer {i}" for i in range(1, last)), *(["z"] if last else [])]
     layers = {name: pretrained.layer(i) for i, name in enumerate(names)}
     try:
-        return Representation(pretrained.layer(layer), layers)
+        return Representation(pretrained.layer(layer), layers, pretrained)
     except ValueError as error:
         raise ConfigError(f"config.evaluation.{error}") from error
 

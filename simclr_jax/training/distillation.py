@@ -18,7 +18,6 @@ from simclr_jax.parallel import processes
 from simclr_jax.training import finetuning, inputs, loop, validation
 from simclr_jax.training.finetuning import Weights
 from simclr_jax.training.objective import Distillation
-from simclr_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,30 +30,19 @@ class Classifying(Weights, Protocol):
         ...
 
 
-def distill(
-    config: config_dict.ConfigDict,
-    teacher: Classifying,
-    workdir: str,
-    *,
-    weights: Weights | None = None,
-    allow_config_change: bool = False,
-) -> TrainState:
-    """Trains a student, or goes on where the last start in this directory stopped.
+def make_job(
+    config: config_dict.ConfigDict, teacher: Classifying, weights: Weights | None = None
+) -> loop.Job:
+    """Checks and opens all that a student needs; `loop.run` does the rest.
 
     Args:
       config: as in `configs/distill.py`; its encoder is the student's.
       teacher: labels the images.
-      workdir: the run directory.
       weights: for the student to start from, whose architecture it then has; drawn when
         None.
-      allow_config_change: go on even though the directory's config differs.
-
-    Returns:
-      The final state.
 
     Raises:
-      ConfigError, DataError: something cannot be run; raised before any device work.
-      CheckpointError, TrainingDiverged, RunStopped: as `loop.train`.
+      ConfigError, DataError: something cannot be run.
     """
     with processes.together():
         num_classes = teacher.model.num_classes
@@ -88,10 +76,9 @@ def distill(
             kept_layers=0,
         )
     begin = None if weights is None else finetuning.begin_from(weights)
-    job = loop.Job(
+    return loop.Job(
         config, source, parts, mesh, begin=begin, teacher=teacher.classifier()
     )
-    return loop.run(job, workdir, allow_config_change=allow_config_change)
 
 
 def _check_size(config: config_dict.ConfigDict, teacher: Weights) -> None:

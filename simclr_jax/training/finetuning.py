@@ -59,28 +59,16 @@ class Weights(Protocol):
         ...
 
 
-def finetune(
-    config: config_dict.ConfigDict,
-    weights: Weights,
-    workdir: str,
-    *,
-    allow_config_change: bool = False,
-) -> TrainState:
-    """Fine-tunes, or goes on where the last start in this directory stopped.
+def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.Job:
+    """Checks and opens all that fine-tuning needs; `loop.run` does the rest.
 
     Args:
       config: as in `configs/finetune.py`; encoder, head and the preprocessing of
         evaluation are those of the weights.
       weights: to start from.
-      workdir: the run directory.
-      allow_config_change: go on even though the directory's config differs.
-
-    Returns:
-      The final state.
 
     Raises:
-      ConfigError, DataError: something cannot be run; raised before any device work.
-      CheckpointError, TrainingDiverged, RunStopped: as `loop.train`.
+      ConfigError, DataError: something cannot be run.
     """
     with processes.together():
         config = adopt(config, weights)
@@ -102,8 +90,7 @@ def finetune(
             frozen_through=settings.after_group,
             frozen_batch_norm=settings.batch_norm == "frozen",
         )
-    job = loop.Job(config, source, parts, mesh, begin=begin_from(weights))
-    return loop.run(job, workdir, allow_config_change=allow_config_change)
+    return loop.Job(config, source, parts, mesh, begin=begin_from(weights))
 
 
 def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.ConfigDict:

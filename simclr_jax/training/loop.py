@@ -93,7 +93,7 @@ def train(
     return run(job, workdir, allow_config_change=allow_config_change)
 
 
-def run(job: Job, workdir: str, *, allow_config_change: bool) -> TrainState:
+def run(job: Job, workdir: str, *, allow_config_change: bool = False) -> TrainState:
     """Makes the steps of a training that are yet to be made; see `train`."""
     config, source, parts, mesh = job.config, job.source, job.parts, job.mesh
     with processes.together():

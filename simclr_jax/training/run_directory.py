@@ -12,7 +12,7 @@ from simclr_jax.errors import ConfigError
 from simclr_jax.parallel import processes
 from simclr_jax.training.validation import differing_keys
 
-_CONFIG = "config.json"
+CONFIG = "config.json"
 
 
 def check(
@@ -29,7 +29,7 @@ def check(
       ConfigError: the directory is another config's, or no folder.
     """
     check_no_file(workdir)
-    if (pathlib.Path(workdir) / _CONFIG).exists() and not allow_config_change:
+    if (pathlib.Path(workdir) / CONFIG).exists() and not allow_config_change:
         changes = differing_keys(read_config(workdir), as_json(config))
         if changes:
             raise ConfigError(
@@ -88,7 +88,7 @@ def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
     if not processes.is_main():
         return
     text = json.dumps(as_json(config), indent=2, sort_keys=True)
-    write_file(pathlib.Path(workdir) / _CONFIG, text + "\n")
+    write_file(pathlib.Path(workdir) / CONFIG, text + "\n")
 
 
 def write_file(path: pathlib.Path, text: str) -> None:
@@ -117,11 +117,9 @@ def read_config(workdir: str) -> dict[str, Any]:
     Raises:
       ConfigError: the folder is no run directory, or its config is damaged.
     """
-    path = pathlib.Path(workdir) / _CONFIG
+    path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
-        raise ConfigError(
-            f"--workdir={workdir}: is no run directory (has no {_CONFIG})"
-        )
+        raise ConfigError(f"--workdir={workdir}: is no run directory (has no {CONFIG})")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
