@@ -73,9 +73,10 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
 
     config.augment.operations = ("crop", "flip")
     config.augment.device = "host"
-    config.batch.micro_batch_size = None
+    config.batch.micro_batch_size = config_dict.placeholder(int)
     config.schedule.warmup_epochs = 0.0
-    config.schedule.train_steps = config.schedule.warmup_steps = None
+    config.schedule.train_steps = config_dict.placeholder(int)
+    config.schedule.warmup_steps = config_dict.placeholder(int)
     config.optimizer.weight_decay = 0.0
     config.optimizer.momentum = 0.9
     config.log.every_steps = 10

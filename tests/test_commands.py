@@ -14,7 +14,9 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from simclr_jax.training import writers
+from configs import smoke
+from simclr_jax.errors import InvalidInput
+from simclr_jax.training import loop, writers
 
 
 def tiny_config(workdir: pathlib.Path, *overrides: str) -> list[str]:
@@ -157,6 +159,54 @@ def test_evaluate_measures_a_run_and_leaves_receipts(tmp_path):
         assert set(receipt["baselines"]) == {"pixels", "untrained"}
 
 
+@pytest.mark.slow
+def test_from_pretraining_to_a_distilled_student(tmp_path):
+    run, tuned, student = (tmp_path / name for name in ("run", "tuned", "student"))
+    tiny = "--config.encoder.width=0.0625"
+    steps = "--config.schedule.train_steps=3"
+    small = ("--config.image_size=8", "--config.batch.batch_size=16", steps)
+    code, _, err = commands.run("pretrain", *tiny_config(run, steps))
+    assert code == 0, err
+    finetune = (
+        "--config=configs/finetune.py:smoke,0.1",
+        f"--init_from={run}",
+        f"--workdir={tuned}",
+        *small,
+    )
+    code, out, err = commands.run("finetune", *finetune)
+    assert code == 0, err
+    assert "classifier" in out
+    code, _, err = commands.run("finetune", *finetune)
+    assert code == 0, err
+    assert "Nothing to do" in err
+    code, _, err = commands.run(
+        "distill",
+        "--config=configs/distill.py:smoke",
+        f"--teacher={tuned}",
+        f"--workdir={student}",
+        tiny,
+        *small,
+    )
+    assert code == 0, err
+    for folder, dataset in ((tuned, "photographs"), (student, "photographs")):
+        receipt = json.loads((folder / "eval" / "classifier.json").read_text())
+        assert receipt["dataset"] == dataset
+        assert 0 <= receipt["value"] <= 1
+    code, out, err = commands.run(
+        "evaluate",
+        f"--workdir={run}",
+        "--protocol=finetune_1pct,knn",
+        "--baselines",
+        "--set=schedule.train_steps=3",
+        "--set=batch.batch_size=16",
+    )
+    assert code == 0, err
+    receipt = json.loads((run / "eval" / "finetune_1pct.json").read_text())
+    assert set(receipt["baselines"]) == {"untrained"}
+    assert receipt["settings"]["train_images"].startswith("72 of ")
+    assert receipt["encoder_checksum_before"] == receipt["encoder_checksum_after"]
+
+
 def test_a_flat_folder_without_labels_pretrains(tmp_path):
     generator = np.random.default_rng(0)
     for i in range(20):
@@ -196,78 +246,27 @@ def odd_folders(tmp_path):
     return tmp_path
 
 
-BAD_INPUTS = {
-    "unknown config key": (
-        ["--config.loss.temprature=0.1"],
-        ["temprature"],
-    ),
+BAD_COMMANDS = {
+    "unknown config key": (["--config.loss.temprature=0.1"], ["temprature"]),
     "wrong type": (["--config.batch.batch_size=many"], ["batch_size", "many"]),
     "unknown config file": (["--config=configs/nothing.py"], ["configs/nothing.py"]),
     "bad config argument": (
         ["--config=configs/imagenet.py:big"],
         ["big", "DEPTH[xWIDTH]"],
     ),
-    "zero temperature": (
-        ["--config.loss.temperature=0"],
-        ["config.loss.temperature", "0.0", "must be positive"],
-    ),
-    "negative temperature": (
-        ["--config.loss.temperature=-0.5"],
-        ["config.loss.temperature", "-0.5", "must be positive"],
-    ),
-    "indivisible batch": (
-        ["--config.batch.batch_size=17"],
-        ["config.batch.batch_size", "17", "divisible by the 2 devices"],
-    ),
-    "batch above the dataset": (
-        ["--config.batch.batch_size=8000"],
-        ["config.batch.batch_size", "8000", "7200"],
-    ),
-    "unknown operation": (
-        ["--config.augment.operations=('crop','swirl')"],
-        ["config.augment.operations", "swirl"],
-    ),
-    "a folder on the accelerator": (
-        [
-            "--config.augment.device=accelerator",
-            "--config.data.dataset=folder:{}/plain",
-        ],
-        ["config.augment.device='accelerator'", "folder:{}/plain", "one size"],
-    ),
-    "too little memory": (
-        ["--config.data.memory_mb=10"],
-        ["config.data.memory_mb=10", "must be at least"],
-    ),
-    "missing folder": (["--config.data.dataset=folder:{}/none"], ["{}/none"]),
-    "empty folder": (["--config.data.dataset=folder:{}/empty"], ["{}/empty", "no ima"]),
-    "a file that is no image": (
-        ["--config.data.dataset=folder:{}/broken"],
-        ["{}/broken/notes.jpg", "is no readable image"],
-    ),
-    "missing dataset": (
-        ["--config.data.dataset=cifar10", "--config.data.data_dir={}/none"],
-        ["cifar10", "{}/none", "tfds build"],
-    ),
-    "unknown split": (["--config.data.split=trian"], ["trian", "train, test"]),
-    "objective without its labels": (
-        [
-            "--config.loss.name=sup_con",
-            "--config.data.dataset=folder:{}/plain",
-            "--config.batch.batch_size=2",
-        ],
-        ["config.loss.name", "sup_con", "folder:{}/plain", "needs labels"],
-    ),
     "stray argument": (["--config.seed=1", "stray"], ["stray"]),
+    "missing folder": (
+        ["--config.data.dataset=folder:{}/none", "--config.data.split=all"],
+        ["{}/none"],
+    ),
 }
 
 
-def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
+def test_bad_commands_end_with_one_line_that_names_them(tmp_path):
     def fill(texts: list[str]) -> list[str]:
-        split = "--config.data.split=all"
-        filled = [text.replace("{}", str(odd_folders)) for text in texts]
-        return [split, *filled] if any("folder:" in text for text in texts) else filled
+        return [text.replace("{}", str(tmp_path)) for text in texts]
 
-    pending = list(BAD_INPUTS.items())
+    pending = list(BAD_COMMANDS.items())
     problems = []
     while pending:
         # Two at a time: each start takes seconds, most of them imports.
@@ -275,7 +274,7 @@ def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
         started = [
             (
                 name,
-                needles,
+                fill(needles),
                 commands.start(
                     "pretrain",
                     "--config=configs/smoke.py",
@@ -287,12 +286,79 @@ def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
         ]
         for name, needles, process in started:
             _, err = process.communicate(timeout=300)
-            needles = [needle.replace("{}", str(odd_folders)) for needle in needles]
             one_line = err.startswith("error: ") and err.count("\n") == 1
             named = all(needle in err for needle in needles)
             if process.returncode != 2 or not one_line or not named:
                 problems.append((name, process.returncode, err[-500:]))
     assert not problems
+    assert not (tmp_path / "run").exists(), "bad input left files behind"
+
+
+# What is wrong in a config, and what the message must name.
+BAD_RUNS = {
+    "zero temperature": (
+        {"loss.temperature": 0.0},
+        ["config.loss.temperature", "0.0", "must be positive"],
+    ),
+    "indivisible batch": (
+        {"batch.batch_size": 17},
+        ["config.batch.batch_size", "17", "divisible by the 8 devices"],
+    ),
+    "batch above the dataset": (
+        {"batch.batch_size": 8000},
+        ["config.batch.batch_size", "8000", "7200"],
+    ),
+    "unknown operation": (
+        {"augment.operations": ("crop", "swirl")},
+        ["config.augment.operations", "swirl"],
+    ),
+    "a folder on the accelerator": (
+        {"augment.device": "accelerator", "data.dataset": "folder:{}/plain"},
+        ["config.augment.device='accelerator'", "folder:{}/plain", "one size"],
+    ),
+    "too little memory": (
+        {"data.memory_mb": 10},
+        ["config.data.memory_mb=10", "must be at least"],
+    ),
+    "empty folder": ({"data.dataset": "folder:{}/empty"}, ["{}/empty", "no ima"]),
+    "a file that is no image": (
+        {"data.dataset": "folder:{}/broken"},
+        ["{}/broken/notes.jpg", "is no readable image"],
+    ),
+    "missing dataset": (
+        {"data.dataset": "cifar10", "data.data_dir": "{}/none"},
+        ["cifar10", "{}/none", "tfds build"],
+    ),
+    "unknown split": ({"data.split": "trian"}, ["trian", "train, test"]),
+    "objective without its labels": (
+        {
+            "loss.name": "sup_con",
+            "data.dataset": "folder:{}/plain",
+            "batch.batch_size": 2,
+        },
+        ["config.loss.name", "sup_con", "folder:{}/plain", "needs labels"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_bad_configs_are_refused_in_one_line_that_names_them(
+    name, odd_folders, tmp_path
+):
+    def fill(value):
+        is_text = isinstance(value, str)
+        return value.replace("{}", str(odd_folders)) if is_text else value
+
+    changes, needles = BAD_RUNS[name]
+    config = smoke.get_config()
+    if "folder:" in changes.get("data.dataset", ""):
+        config.data.split = "all"
+    config.update_from_flattened_dict({k: fill(v) for k, v in changes.items()})
+    with pytest.raises(InvalidInput) as error:
+        loop.train(config, str(tmp_path / "run"))
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(fill(needle) in message for needle in needles), message
     assert not (tmp_path / "run").exists(), "bad input left files behind"
 
 
@@ -304,6 +370,8 @@ def test_bad_inputs_end_with_one_line_that_names_them(odd_folders, tmp_path):
         ("convert", "--workdir"),
         ("doctor", "--coordinator_address"),
         ("plan", "--topology"),
+        ("finetune", "--init_from"),
+        ("distill", "--teacher"),
     ],
 )
 def test_help_shows_the_flags(module, flag):

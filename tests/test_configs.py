@@ -10,6 +10,8 @@ from configs import (
     base,
     cifar10,
     cifar100,
+    distill,
+    finetune,
     folder,
     imagenet,
     imagenette,
@@ -55,9 +57,42 @@ def test_config_is_valid_and_builds_its_parts(name):
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "group"),
+    [
+        (finetune.get_config("cifar10,0.1"), "finetune"),
+        (finetune.get_config("imagenet"), "finetune"),
+        (distill.get_config("cifar10"), "distill"),
+    ],
+)
+def test_configs_of_further_training_have_one_more_group(config, group):
+    validation.validate(config)
+    more = validation.flatten(config).keys() - validation.flatten(CONFIGS["base"])
+    assert more == {key for key in more if key.startswith(f"{group}.")}
+    assert more
+
+
+def test_fine_tuning_on_imagenet_takes_the_official_shares():
+    for share, part, epochs in ((0.01, "1pct", 60), (0.1, "10pct", 30)):
+        config = finetune.get_config(f"imagenet,{share}")
+        assert config.data.dataset == f"imagenet2012_subset/{part}"
+        assert config.finetune.label_fraction == 1
+        assert config.schedule.train_epochs == epochs
+    config = finetune.get_config("imagenet,0.5")
+    assert config.data.dataset == "imagenet2012"
+    assert config.finetune.label_fraction == 0.5
+
+
+@pytest.mark.parametrize("argument", ["nothing,0.1", "cifar10,many"])
+def test_fine_tuning_of_what_is_not_there_is_refused(argument):
+    with pytest.raises(ValueError, match="must be NAME,SHARE"):
+        finetune.get_config(argument)
+
+
 def test_every_config_file_is_tested():
     files = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")}
-    assert files - {"presets"} == {name.split(":")[0] for name in CONFIGS}
+    elsewhere = {"presets", "finetune", "distill"}
+    assert files - elsewhere == {name.split(":")[0] for name in CONFIGS}
 
 
 @pytest.mark.parametrize(
@@ -268,12 +303,20 @@ BAD_VALUES = {
     "evaluation.l2_penalties": (-1.0,),
     "evaluation.resize": "bilinear",
     "evaluation.layer": -2,
+    "finetune.label_fraction": 0.0,
+    "finetune.layer": -2,
+    "finetune.after_group": 5,
+    "finetune.batch_norm": "local",
+    "distill.temperature": 0.0,
+    "distill.labelled_weight": 1.5,
+    "distill.label_fraction": 2.0,
 }
 
 
 @pytest.mark.parametrize("key", BAD_VALUES)
 def test_bad_values_name_key_value_and_rule(key):
-    config = base.get_config()
+    further = {"finetune": finetune.get_config, "distill": distill.get_config}
+    config = further.get(key.partition(".")[0], base.get_config)()
     config.update_from_flattened_dict({key: BAD_VALUES[key]})
     with pytest.raises(ConfigError) as error:
         validation.validate(config)
