@@ -12,11 +12,13 @@ import jax
 import numpy as np
 import pytest
 from export_runs import STEP
+from jax import export
 from ml_collections import config_dict
 from PIL import Image
 from safetensors.numpy import load_file
 
 import simclr_jax
+from configs import smoke
 from simclr_jax.data import photographs
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import (
@@ -47,7 +49,7 @@ def no_peers(monkeypatch):
 
 @pytest.fixture(scope="module")
 def images():
-    return photographs.load_whole()[:3]
+    return photographs.load_whole()[:16]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,30 @@ def test_exports_open_with_the_features_of_the_run(name, tiny, exported, images)
     assert opened.preprocessing == Preprocessing(32, 0.875, "bicubic")
     assert opened.config == run.config
     assert (opened.step, opened.config_hash) == (STEP, run.config_hash)
+
+
+def test_huggingface_s_own_files(exported):
+    """As `ResNetConfig` and `BitImageProcessor` read them."""
+    folder = exported / "huggingface"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["layer_type"] == "basic"
+    assert config["embedding_size"] == 4
+    assert config["hidden_sizes"] == [4, 8, 16, 32]
+    assert config["depths"] == [2, 2, 2, 2]
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"shortest_edge": 36}, "32 / 0.875"
+    assert processor["crop_size"] == {"height": 32, "width": 32}
+    assert processor["rescale_factor"] == 1 / 255
+    assert processor["do_normalize"] is False
+
+
+def test_an_export_decides_over_preprocessing(exported):
+    weights, config = importing.read(exported / "huggingface", smoke.get_config())
+    assert weights.step == STEP
+    assert config.image_size == 32
+    assert config.evaluation.crop_proportion == 0.875
+    assert config.encoder.depth == 18
+    assert config.encoder.width == 1 / 16
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -136,6 +162,10 @@ print(program.platforms, h.dtype)
     command = [sys.executable, "-I", "-c", program, str(file)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    text = export.deserialize(bytearray(file.read_bytes())).mlir_module()
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(products) >= 20
+    assert all("#stablehlo<precision HIGHEST>" in line for line in products)
     assert done.stdout.strip() == "('cpu', 'cuda', 'rocm', 'tpu') float32"
     got = np.load(tmp_path / "h.npy")
     np.testing.assert_allclose(got, run.encode(images), rtol=0, atol=1e-6)
@@ -176,10 +206,15 @@ def test_jax_formats_take_any_encoder(settings, tmp_path, images):
     pretrained = simclr_jax.load(run)
     # Computed in float32 whatever the run computed in.
     exact = folders.exact(pretrained)
-    want = folders.features(exact, exact.preprocessing(images))
+    inputs = exact.preprocessing(images)
+    want = folders.features(exact, inputs)
     for name in ("safetensors", "stablehlo"):
         writing.export(run, name, str(tmp_path / name))
-        got = simclr_jax.load(str(tmp_path / name)).encode(images)
+        opened = simclr_jax.load(str(tmp_path / name))
+        if name == "stablehlo":
+            got = np.asarray(opened.program.call(inputs))
+        else:
+            got = folders.features(opened, inputs)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
     said = json.loads((tmp_path / "safetensors" / "preprocessing.json").read_text())
     if "normalization" in settings:
@@ -190,17 +225,18 @@ def test_jax_formats_take_any_encoder(settings, tmp_path, images):
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("name", ["safetensors", "orbax"])
-def test_every_weight_arrives(name, tmp_path):
+def test_every_weight_arrives(tmp_path):
     """Of selective kernels too, whose features the slow tests compare."""
     settings = {"depth": 50, "width": 1 / 32, "sk_ratio": 0.0625, "se_ratio": 0.25}
     run = export_runs.write(tmp_path / "run", **settings)
     original = folders.exact(simclr_jax.load(run))
-    (tmp_path / "out").mkdir()
-    formats.FORMATS[name].write(tmp_path / "out", original)
     settings = folders.settings_of(original.encoder)
-    got = formats.FORMATS[name].read(tmp_path / "out", settings)
-    jax.tree.map(np.testing.assert_array_equal, got, original.variables)
+    for name in ("safetensors", "orbax"):
+        folder = tmp_path / name
+        folder.mkdir()
+        formats.FORMATS[name].write(folder, original)
+        got = formats.FORMATS[name].read(folder, settings)
+        jax.tree.map(np.testing.assert_array_equal, got, original.variables)
 
 
 def test_torchvision_there_and_back_bit_for_bit(tmp_path, images):
@@ -215,18 +251,30 @@ def test_torchvision_there_and_back_bit_for_bit(tmp_path, images):
     assert tensors["bn1.num_batches_tracked"] == STEP
     assert len(tensors) == 120, "as many as torchvision's ResNet-18 has without fc"
     file = str(output / "model.safetensors")
-    weights = as_run.read(file, normalization="imagenet")
-    base = run_config(run)
-    as_run.write(
-        str(tmp_path / "again"), as_run.complete_config(base, weights), weights, file
-    )
+    bare = as_run.read(file, normalization="imagenet")
+    original = simclr_jax.load(run)
+    jax.tree.map(np.testing.assert_array_equal, bare.variables, original.variables)
+    same = folders.settings_of(bare.model.encoder)
+    assert same == folders.settings_of(original.encoder)
     weights, config = importing.read(output, None)
     as_run.write(str(tmp_path / "folder"), config, weights, str(output))
-    for path in (output, tmp_path / "again", tmp_path / "folder"):
-        np.testing.assert_array_equal(simclr_jax.load(str(path)).encode(images), want)
+    again = simclr_jax.load(str(tmp_path / "folder"))
+    np.testing.assert_array_equal(again.encode(images), want)
     said = json.loads((output / "preprocessing.json").read_text())
     assert said["normalization"]["applied_by"] == "you, after resizing"
     assert "Then take out the mean [0.485," in (output / "README.md").read_text()
+
+    # timm has the same names, and says the rest in its config.
+    formats.FORMATS["timm"].write(tmp_path, folders.exact(original))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"]) == ("resnet18", 0)
+    given = config["pretrained_cfg"]
+    assert given["input_size"] == [3, 16, 16]
+    assert (given["crop_pct"], given["interpolation"]) == (1.0, "bicubic")
+    assert given["mean"] == [0.485, 0.456, 0.406]
+    assert given["std"] == [0.229, 0.224, 0.225]
+    again = load_file(tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again, tensors)
 
 
 def run_config(run):
@@ -431,7 +479,11 @@ def test_figures_are_those_of_the_exported_weights(tmp_path):
     for name, checksum in (("knn", own), ("linear", "0" * 64)):
         content = {**receipt, "protocol": name, "encoder_checksum_after": checksum}
         (tmp_path / f"run/eval/{name}.json").write_text(json.dumps(content))
+    # What an export that was killed may have left.
+    (tmp_path / ".out.unfinished" / "stale").mkdir(parents=True)
     writing.export(run, "orbax", str(tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    assert not (tmp_path / "out" / "stale").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     row = "| knn | top-1 accuracy | 66.7 % | photographs, test (1080 images) |"
     assert row in card
@@ -481,6 +533,9 @@ def test_command_ends_with_one_line(tiny, tmp_path):
     assert code == 2
     assert err.startswith("error: --format=timm: cannot express this encoder")
     assert len(err.splitlines()) == 1
+    code, _, err = commands.run("export", *arguments, "--format=onnx")
+    assert code == 2
+    assert f"should be one of <{'|'.join(formats.FORMATS)}>" in err
     code, out, err = commands.run("export", *arguments, "--format=orbax", "--step=3")
     assert code == 0, err
     assert "features in simclr_jax.load: largest difference" in out
