@@ -14,6 +14,7 @@ import simclr_jax
 from configs import cifar10
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import CheckpointError, ConfigError, InvalidInput
+from simclr_jax.exporting import writing
 from simclr_jax.interop import as_run, load_google_checkpoint
 from simclr_jax.training import loop, run_directory
 
@@ -51,6 +52,25 @@ def test_run_gives_the_recorded_outputs(imported, fidelity):
                 golden[f"eval/{name}"],
                 of_largest=1e-5,
             )
+
+
+def test_its_exports_give_the_recorded_outputs(imported, tmp_path, fidelity):
+    """With TensorFlow's padding and shortcuts, which PyTorch's formats cannot have."""
+    with np.load(GOLDEN / "resnet_forward_r18_cifar.npz") as golden:
+        images, h = golden["input"], golden["eval/h"]
+    for name in ("safetensors", "stablehlo"):
+        output = tmp_path / name
+        writing.export(str(imported[0]), name, str(output))
+        fidelity(
+            "Exports of a run converted from a TF1 checkpoint, ResNet-18 CIFAR: h",
+            simclr_jax.load(str(output)).encode(images),
+            h,
+            of_largest=1e-5,
+        )
+    card = (output / "README.md").read_text()
+    assert "the weights were imported (TF1 checkpoint)" in card
+    with pytest.raises(ConfigError, match="first_group_projection=True"):
+        writing.export(str(imported[0]), "torchvision", str(tmp_path / "no"))
 
 
 def test_command_says_what_it_did(imported):
