@@ -154,7 +154,5 @@ def prepare_labelled(data_dir, name, splits, *, num_classes):
         for image, label in zip(images, labels, strict=True):
             values = label if several else (int(label),)
             example = {"image": image, **dict(zip(keys, values, strict=True))}
-            records.append(
-                features.serialize_example(features.encode_example(example))
-            )
+            records.append(features.serialize_example(features.encode_example(example)))
         _write_tfrecord(folder / f"{base}-{split}.tfrecord-00000-of-00001", records)
