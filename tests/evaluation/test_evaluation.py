@@ -101,6 +101,9 @@ def test_features_keep_the_order_and_leave_the_filling_out(mesh):
     x, y = features.extract(features.pixels, batches, mesh, num_examples=20)
     np.testing.assert_array_equal(y, np.arange(20))
     np.testing.assert_array_equal(x[:, 0], np.arange(20))
+    # Nothing is measured on a part of the images.
+    with pytest.raises(AssertionError, match="encoded 20 of 21 images"):
+        features.extract(features.pixels, batches, mesh, num_examples=21)
 
 
 def tiny_config():
