@@ -144,9 +144,12 @@ def test_evaluate_measures_a_run_and_leaves_receipts(tmp_path):
         "--set=evaluation.sgd_epochs=2",
         "--set=evaluation.sgd_batch_size=64",
         "--set=evaluation.lbfgs_steps=5",
+        "--set=evaluation.knn_k=[20,7]",
     )
     assert code == 0, err
     assert "pretrained" in out
+    receipt = json.loads((run / "eval" / "knn.json").read_text())
+    assert list(receipt["values"]) == ["k=20", "k=7"]
     for protocol in ("knn", "linear", "linear_sgd"):
         receipt = json.loads((run / "eval" / f"{protocol}.json").read_text())
         assert receipt["protocol"] == protocol

@@ -77,7 +77,7 @@ def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
             "-m",
             "simclr_jax.evaluate",
             f"--workdir={copy}",
-            "--protocol=knn,linear,linear_sgd",
+            "--protocol=knn,linear,linear_10pct,linear_sgd",
             "--set=evaluation.sgd_epochs=1",
             "--compilation_cache=",
         ]
@@ -89,7 +89,12 @@ def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
         for path in (copy / "eval").iterdir():
             receipt = json.loads(path.read_text())
             values.setdefault(path.name, []).append(receipt["value"])
-    assert sorted(values) == ["knn.json", "linear.json", "linear_sgd.json"]
+            # No multiple of the 64 in a batch, and all of them were counted.
+            assert receipt["num_test"] == 1080
+            right = receipt["value"] * 1080
+            assert right == pytest.approx(round(right), abs=1e-6)
+    names = ("knn", "linear", "linear_10pct", "linear_sgd")
+    assert sorted(values) == [f"{name}.json" for name in names]
     for name, (two, one) in values.items():
         # Of 1080 test images; L-BFGS, cut short here, multiplies rounding.
         assert two == pytest.approx(one, abs=1e-2), name

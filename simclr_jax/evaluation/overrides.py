@@ -38,7 +38,7 @@ def with_overrides(
       overrides: 'key=value' for keys of it.
 
     Returns:
-      The config; its `evaluation.knn_k` is a tuple, also where it was a number.
+      The config; `evaluation.knn_k` is several, also where the run had one number.
 
     Raises:
       ConfigError: a key cannot be set, or not to this value.

@@ -54,17 +54,20 @@ def serve(about: Any, step: Callable[[], Any]) -> None:
         print(json.dumps(step()), flush=True)
 
 
-def make_environment(folder: pathlib.Path, more: Sequence[str] = ()) -> pathlib.Path:
-    """A Python with PyTorch and lightly in `folder`, made if it is not there yet.
+def make_environment(
+    folder: pathlib.Path, more: Sequence[str] = (), packages: Sequence[str] = PEERS
+) -> pathlib.Path:
+    """A Python with `packages` in `folder`, made if it is not there yet.
 
     Of the packages `more`, one that cannot be installed is named and done without.
     """
     python = folder / "bin" / "python"
     ready = folder / "ready"
     if not ready.exists():
-        print(f"Installing {', '.join(PEERS)} in {folder} (about 6 GB)")
+        size = " (about 6 GB)" if "torch" in packages else ""
+        print(f"Installing {', '.join(packages)} in {folder}{size}")
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
         ready.touch()
     for package in more:
         ready = folder / f"ready_{package}"

@@ -5,8 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-import scipy.optimize
-import scipy.special
 from PIL import Image
 
 from configs import smoke
@@ -48,67 +46,20 @@ def test_knn_equals_its_definition(mesh, monkeypatch, k, temperature, bank_block
     monkeypatch.setattr(knn, "_BANK_BLOCK", bank_block)
     monkeypatch.setattr(knn, "_QUERY_BLOCK", 60)
     bank, queries = clusters(300, seed=0), clusters(101, seed=1)
-    settings = {"k": k, "temperature": temperature}
-    value = knn.knn_accuracy(*bank, *queries, **settings, mesh=mesh)
-    assert value == plain_knn(*bank, *queries, **settings)
-    assert 0.4 < value < 1
+    found = knn.knn_accuracies(
+        *bank, *queries, ks=(k, 7), temperature=temperature, mesh=mesh
+    )
+    assert list(found) == [k, 7]
+    for number, value in found.items():
+        settings = {"k": number, "temperature": temperature}
+        assert value == plain_knn(*bank, *queries, **settings)
+        assert 0.4 < value < 1
 
 
 def test_knn_at_small_temperatures_does_not_overflow(mesh):
     bank, queries = clusters(50, seed=0), clusters(20, seed=1)
-    value = knn.knn_accuracy(*bank, *queries, k=5, temperature=1e-4, mesh=mesh)
-    assert value == knn.knn_accuracy(*bank, *queries, k=1, temperature=1.0, mesh=mesh)
-
-
-def scipy_fit(x, labels, penalty, classes):
-    """The same regression in float64 by another solver."""
-    hot = np.eye(classes)[labels]
-
-    def objective(flat):
-        weights, bias = np.split(flat, [x.shape[1] * classes])
-        weights = weights.reshape(x.shape[1], classes)
-        logits = x @ weights + bias
-        log_p = logits - scipy.special.logsumexp(logits, axis=1, keepdims=True)
-        error = (np.exp(log_p) - hot) / len(x)
-        value = -np.mean(np.sum(hot * log_p, axis=1))
-        gradient = x.T @ error + penalty * weights
-        return value + 0.5 * penalty * np.sum(weights**2), np.concatenate(
-            [gradient.ravel(), error.sum(axis=0)]
-        )
-
-    start = np.zeros((x.shape[1] + 1) * classes)
-    return scipy.optimize.minimize(objective, start, jac=True, tol=1e-12).fun
-
-
-@pytest.mark.parametrize("penalty", [1e-4, 1e-1])
-def test_the_linear_fit_reaches_the_minimum(mesh, penalty):
-    x, labels = clusters(203, seed=0)  # not divisible by the 8 devices
-    data = linear._shard(x, labels, mesh)
-    fitted = linear._fit(linear._zeros(12, 4), data, penalty, max_steps=300)
-    reached = float(linear._objective(fitted, data, penalty))
-    best = scipy_fit(x.astype(np.float64), labels, penalty, classes=4)
-    assert reached == pytest.approx(best, rel=2e-4)
-
-
-def test_linear_accuracy_chooses_its_penalty_without_the_test_labels(mesh):
-    train, test = clusters(400, seed=0), clusters(200, seed=1)
-    settings = {"l2_penalties": (1e-4, 1e-2, 10.0), "max_steps": 100, "mesh": mesh}
-    value, chosen = linear.linear_accuracy(*train, *test, **settings)
-    assert value > 0.8
-    assert set(chosen["held_out_accuracy"]) == {"0.0001", "0.01", "10"}
-    wrong = (test[0], (test[1] + 1) % 4)
-    _, chosen_for_wrong = linear.linear_accuracy(*train, *wrong, **settings)
-    assert chosen_for_wrong == chosen
-
-
-def test_linear_accuracy_does_not_depend_on_scale_and_offset(mesh):
-    train, test = clusters(400, seed=0), clusters(200, seed=1)
-    settings = {"l2_penalties": (1e-3,), "max_steps": 100, "mesh": mesh}
-    value, _ = linear.linear_accuracy(*train, *test, **settings)
-    moved, _ = linear.linear_accuracy(
-        train[0] * 100 + 7, train[1], test[0] * 100 + 7, test[1], **settings
-    )
-    assert moved == pytest.approx(value, abs=0.01)
+    cold = knn.knn_accuracies(*bank, *queries, ks=(5, 1), temperature=1e-4, mesh=mesh)
+    assert cold[5] == cold[1] > 0
 
 
 def test_linear_sgd_learns_what_can_be_learnt(mesh):
@@ -132,7 +83,8 @@ def test_linear_sgd_learns_what_can_be_learnt(mesh):
     )
     batch = next(batches())
     x = batch["images"].reshape(32, -1) / 255
-    assert linear.accuracy(classifier, x, batch["labels"]) == 1.0
+    scores = linear.logits(classifier, x)
+    np.testing.assert_array_equal(np.argmax(scores, axis=1), batch["labels"])
 
 
 def test_features_keep_the_order_and_leave_the_filling_out(mesh):
@@ -149,6 +101,9 @@ def test_features_keep_the_order_and_leave_the_filling_out(mesh):
     x, y = features.extract(features.pixels, batches, mesh, num_examples=20)
     np.testing.assert_array_equal(y, np.arange(20))
     np.testing.assert_array_equal(x[:, 0], np.arange(20))
+    # Nothing is measured on a part of the images.
+    with pytest.raises(AssertionError, match="encoded 20 of 21 images"):
+        features.extract(features.pixels, batches, mesh, num_examples=21)
 
 
 def tiny_config():
@@ -188,18 +143,46 @@ def test_the_checksum_covers_parameters_and_statistics():
         assert encoder.checksum(changed) != before
 
 
-def test_a_protocol_that_changes_the_encoder_fails_loudly(tmp_path, monkeypatch):
+# What each protocol does at some point, with the encoder at hand.
+DEEDS = {
+    "knn": (knn, "knn_accuracies"),
+    "linear": (linear, "linear_evaluation"),
+    "linear_1pct": (linear, "linear_evaluation"),
+    "linear_10pct": (features, "extract"),
+    "linear_sgd": (linear_sgd, "train_classifier"),
+    "layers": (features, "extract"),
+}
+
+
+def test_deeds_of_all_protocols_are_known():
+    assert set(DEEDS) == set(protocols.PROTOCOLS)
+
+
+@pytest.mark.parametrize("protocol", DEEDS)
+@pytest.mark.parametrize("collection", ["params", "batch_stats"])
+def test_a_protocol_that_changes_the_encoder_fails_loudly(
+    tmp_path, monkeypatch, protocol, collection
+):
     pretrained = make_pretrained()
+    module, deed = DEEDS[protocol]
 
-    def cheat(task):
+    def cheat(*arguments, **settings):
         # What a BatchNorm left in training mode would do.
-        jax.tree.leaves(pretrained.variables["batch_stats"])[0][...] += 0.1
-        return 1.0, {}
+        jax.tree.leaves(pretrained.variables[collection])[0][...] += 0.1
+        if deed == "extract":
+            return clusters(settings["num_examples"], seed=0)
+        if deed == "train_classifier":
+            return linear.Classifier(np.zeros((12, 4)), np.zeros(4))
+        return (1.0, {}) if module is linear else dict.fromkeys(settings["ks"], 1.0)
 
-    monkeypatch.setattr(protocols.encoders, "load", lambda *_, **__: pretrained)
-    monkeypatch.setitem(protocols.PROTOCOLS, "knn", cheat)
-    with pytest.raises(EncoderChanged, match="--protocol=knn: changed the encoder"):
-        protocols.evaluate(str(tmp_path), ["knn"])
+    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: pretrained)
+    monkeypatch.setattr(module, deed, cheat)
+    if deed != "extract":
+        extract = lambda *_, num_examples, **__: clusters(num_examples, seed=0)  # noqa: E731
+        monkeypatch.setattr(features, "extract", extract)
+    overrides = ["evaluation.l2_penalties=0.1", "evaluation.lbfgs_steps=2"]
+    with pytest.raises(EncoderChanged, match=f"--protocol={protocol}: changed the"):
+        protocols.evaluate(str(tmp_path), [protocol], overrides=overrides)
     assert not (tmp_path / "eval").exists()
 
 
@@ -222,31 +205,25 @@ def test_the_untrained_baseline_has_the_weights_that_training_started_from():
 
 
 def test_the_table_has_a_row_for_each_representation():
-    text = protocols.table(
-        {
-            "pixels": {"knn": 0.3, "linear": 0.25},
-            "pretrained": {"knn": 0.5, "linear": 1},
-        }
-    )
-    assert text.splitlines()[1].split() == ["pixels", "30.0%", "25.0%"]
-    assert text.splitlines()[2].split() == ["pretrained", "50.0%", "100.0%"]
+    def row(knn, linear):
+        return {"knn": protocols.Result(knn, {}), "linear": linear}
 
-
-def test_overrides_take_keys_of_the_config_only():
-    config = {
-        "evaluation": {"knn_k": 200},
-        "loss": {"temperature": 1.0},
-        "data": {"data_dir": None},
+    layers = protocols.Result(1.0, {}, values={"h": 1.0, "z": 0.125})
+    found = {
+        "pixels": row(0.3, protocols.Result(0.25, {}, values={"h": 0.25})),
+        "pretrained": row(0.5, layers),
     }
-    result = protocols._with_overrides(
-        config, ["evaluation.knn_k=20", "data.data_dir=/data", "data.data_dir=a=b"]
+    text = protocols.table(
+        {name: {r: found[r][name] for r in found} for name in ("knn", "linear")}
     )
-    assert result.evaluation.knn_k == 20
-    assert result.data.data_dir == "a=b"
-    bad_ones = ("evaluation.k=20", "evaluation.knn_k", "evaluation.knn_k=2.5")
-    for bad in (*bad_ones, "evaluation.knn_k=null", "loss.temperature=1"):
-        with pytest.raises(protocols.ConfigError, match="--set="):
-            protocols._with_overrides(config, [bad])
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[1] == ["pixels", "30.0%", "25.0%"]
+    assert lines[2] == ["pretrained", "50.0%", "100.0%"]
+    assert lines[4:] == [
+        ["linear", "pixels", "pretrained"],
+        ["h", "25.0%", "100.0%"],
+        ["z", "12.5%"],
+    ]
 
 
 def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
@@ -254,16 +231,18 @@ def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
         folder = tmp_path / "images" / name
         folder.mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "1.png")
-    monkeypatch.setattr(protocols.encoders, "load", lambda *_, **__: make_pretrained())
+    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: make_pretrained())
     overrides = [f"data.dataset=folder:{tmp_path}/images", "evaluation.test_split=val"]
     with pytest.raises(DataError, match="must be the same"):
         protocols.evaluate(str(tmp_path), ["knn"], overrides=overrides)
 
 
 def test_too_many_neighbours_are_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocols.encoders, "load", lambda *_, **__: make_pretrained())
-    with pytest.raises(protocols.ConfigError, match=r"knn_k=9000: .* 7200 images"):
+    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: make_pretrained())
+    with pytest.raises(
+        protocols.ConfigError, match=r"knn_k=\(20, 9000\): .* 7200 images"
+    ):
         protocols.evaluate(
-            str(tmp_path), ["linear", "knn"], overrides=["evaluation.knn_k=9000"]
+            str(tmp_path), ["linear", "knn"], overrides=["evaluation.knn_k=[20,9000]"]
         )
     assert not (tmp_path / "eval").exists()

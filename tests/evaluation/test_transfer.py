@@ -1,0 +1,290 @@
+"""The transfer suite, shares of labels and layers, on small prepared datasets."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from test_evaluation import make_pretrained
+from tfds_files import prepare_labelled
+
+from configs import base
+from simclr_jax import parallel
+from simclr_jax.data import sources, subsets
+from simclr_jax.errors import ConfigError, DataError, NotPrepared
+from simclr_jax.evaluation import features, metrics, protocols, tasks, transfer
+from simclr_jax.evaluation.transfer_datasets import DATASETS
+
+CLASSES = 3
+
+
+def images_of(labels, *, seed):
+    """Noise whose colour is the class."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 80, (len(labels), 9, 11, 3), np.uint8)
+    images[np.arange(len(labels)), :, :, np.asarray(labels) % 3] += 120
+    return images
+
+
+def single_split(count, *, seed):
+    labels = np.random.default_rng(seed).permutation(np.arange(count) % CLASSES)
+    return images_of(labels, seed=seed), labels
+
+
+def several_split(count, *, seed):
+    images, labels = single_split(count, seed=seed)
+    # The second image of each five shows a difficult object of another class too.
+    lists = [
+        (sorted({n, (n + 1) % CLASSES} if i % 5 == 1 else {n}), [n])
+        for i, n in enumerate(labels.tolist())
+    ]
+    return images, lists
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    prepare_labelled(
+        folder,
+        "cifar10",
+        {"train": single_split(60, seed=0), "test": single_split(31, seed=1)},
+        num_classes=CLASSES,
+    )
+    three = ("train", "validation", "test")
+    for name, make in (
+        ("oxford_flowers102", single_split),
+        ("voc/2007", several_split),
+    ):
+        splits = {split: make(20 + i, seed=i) for i, split in enumerate(three)}
+        prepare_labelled(folder, name, splits, num_classes=CLASSES)
+    return folder
+
+
+@pytest.fixture
+def evaluate(data_dir, monkeypatch, tmp_path):
+    """Evaluates a tiny encoder on the prepared datasets; results and receipts.
+
+    On one device, with pixels for the baseline.
+    """
+    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: make_pretrained())
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    monkeypatch.setattr(protocols.parallel, "create_mesh", lambda: mesh)
+    pixels = {"pixels": tasks.Representation(features.pixels, {"h": features.pixels})}
+    monkeypatch.setattr(tasks, "baselines", lambda *_: pixels)
+
+    def run(*names, dataset="cifar10", **settings):
+        overrides = [
+            f"data.data_dir={data_dir}",
+            f"data.dataset={dataset}",
+            "evaluation.batch_size=16",
+            "evaluation.knn_k=[5, 2]",
+            "evaluation.l2_penalties=0.01",
+            "evaluation.lbfgs_steps=20",
+        ]
+        results = protocols.evaluate(
+            str(tmp_path), names, overrides=overrides, **settings
+        )
+        receipts = {
+            str(path.relative_to(tmp_path / "eval")): json.loads(path.read_text())
+            for path in (tmp_path / "eval").rglob("*.json")
+        }
+        return results, receipts
+
+    return run
+
+
+def check_receipt(receipt, *, num_train, num_test):
+    assert 0 < receipt["value"] <= 1
+    assert receipt["config_hash"] == "0" * 16
+    before, after = (receipt[f"encoder_checksum_{n}"] for n in ("before", "after"))
+    assert before == after
+    assert len(before) == 64
+    assert (receipt["num_train"], receipt["num_test"]) == (num_train, num_test)
+
+
+def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog):
+    with caplog.at_level(logging.INFO, "simclr_jax"):
+        results, receipts = evaluate("transfer")
+    assert set(receipts) == {
+        "transfer.json",
+        "transfer/cifar10.json",
+        "transfer/flowers.json",
+        "transfer/voc2007.json",
+    }
+    of = {name: receipts[f"transfer/{name}.json"] for name in ("cifar10", "flowers")}
+    voc = of["voc2007"] = receipts["transfer/voc2007.json"]
+    check_receipt(of["cifar10"], num_train=60, num_test=31)
+    check_receipt(of["flowers"], num_train=20 + 21, num_test=22)
+    check_receipt(voc, num_train=20 + 21, num_test=22)
+    assert of["cifar10"]["metric"] == metrics.TOP1
+    assert of["flowers"]["metric"] == metrics.MEAN_PER_CLASS
+    assert voc["metric"] == metrics.MAP
+    assert voc["dataset"] == "voc/2007"
+    assert voc["train_split"] == "train+validation"
+    # The class is the colour, which any encoder shows.
+    for receipt in of.values():
+        assert receipt["value"] > 0.9
+
+    summary = receipts["transfer.json"]
+    values = {name: receipt["value"] for name, receipt in of.items()}
+    assert summary["values"] == values
+    assert summary["value"] == pytest.approx(np.mean([*values.values()]))
+    assert summary["encoder_checksum_after"] == voc["encoder_checksum_after"]
+    assert len(summary["settings"]["not_prepared"]) == 9
+    (line,) = (m for m in caplog.messages if m.startswith("transfer leaves out"))
+    assert "tfds build food101 cifar100 sun397/standard-part1-120k cars196 " in line
+    assert "birdsnap (not in TFDS" in line
+    assert "\n" not in line
+    text = protocols.table(results)
+    assert len([row for row in text.splitlines() if row.startswith("voc2007")]) == 1
+
+
+def test_datasets_can_be_chosen(evaluate, caplog):
+    _, receipts = evaluate("transfer", datasets=["flowers"])
+    assert set(receipts) == {"transfer.json", "transfer/flowers.json"}
+    with pytest.raises(NotPrepared, match=r"no dataset .*tfds build dtd --data_dir="):
+        evaluate("transfer", datasets=["dtd"])
+
+
+@pytest.mark.parametrize(
+    ("names", "datasets", "message"),
+    [
+        (["transfer"], ["dtd", "mnist"], "--datasets=mnist: must be one .* flowers"),
+        (["knn"], ["dtd"], "--datasets=dtd: must come with --protocol=transfer"),
+        (["nearest"], [], "--protocol=nearest: must be one of knn, .*, transfer"),
+    ],
+)
+def test_unknown_names_are_refused(evaluate, names, datasets, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        evaluate(*names, datasets=datasets)
+    assert "\n" not in str(error.value)
+
+
+def test_the_suite_needs_nothing_of_the_runs_dataset(evaluate):
+    _, receipts = evaluate("transfer", dataset="folder:/none", datasets=["cifar10"])
+    assert "transfer/cifar10.json" in receipts
+
+
+def test_every_dataset_has_a_known_metric_and_split():
+    assert len(DATASETS) == 12
+    for entry in DATASETS.values():
+        assert entry.metric in metrics.METRICS
+        assert (entry.metric == metrics.MAP) == (entry.certain_key is not None)
+        assert entry.train_split != entry.test_split
+        assert transfer.choose([]) == [*DATASETS]
+
+
+def test_layers_have_a_figure_each(evaluate):
+    results, receipts = evaluate("layers", "linear", baselines=True)
+    receipt = receipts["layers.json"]
+    assert list(receipt["values"]) == ["h", "layer 1", "z"]
+    assert receipt["value"] == receipt["values"]["h"]
+    assert receipt["value"] == receipts["linear.json"]["value"]
+    assert results["layers"]["pixels"].values.keys() == {"h"}
+    rows = [line.split() for line in protocols.table(results).splitlines()]
+    header = rows.index(["layers", "pixels", "pretrained"])
+    assert [row[0] for row in rows[header + 1 :]] == ["h", "layer", "z"]
+    assert len(rows[header + 1]) == 3
+    assert len(rows[header + 3]) == 2  # there is no z of pixels
+
+
+def test_layers_are_those_of_the_encoder():
+    pretrained = make_pretrained()
+    found = tasks.representation(pretrained, -1)
+    images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    for number, encode in enumerate(found.layers.values()):
+        expected = pretrained.encode(images, layer=number)
+        np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.encode(images), found.layers["z"](images))
+
+
+def test_several_k_are_in_one_receipt(evaluate):
+    _, receipts = evaluate("knn")
+    receipt = receipts["knn.json"]
+    check_receipt(receipt, num_train=60, num_test=31)
+    assert receipt["settings"]["k"] == [5, 2]
+    assert list(receipt["values"]) == ["k=5", "k=2"]
+    assert receipt["value"] == receipt["values"]["k=5"]
+
+
+def test_shares_of_the_labels_are_balanced_and_named(evaluate):
+    results, receipts = evaluate("linear", "linear_10pct")
+    check_receipt(receipts["linear.json"], num_train=60, num_test=31)
+    receipt = receipts["linear_10pct.json"]
+    check_receipt(receipt, num_train=6, num_test=31)
+    assert receipt["settings"]["train_images"] == "6 of 10 % of cifar10/train"
+    assert receipts["linear.json"]["settings"]["train_images"] == "60 of cifar10/train"
+    assert set(results) == {"linear", "linear_10pct"}
+
+
+def imagenet_config(data_dir):
+    config = base.get_config()
+    config.data.data_dir = str(data_dir)
+    config.evaluation.test_split = "train"
+    return config
+
+
+def test_imagenet_has_official_shares(tmp_path):
+    train = {"train": single_split(30, seed=0)}
+    prepare_labelled(tmp_path, "imagenet2012", train, num_classes=CLASSES)
+    config = imagenet_config(tmp_path)
+    dataset = tasks.open_dataset(config)
+    with pytest.raises(NotPrepared, match=r"tfds build imagenet2012_subset/1pct"):
+        tasks.open_share(config, dataset, 0.01)
+    few = {"train": single_split(7, seed=1)}
+    name = "imagenet2012_subset/10pct"
+    prepare_labelled(tmp_path, name, few, num_classes=CLASSES)
+    share = tasks.open_share(config, dataset, 0.1)
+    assert (share.name, share.num_examples) == ("imagenet2012_subset/10pct/train", 7)
+    # Of a part of the training images there is no official share.
+    config.evaluation.train_split = "train[:20]"
+    share = tasks.open_share(config, tasks.open_dataset(config), 0.1)
+    assert share.name == "10 % of imagenet2012/train[:20]"
+
+
+def test_several_splits_are_read_one_after_the_other(data_dir):
+    settings = {"data_dir": str(data_dir)}
+    both = sources.open_tfds("oxford_flowers102", split="train+validation", **settings)
+    parts = [
+        subsets.labels(sources.open_tfds("oxford_flowers102", split=split, **settings))
+        for split in ("train", "validation")
+    ]
+    np.testing.assert_array_equal(subsets.labels(both), np.concatenate(parts))
+    with pytest.raises(DataError, match=r"'train\+val' of .* must be one of train, "):
+        sources.open_tfds("oxford_flowers102", split="train+val", **settings)
+
+
+def open_voc(data_dir, **settings):
+    keys = {"label_key": "labels", "certain_key": "labels_no_difficult"} | settings
+    return sources.open_tfds("voc/2007", split="train", data_dir=str(data_dir), **keys)
+
+
+def test_difficult_objects_do_not_count(data_dir):
+    _, lists = several_split(20, seed=0)
+    expected = np.zeros((20, CLASSES), np.int32)
+    for row, (named, certain) in zip(expected, lists, strict=True):
+        row[named] = -1
+        row[certain] = 1
+    assert (expected == -1).sum() == 4
+    source = open_voc(data_dir)
+    assert source.num_classes == CLASSES
+    np.testing.assert_array_equal(subsets.labels(source), expected)
+
+
+def test_images_of_no_class_have_vectors_too(tmp_path):
+    images = images_of([0, 1], seed=0)
+    splits = {"train": (images, [([], []), ([1], [1])])}
+    prepare_labelled(tmp_path, "voc/2007", splits, num_classes=CLASSES)
+    np.testing.assert_array_equal(
+        subsets.labels(open_voc(tmp_path)), [[0, 0, 0], [0, 1, 0]]
+    )
+
+
+def test_lists_of_classes_are_no_class(data_dir):
+    listed = sources.open_tfds(
+        "voc/2007", split="train", data_dir=str(data_dir), label_key="labels"
+    )
+    assert listed.num_classes is None
+    with pytest.raises(DataError, match="feature 'image' must be a list of classes"):
+        open_voc(data_dir, certain_key="image")
