@@ -19,7 +19,10 @@ from simclr_jax.training import recipe
 ENCODER, PREPROCESSING = "encoder.json", "preprocessing.json"
 PARITY, CARD = "parity.json", "README.md"
 # How an encoder is computed, which weights do not depend on.
-_EXECUTION = {"remat", "convolutions", "gradient_dtype", "parent", "name"}
+_EXECUTION = {
+    *("remat", "convolutions", "gradient_dtype", "frozen_through", "frozen_batch_norm"),
+    *("parent", "name"),
+}
 # The sources of resizing, in words.
 _RESIZES = {
     "bicubic": "bicubic (Keys, a = -0.5), half-pixel centres, no antialiasing, to a "

@@ -1,6 +1,7 @@
 """Fine-tuning and distillation: what is trained, what stays, and from where."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from simclr_jax import models, optim, parallel
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.evaluation import encoder as encoders
+from simclr_jax.evaluation import protocols
 from simclr_jax.models import Outputs
 from simclr_jax.training import distillation, finetuning, loop, objective
 from simclr_jax.training.writers import read_metrics
@@ -393,3 +395,64 @@ def test_frozen_parts_have_no_optimiser_state():
     np.testing.assert_array_equal(
         optax.tree.norm(updates["b"]), optax.tree.norm(expected["b"])
     )
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    """A run of a drawn encoder with a projection head."""
+    config = make_config(data, lambda config: config)
+    config.encoder.depth, config.encoder.width = 18, 0.0625
+    config.head.output_dim = 5
+    config.schedule.train_steps = 1
+    config.evaluation.knn_k = (5,)
+    loop.train(config, str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def receipt(run, protocol):
+    return json.loads((run / "eval" / f"{protocol}.json").read_text())
+
+
+def test_evaluation_by_fine_tuning_leaves_the_encoder_alone(run):
+    overrides = [
+        "batch.batch_size=8",
+        "schedule.train_steps=3",
+        "finetune.layer=1",
+    ]
+    arguments = {"adapt": finetune.adapt, "baselines": True, "overrides": overrides}
+    before = encoders.checksum(encoders.load(str(run)).variables)
+    protocols.evaluate(str(run), ["finetune_10pct"], **arguments)
+    found = receipt(run, "finetune_10pct")
+    assert found["baselines"].keys() == {"untrained"}
+    assert found["encoder_checksum_after"] == before
+    # A tenth of 16 images of each of four classes, rounded up.
+    assert found["settings"]["train_images"].startswith("8 of ")
+    assert found["settings"]["schedule.train_steps"] == 3
+    assert found["settings"]["finetune.layer"] == 1
+    tuned = run / "eval" / "finetune_10pct" / "pretrained"
+    assert encoders.checksum(encoders.load(str(tuned)).variables) != before
+
+    # The fine-tuned run's own protocol finds the same; other settings begin anew.
+    protocols.evaluate(str(tuned), ["classifier"])
+    assert receipt(tuned, "classifier")["value"] == found["value"]
+    overrides[1] = "schedule.train_steps=2"
+    protocols.evaluate(str(run), ["finetune_10pct"], **arguments)
+    assert encoders.load(str(tuned)).step == 2
+
+
+def test_what_only_fine_tuning_has_is_refused_without_it(run):
+    with pytest.raises(ConfigError, match=r"--set=schedule.train_steps=3: must come"):
+        protocols.evaluate(str(run), ["knn"], overrides=["schedule.train_steps=3"])
+
+
+def test_a_classifier_of_other_classes_is_refused(run, data):
+    images = np.zeros((20, SIZE, SIZE, 3), np.uint8)
+    for split in ("train", "test"):
+        path = data / f"other-{split}.npz"
+        np.savez(path, images=images, labels=np.arange(20) % 7)
+    with pytest.raises(ConfigError, match=r"classifier of 4 classes, and .* has 7"):
+        protocols.evaluate(
+            str(run),
+            ["classifier"],
+            overrides=[f"data.dataset=npz:{data}/other-{{split}}.npz"],
+        )
