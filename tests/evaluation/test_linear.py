@@ -124,6 +124,19 @@ def test_the_preconditioner_saves_steps(mesh):
     assert losses["with"] - best < 0.2 * (losses["without"] - best)
 
 
+def test_a_fit_begins_where_the_last_one_ended(mesh):
+    x, labels = clusters(403, seed=0)
+    data, moments = linear._shard(x, labels, mesh), linear._second_moments(x, mesh)
+    rng = np.random.default_rng(0)
+    start = linear.Classifier(
+        rng.normal(size=(WIDTH, CLASSES)).astype(np.float32),
+        rng.normal(size=CLASSES).astype(np.float32),
+    )
+    same = linear._fit(start, data, moments, 1e-2, max_steps=0)
+    np.testing.assert_allclose(same.weights, start.weights, atol=1e-4)
+    np.testing.assert_array_equal(same.bias, start.bias)
+
+
 def test_the_penalty_is_chosen_without_the_test_labels(mesh):
     train, test = clusters(400, seed=0), clusters(200, seed=1)
     settings = {"l2_penalties": (1e-4, 1e-2, 10.0), "max_steps": 100, "mesh": mesh}

@@ -13,7 +13,7 @@ from configs import base
 from simclr_jax import parallel
 from simclr_jax.data import sources, subsets
 from simclr_jax.errors import ConfigError, DataError, NotPrepared
-from simclr_jax.evaluation import features, metrics, protocols, tasks, transfer
+from simclr_jax.evaluation import features, linear, metrics, protocols, tasks, transfer
 from simclr_jax.evaluation.transfer_datasets import DATASETS
 
 CLASSES = 3
@@ -175,9 +175,19 @@ def test_every_dataset_has_a_known_metric_and_split():
         assert transfer.choose([]) == [*DATASETS]
 
 
-def test_layers_have_a_figure_each(evaluate):
-    results, receipts = evaluate("layers", "linear", baselines=True)
+def test_layers_have_a_figure_each(evaluate, monkeypatch):
+    widths = []
+    fit = linear.linear_evaluation
+
+    def watched(train_x, *arguments, **settings):
+        widths.append(train_x.shape[1])
+        return fit(train_x, *arguments, **settings)
+
+    monkeypatch.setattr(linear, "linear_evaluation", watched)
+    results, receipts = evaluate("linear", "layers", baselines=True)
     receipt = receipts["layers.json"]
+    # Of pixels and h by `linear`, of pixels and three layers by `layers`.
+    assert widths == [192, 32, 192, 32, 32, 128]
     assert list(receipt["values"]) == ["h", "layer 1", "z"]
     assert receipt["value"] == receipt["values"]["h"]
     assert receipt["value"] == receipts["linear.json"]["value"]
