@@ -116,7 +116,7 @@ def tiny_config():
 
 def make_pretrained():
     config = validation.resolve(tiny_config(), num_examples=100)
-    model = recipe.make_model(config, num_classes=3, platform="cpu")
+    model = recipe.make_model(config, num_classes=18, platform="cpu")
     images = np.zeros((1, 8, 8, 3), np.float32)
     params, batch_stats = jax.jit(model.init)(jax.random.key(5), images)
     variables, heads = checkpoints.split_variables(
@@ -151,6 +151,7 @@ DEEDS = {
     "linear_10pct": (features, "extract"),
     "linear_sgd": (linear_sgd, "train_classifier"),
     "layers": (features, "extract"),
+    "classifier": (features, "extract"),
 }
 
 
