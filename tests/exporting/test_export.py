@@ -87,6 +87,24 @@ def test_exports_open_with_the_features_of_the_run(name, tiny, exported, images)
     assert (opened.step, opened.config_hash) == (STEP, run.config_hash)
 
 
+@pytest.mark.parametrize("name", ["safetensors", "orbax", "stablehlo"])
+def test_lines_of_the_model_card(name, tiny, exported, images, monkeypatch):
+    """Run as they are printed; those for PyTorch's libraries run in the slow tests."""
+    run = simclr_jax.load(tiny)
+    given = images if name == "safetensors" else run.preprocessing(images)
+    (_, _, rest) = (exported / name / "README.md").read_text().partition("```python\n")
+    lines = rest.partition("```")[0].replace("/absolute/path", str(exported))
+    monkeypatch.chdir(exported)
+    names = {"images": given}
+    exec(lines, names)
+    want = run.encode(images)
+    np.testing.assert_allclose(np.asarray(names["h"]), want, rtol=0, atol=1e-6)
+    if name != "stablehlo":
+        got, variables = names["variables"], run.variables
+        jax.tree.map(np.testing.assert_array_equal, got, variables)
+        assert names["module"].feature_width == 32
+
+
 def test_huggingface_s_own_files(exported):
     """As `ResNetConfig` and `BitImageProcessor` read them."""
     folder = exported / "huggingface"
@@ -481,6 +499,7 @@ def test_figures_are_those_of_the_exported_weights(tmp_path):
         (tmp_path / f"run/eval/{name}.json").write_text(json.dumps(content))
     # What an export that was killed may have left.
     (tmp_path / ".out.unfinished" / "stale").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
     writing.export(run, "orbax", str(tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
     assert not (tmp_path / "out" / "stale").exists()
