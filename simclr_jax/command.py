@@ -46,6 +46,15 @@ def define_allow_config_change() -> flags.FlagHolder:
     )
 
 
+def define_evaluate() -> flags.FlagHolder:
+    """Defines `--evaluate`, of commands that train a classifier."""
+    return flags.DEFINE_bool(
+        "evaluate",
+        True,
+        "Classify config.evaluation.test_split at the end, into eval/classifier.json.",
+    )
+
+
 def define_processes() -> None:
     """Defines the flags of a job of several processes, for `start_processes`."""
     flags.DEFINE_string(

@@ -23,13 +23,14 @@ _INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
 _WORKDIR = command.define_workdir()
 command.define_processes()
 _ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
+_EVALUATE = command.define_evaluate()
 
 
 def main() -> None:
     """Runs the command."""
     command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import encoder, protocols
+    from simclr_jax.evaluation import encoder, protocols, tasks
     from simclr_jax.exporting import loading
     from simclr_jax.parallel import processes
     from simclr_jax.training import distillation, finetuning, loop
@@ -49,11 +50,15 @@ def main() -> None:
             config.distill.init_from = _INIT_FROM.value
             config.distill.init_checksum = encoder.checksum(weights.variables)
     job = distillation.make_job(config, teacher, weights)
+    evaluates = _EVALUATE.value and job.source.num_classes is not None
+    if evaluates:
+        with processes.together():
+            tasks.open_dataset(job.config)  # so that it does not fail at the end
     loop.run(job, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
-    if job.source.num_classes is not None:
-        values = protocols.evaluate(_WORKDIR.value, ["classifier"])
+    if evaluates:
+        results = protocols.evaluate(_WORKDIR.value, ["classifier"])
         if processes.is_main():
-            print(protocols.table(values))
+            print(protocols.table(results))
 
 
 if __name__ == "__main__":

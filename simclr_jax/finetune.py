@@ -21,13 +21,14 @@ _INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
 _WORKDIR = command.define_workdir()
 command.define_processes()
 _ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
+_EVALUATE = command.define_evaluate()
 
 
 def main() -> None:
     """Runs the command."""
     command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import encoder, protocols
+    from simclr_jax.evaluation import encoder, protocols, tasks
     from simclr_jax.exporting import loading
     from simclr_jax.parallel import processes
     from simclr_jax.training import finetuning, loop
@@ -41,10 +42,14 @@ def main() -> None:
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)
     job = finetuning.make_job(config, weights)
+    if _EVALUATE.value:
+        with processes.together():
+            tasks.open_dataset(job.config)  # so that it does not fail at the end
     loop.run(job, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
-    values = protocols.evaluate(_WORKDIR.value, ["classifier"])
-    if processes.is_main():
-        print(protocols.table(values))
+    if _EVALUATE.value:
+        results = protocols.evaluate(_WORKDIR.value, ["classifier"])
+        if processes.is_main():
+            print(protocols.table(results))
 
 
 if __name__ == "__main__":
