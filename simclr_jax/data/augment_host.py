@@ -182,7 +182,8 @@ def _blur(plane: tf.Tensor, sigma: tf.Tensor, radius: int) -> tf.Tensor:
             start[axis] = radius + offset
             return tf.slice(padded, start, x.shape)
 
-        result = taps[0] * x
+        # Not x itself, which XLA would compute once more.
+        result = taps[0] * shifted(0)
         for offset in range(1, radius + 1):
             result += taps[offset] * (shifted(offset) + shifted(-offset))
         return result
