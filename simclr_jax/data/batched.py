@@ -242,24 +242,24 @@ def adjust_hue(planes: Planes, turns: Array, xp: Backend) -> Planes:
     r, g, b = planes
     low, high = _extremes(planes, xp)
     chroma = high - low
-    scale = 1.0 / np_.maximum(chroma, _TINY)
-    # In sixths of a circle: red 0, green 2, blue 4.
+    # In sixths of a circle, red 0, green 2, blue 4, and all times the chroma, so that
+    # nothing is divided.
     hue = np_.where(
         r == high,
-        (g - b) * scale,
-        np_.where(g == high, (b - r) * scale + 2.0, (r - g) * scale + 4.0),
+        g - b,
+        np_.where(g == high, b - r + 2.0 * chroma, r - g + 4.0 * chroma),
     )
-    hue = hue + _of_images(turns) * 6.0
-    hue = np_.where(hue < 0.0, hue + 6.0, hue)
-    hue = np_.where(hue >= 6.0, hue - 6.0, hue)
+    hue = hue + _of_images(turns) * 6.0 * chroma
+    hue = np_.where(hue < 0.0, hue + 6.0 * chroma, hue)
+    hue = np_.where(hue >= 6.0 * chroma, hue - 6.0 * chroma, hue)
 
     def channel(distance: Array) -> Array:
-        return low + chroma * np_.minimum(np_.maximum(distance, 0.0), 1.0)
+        return low + np_.minimum(np_.maximum(distance, 0.0), chroma)
 
     return Planes(
-        channel(np_.abs(hue - 3.0) - 1.0),
-        channel(2.0 - np_.abs(hue - 2.0)),
-        channel(2.0 - np_.abs(hue - 4.0)),
+        channel(np_.abs(hue - 3.0 * chroma) - chroma),
+        channel(2.0 * chroma - np_.abs(hue - 2.0 * chroma)),
+        channel(2.0 * chroma - np_.abs(hue - 4.0 * chroma)),
     )
 
 
