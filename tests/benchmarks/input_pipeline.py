@@ -17,7 +17,8 @@ run.
 | original | google-research/simclr's recipe in TensorFlow, its blur on the host too |
 | original-no-blur | its host part as shipped: the blur is left to the accelerator |
 | ours | this package's pipeline, blur included |
-| ours-no-blur | the same without blur |
+| ours-float32 | the same, and its views as floats in [0, 1], made on the host |
+| ours-no-blur | ours without blur |
 | ours-split | its decoding and cropping; the rest is left to the accelerator |
 | decode | decoding with the exact transform and nothing else: a floor |
 | torchvision-pil | torchvision's v1 transforms on PIL images |
@@ -57,6 +58,7 @@ from collections.abc import Callable
 from typing import Any
 
 import in_turn
+import numpy as np
 from input_sides.task import Batches, Task, check, cifar, imagenet
 
 PACKAGES = ("albumentations", "opencv-python-headless", "nvidia-dali-cuda120")
@@ -64,6 +66,7 @@ YARDSTICKS = ("original", "original-no-blur")
 # name -> what the config has besides the recipe
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
+    "ours-float32": {},
     "ours-no-blur": {
         "augment.operations": ("crop", "flip", "color_jitter", "grayscale")
     },
@@ -84,7 +87,10 @@ def make(name: str, task: Task) -> Batches:
     if name in OURS:
         from input_sides import package
 
-        return package.batches(task, OURS[name])
+        batches = package.batches(task, OURS[name])
+        if name == "ours-float32":
+            return (batch * np.float32(1 / 255) for batch in batches)
+        return batches
     if name in NATIVE:
         from input_sides import original
 
