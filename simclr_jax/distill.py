@@ -30,10 +30,9 @@ def main() -> None:
     """Runs the command."""
     command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import encoder, protocols, tasks
+    from simclr_jax.evaluation import classifying, encoder
     from simclr_jax.exporting import loading
-    from simclr_jax.parallel import processes
-    from simclr_jax.training import distillation, finetuning, loop
+    from simclr_jax.training import distillation, finetuning
 
     config = _CONFIG.value
     finetuning.check_group(config, "distill")
@@ -50,15 +49,12 @@ def main() -> None:
             config.distill.init_from = _INIT_FROM.value
             config.distill.init_checksum = encoder.checksum(weights.variables)
     job = distillation.make_job(config, teacher, weights)
-    evaluates = _EVALUATE.value and job.source.num_classes is not None
-    if evaluates:
-        with processes.together():
-            tasks.open_dataset(job.config)  # so that it does not fail at the end
-    loop.run(job, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
-    if evaluates:
-        results = protocols.evaluate(_WORKDIR.value, ["classifier"])
-        if processes.is_main():
-            print(protocols.table(results))
+    classifying.train(
+        job,
+        _WORKDIR.value,
+        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        classify=_EVALUATE.value,
+    )
 
 
 if __name__ == "__main__":

@@ -28,10 +28,9 @@ def main() -> None:
     """Runs the command."""
     command.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import encoder, protocols, tasks
+    from simclr_jax.evaluation import classifying, encoder
     from simclr_jax.exporting import loading
-    from simclr_jax.parallel import processes
-    from simclr_jax.training import finetuning, loop
+    from simclr_jax.training import finetuning
 
     config = _CONFIG.value
     path = _INIT_FROM.value
@@ -42,14 +41,12 @@ def main() -> None:
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)
     job = finetuning.make_job(config, weights)
-    if _EVALUATE.value:
-        with processes.together():
-            tasks.open_dataset(job.config)  # so that it does not fail at the end
-    loop.run(job, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
-    if _EVALUATE.value:
-        results = protocols.evaluate(_WORKDIR.value, ["classifier"])
-        if processes.is_main():
-            print(protocols.table(results))
+    classifying.train(
+        job,
+        _WORKDIR.value,
+        allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        classify=_EVALUATE.value,
+    )
 
 
 if __name__ == "__main__":

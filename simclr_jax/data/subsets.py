@@ -15,10 +15,24 @@ from simclr_jax.errors import DataError
 
 
 class Subset:
-    """Some images of another source."""
+    """Some images of another source, with its labels or other ones."""
 
-    def __init__(self, source: Source, indices: np.ndarray, *, name: str) -> None:
-        """Takes the numbers of the images in `source`, in the order of the subset."""
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        *,
+        name: str,
+        new_labels: np.ndarray | None = None,
+    ) -> None:
+        """Wraps a source.
+
+        Args:
+          source: has the images.
+          indices: their numbers in it, in the order of the subset.
+          name: for messages.
+          new_labels: int32, one for each of `indices`; the source's when None.
+        """
         self.name = name
         self.num_examples = len(indices)
         self.num_classes = source.num_classes
@@ -27,45 +41,25 @@ class Subset:
         self.encoded = source.encoded
         self.image_shape = source.image_shape
         self.indices = indices
-        self.unpack = source.unpack
+        self._labels = new_labels
         self._source = source
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
-        return self._source.read(self.indices[indices])
-
-    def describe(self, index: int) -> str:
-        """See `Source`."""
-        return self._source.describe(int(self.indices[index]))
-
-
-class _Relabelled:
-    """Another source's images with other labels."""
-
-    def __init__(self, source: Source, of_images: np.ndarray) -> None:
-        self.name = source.name
-        self.num_examples = source.num_examples
-        self.num_classes = source.num_classes
-        self.class_names = source.class_names
-        self.record_spec = source.record_spec
-        self.encoded = source.encoded
-        self.image_shape = source.image_shape
-        self.describe = source.describe
-        self._source = source
-        self._labels = of_images
-
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Source`."""
-        records, _ = self._source.read(indices)
-        return records, self._labels[indices]
+        records, found = self._source.read(self.indices[indices])
+        return records, found if self._labels is None else self._labels[indices]
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Source`."""
-        # Some sources keep labels in their records, and would give theirs.
-        image, _ = self._source.unpack(record, label)
-        return image, label
+        # Some sources keep labels in their records, and give those.
+        image, found = self._source.unpack(record, label)
+        return image, found if self._labels is None else label
+
+    def describe(self, index: int) -> str:
+        """See `Source`."""
+        return self._source.describe(int(self.indices[index]))
 
 
 def labels(source: Source) -> np.ndarray:
@@ -104,7 +98,8 @@ def hide_labels(source: Source, fraction: float, *, seed: int) -> Source:
     visible = np.full_like(of_images, NO_LABEL)
     chosen = _chosen(source, of_images, fraction, seed=seed)
     visible[chosen] = of_images[chosen]
-    return _Relabelled(source, visible)
+    everything = np.arange(source.num_examples)
+    return Subset(source, everything, name=source.name, new_labels=visible)
 
 
 def _chosen(

@@ -4,25 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+import simclr_settings
 from scipy import stats
+from simclr_settings import AREA_AND_RATIO, CROP, assert_inside, view_in_graph
 
 from simclr_jax.data import augment, batched, draws, order
 from simclr_jax.data.tf_cpu import tf
 
-AREA_AND_RATIO = {
-    "area_min": 0.08,
-    "area_max": 1.0,
-    "ratio_min": 3 / 4,
-    "ratio_max": 4 / 3,
-}
-JITTER = {
-    "strength": 0.5,
-    "brightness": 0.8,
-    "contrast": 0.8,
-    "saturation": 0.8,
-    "hue": 0.2,
-    "brightness_mode": "multiplicative",
-}
+JITTER = {**simclr_settings.JITTER, "strength": 0.5}
 # Settings with which an operation, where it acts, changes the pixels.
 SETTINGS = {
     "flip": {},
@@ -35,7 +24,7 @@ SETTINGS = {
     "sobel": {},
 }
 COMPOSED = {name: {"probability": 0.5, **SETTINGS[name]} for name in SETTINGS}
-COMPOSED["crop"] = {"sampler": "reference", **AREA_AND_RATIO}
+COMPOSED["crop"] = CROP
 # A quarter of the rotations are by 0 degrees.
 SHARE_ACTING = {name: 0.75 if name == "rotation" else 1.0 for name in SETTINGS}
 
@@ -200,15 +189,6 @@ def draw_boxes():
     return draw
 
 
-def _assert_inside(boxes, height, width):
-    y, x, h, w = boxes.T
-    assert (boxes >= 0).all()
-    assert (h > 0).all()
-    assert (w > 0).all()
-    assert (y + h <= height).all()
-    assert (x + w <= width).all()
-
-
 @pytest.mark.parametrize(
     "case",
     ["H375_W500_target224x224", "H120_W500_target224x224", "H32_W32_target32x32"],
@@ -219,7 +199,7 @@ def test_reference_boxes_are_distributed_as_the_reference_s(
     arrays = golden("data_crop_distribution")
     height, width = (int(part[1:]) for part in case.split("_")[:2])
     boxes = draw_boxes("reference", height, width, 6000)
-    _assert_inside(boxes, height, width)
+    assert_inside(boxes, height, width)
     h, w = boxes[:, 2].astype(float), boxes[:, 3].astype(float)
     measured = {"area": h * w / (height * width), "logratio": np.log(w / h)}
     for name, values in measured.items():
@@ -256,7 +236,7 @@ def test_torchvision_area_and_ratio_are_uniform(draw_boxes):
     # Up to half of the image every draw fits, so that none is rejected.
     side = 2000
     boxes = draw_boxes("torchvision", side, side, 4000, area_max=0.5)
-    _assert_inside(boxes, side, side)
+    assert_inside(boxes, side, side)
     y, x, h, w = boxes.T
     areas, ratios = h * w / side**2, np.log(w / h)
     for values, low, high in (
@@ -282,7 +262,7 @@ def test_torchvision_takes_the_first_draw_that_fits(chi_square, draw_boxes):
     h, w = np.round(np.sqrt(area / ratio)), np.round(np.sqrt(area * ratio))
     fits = (h <= height) & (w <= width)
     boxes = draw_boxes("torchvision", height, width, 6000)
-    _assert_inside(boxes, height, width)
+    assert_inside(boxes, height, width)
     for drawn, expected, edges in (
         (
             boxes[:, 2] * boxes[:, 3] / (height * width),
@@ -580,20 +560,6 @@ def _view_draws(operations, count):
     return draws.view_draws(KEYS, operations)[:count, 0]
 
 
-def _in_graph(view):
-    """The view as the pipeline runs it: images come in any size."""
-    specs = [
-        tf.TensorSpec([None, None, 3], tf.uint8),
-        tf.TensorSpec([4], tf.int32),
-        tf.TensorSpec([None], tf.float32),
-    ]
-    return tf.function(
-        lambda image, box, u: view(image, tf.unstack(box), u),
-        input_signature=specs,
-        autograph=False,
-    )
-
-
 def _view(operations, settings=COMPOSED, image_size=16):
     """view(image, u) of the whole image."""
     view = augment.compose(operations, settings, image_size=image_size)
@@ -608,7 +574,7 @@ def test_any_two_operations_compose(first, second):
     operations = (first, second)
     view = augment.compose(operations, COMPOSED, image_size=16)
     if "crop" in operations:  # then shapes can be unknown to the graph
-        view = _in_graph(view)
+        view = view_in_graph(view)
     (u,) = _view_draws(operations, 1)
     result = view(_uint8_image(20, 24), (2, 3, 10, 12), u)
     assert result.shape == (16, 16, 3)
@@ -616,7 +582,7 @@ def test_any_two_operations_compose(first, second):
 
 
 def test_a_view_depends_on_image_box_and_draws_alone():
-    view = _in_graph(augment.compose(ALL, COMPOSED, image_size=16))
+    view = view_in_graph(augment.compose(ALL, COMPOSED, image_size=16))
     image, box = _uint8_image(20, 24), (2, 3, 10, 12)
     uniform = _view_draws(ALL, 20)
     views = [view(image, box, u).numpy() for u in uniform]

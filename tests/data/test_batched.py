@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
+from simclr_settings import BLUR, JITTER
 
 from simclr_jax.data import (
     augment,
@@ -41,19 +42,11 @@ RANDOM = {
     "noise": "random_noise",
     "sobel": "random_sobel",
 }
-JITTER = {
-    "strength": 1.0,
-    "brightness": 0.8,
-    "contrast": 0.8,
-    "saturation": 0.8,
-    "hue": 0.2,
-    "brightness_mode": "multiplicative",
-}
 SETTINGS = {
     "flip": {},
     "color_jitter": JITTER,
     "grayscale": {},
-    "blur": {"sigma_min": 0.1, "sigma_max": 2.0, "kernel_fraction": 0.4},
+    "blur": {**BLUR, "kernel_fraction": 0.4},
     "rotation": {},
     "cutout": {"size_fraction": 0.5},
     "noise": {"stddev_min": 0.05, "stddev_max": 0.1},

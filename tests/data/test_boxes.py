@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 from fidelity import TENSORFLOW
 from scipy import stats
+from simclr_settings import AREA_AND_RATIO, assert_inside
 
 from simclr_jax.data import augment, augment_jax, boxes, order
 from simclr_jax.data.tf_cpu import tf
 
-AREA_AND_RATIO = {
-    "area_min": 0.08,
-    "area_max": 1.0,
-    "ratio_min": 3 / 4,
-    "ratio_max": 4 / 3,
-}
 COUNT = 20_000
 
 
@@ -39,15 +34,6 @@ def _draw(sampler, height, width, count=COUNT, **changes):
     return result
 
 
-def _assert_inside(found, height, width):
-    y, x, h, w = found.T
-    assert (found >= 0).all()
-    assert (h > 0).all()
-    assert (w > 0).all()
-    assert (y + h <= height).all()
-    assert (x + w <= width).all()
-
-
 # The reference's sampler --------------------------------------------------------------
 
 
@@ -61,7 +47,7 @@ def test_reference_boxes_are_distributed_as_the_reference_s(
     arrays = golden("data_crop_distribution")
     height, width = (int(part[1:]) for part in case.split("_")[:2])
     found = _draw("reference", height, width)
-    _assert_inside(found, height, width)
+    assert_inside(found, height, width)
     y, x, h, w = found.T
     area = h * w / (height * width)
     # As recorded: the tiny number puts offsets on a border into the lower bin.
@@ -116,7 +102,7 @@ def test_reference_sides_are_distributed_as_tensorflow_s(
 
     expected = plain(np.random.default_rng(0).integers(0, 2**62, (COUNT, 2))).numpy()
     found = _draw("reference", height, width, **changes)
-    _assert_inside(found, height, width)
+    assert_inside(found, height, width)
     tables = []
     for table in (found, expected):
         h, w = table[:, 2:].T
@@ -137,7 +123,7 @@ def test_torchvision_area_and_ratio_are_uniform():
     # Up to half of the image every draw fits, so that none is rejected.
     side = 2000
     found = _draw("torchvision", side, side, area_max=0.5)
-    _assert_inside(found, side, side)
+    assert_inside(found, side, side)
     y, x, h, w = found.T
     measured = (
         (h * w / side**2, 0.08, 0.5),
@@ -163,7 +149,7 @@ def test_torchvision_takes_the_first_draw_that_fits(chi_square):
     h, w = np.round(np.sqrt(area / ratio)), np.round(np.sqrt(area * ratio))
     fits = (h <= height) & (w <= width)
     found = _draw("torchvision", height, width)
-    _assert_inside(found, height, width)
+    assert_inside(found, height, width)
     for drawn, expected, edges in (
         (
             found[:, 2] * found[:, 3] / (height * width),

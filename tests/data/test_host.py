@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import skimage
 from PIL import Image
+from simclr_settings import BLUR, CROP, JITTER, view_in_graph
 
 from simclr_jax.data import (
     augment,
@@ -27,30 +28,11 @@ from simclr_jax.data.tf_cpu import tf
 
 SIMCLR = ("crop", "flip", "color_jitter", "grayscale", "blur")
 SETTINGS = {
-    "crop": {
-        "sampler": "reference",
-        "area_min": 0.08,
-        "area_max": 1.0,
-        "ratio_min": 3 / 4,
-        "ratio_max": 4 / 3,
-    },
+    "crop": CROP,
     "flip": {"probability": 0.5},
-    "color_jitter": {
-        "probability": 0.8,
-        "strength": 1.0,
-        "brightness": 0.8,
-        "contrast": 0.8,
-        "saturation": 0.8,
-        "hue": 0.2,
-        "brightness_mode": "multiplicative",
-    },
+    "color_jitter": {"probability": 0.8, **JITTER},
     "grayscale": {"probability": 0.2},
-    "blur": {
-        "probability": 0.5,
-        "sigma_min": 0.1,
-        "sigma_max": 2.0,
-        "kernel_fraction": 0.1,
-    },
+    "blur": {"probability": 0.5, **BLUR, "kernel_fraction": 0.1},
     "rotation": {"probability": 0.5},
     "cutout": {"probability": 0.5, "size_fraction": 0.5},
     "sobel": {"probability": 0.3},
@@ -84,20 +66,7 @@ def _plain(composition):
         composition.settings,
         image_size=composition.image_size,
     )
-    return _of_any_size(view)
-
-
-def _of_any_size(view):
-    specs = [
-        tf.TensorSpec([None, None, 3], tf.uint8),
-        tf.TensorSpec([4], tf.int32),
-        tf.TensorSpec([None], tf.float32),
-    ]
-    return tf.function(
-        lambda image, box, u: view(image, tf.unstack(box), u),
-        input_signature=specs,
-        autograph=False,
-    )
+    return view_in_graph(view)
 
 
 # 10,000 views of small images ---------------------------------------------------------
@@ -164,7 +133,7 @@ def test_batches_in_jax_are_the_plain_views(small, count):
 
 def test_single_views_on_the_host_are_the_plain_views(small):
     images, found, uniform, expected = small
-    view = _of_any_size(augment_host.compose(SMALL))
+    view = view_in_graph(augment_host.compose(SMALL))
     for number in range(500):
         result = view(images[number], found[number, 0], uniform[number, 0]).numpy()
         _assert_same_views(result, expected[number, 0], share=1.0)
@@ -221,7 +190,7 @@ def _inputs(composition, images):
 
 
 def _assert_same_one_by_one(composition, images, share=SHARE):
-    fast, plain = _of_any_size(augment_host.compose(composition)), _plain(composition)
+    fast, plain = view_in_graph(augment_host.compose(composition)), _plain(composition)
     inputs = list(_inputs(composition, images))
     result, expected = (
         np.stack([view(*one).numpy() for one in inputs]) for view in (fast, plain)

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from simclr_settings import CROP
 
 from simclr_jax.data import (
     augment,
@@ -22,13 +23,7 @@ from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
 SETTINGS = {
-    "crop": {
-        "sampler": "reference",
-        "area_min": 0.08,
-        "area_max": 1.0,
-        "ratio_min": 3 / 4,
-        "ratio_max": 4 / 3,
-    },
+    "crop": CROP,
     "flip": {"probability": 0.5},
     "grayscale": {"probability": 0.3},
     "noise": {"probability": 0.5, "stddev_min": 0.0, "stddev_max": 0.1},

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from simclr_settings import BLUR, CROP, JITTER
 
 from simclr_jax import parallel
 from simclr_jax.data import augment, order, pipeline, resident, sources
@@ -14,30 +15,11 @@ from simclr_jax.data.composition import Composition
 
 SEED, COUNT, BATCH, SIZE = 3, 70, 16, 12  # four steps an epoch
 SETTINGS = {
-    "crop": {
-        "sampler": "reference",
-        "area_min": 0.08,
-        "area_max": 1.0,
-        "ratio_min": 3 / 4,
-        "ratio_max": 4 / 3,
-    },
+    "crop": CROP,
     "flip": {"probability": 0.5},
-    "color_jitter": {
-        "probability": 0.8,
-        "strength": 1.0,
-        "brightness": 0.8,
-        "contrast": 0.8,
-        "saturation": 0.8,
-        "hue": 0.2,
-        "brightness_mode": "multiplicative",
-    },
+    "color_jitter": {"probability": 0.8, **JITTER},
     "grayscale": {"probability": 0.2},
-    "blur": {
-        "probability": 0.5,
-        "sigma_min": 0.1,
-        "sigma_max": 2.0,
-        "kernel_fraction": 0.3,
-    },
+    "blur": {"probability": 0.5, **BLUR, "kernel_fraction": 0.3},
 }
 VIEW = Composition(tuple(SETTINGS), SETTINGS, SIZE)
 CROP = VIEW.crop_alone()

@@ -5,6 +5,7 @@ import pytest
 
 from simclr_jax.data import subsets
 from simclr_jax.data.sources import ArraySource
+from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
 CLASSES = 4
@@ -63,3 +64,30 @@ def test_all_is_the_source_itself():
 def test_needs_labels():
     with pytest.raises(DataError, match="made: has no labels"):
         subsets.class_balanced(make_source(labelled=False), 0.5, seed=0)
+
+
+class InRecords(ArraySource):
+    """Keeps labels in its records, as TFDS does."""
+
+    def read(self, indices):
+        records, found = super().read(indices)
+        return records, np.full_like(found, -1)
+
+    def unpack(self, record, label):
+        del label
+        return record, tf.cast(record[1, 1, 0], tf.int32)
+
+
+@pytest.mark.parametrize("kind", [ArraySource, InRecords])
+def test_hidden_labels_are_hidden_wherever_they_are_kept(kind):
+    images, numbers = make_source().arrays()
+    images[:, 1, 1, 0] = numbers
+    source = kind(images, numbers, name="made")
+    kept = subsets.class_balanced(source, 0.25, seed=0).indices
+    part = subsets.hide_labels(source, 0.25, seed=0)
+    expected = np.full(len(numbers), -1)
+    expected[kept] = numbers[kept]
+    np.testing.assert_array_equal(subsets.labels(part), expected)
+    records, _ = part.read(np.arange(part.num_examples))
+    np.testing.assert_array_equal(records, images)
+    assert subsets.hide_labels(source, 1.0, seed=0) is source
