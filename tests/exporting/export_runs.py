@@ -48,7 +48,7 @@ def write(
     checkpoints = Checkpoints(str(workdir), keep_last=5, keep_every_steps=None)
     for step in steps:
         scaled = jax.tree.map(lambda x, step=step: x * (step / steps[-1]), params)
-        description = describe(config, num_classes=None)
+        description = describe(config, model)
         checkpoints.save_weights(step, scaled, batch_stats, description)
     checkpoints.close()
     run_directory.write_config(str(workdir), config)
