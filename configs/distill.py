@@ -25,7 +25,7 @@ def get_config(name: str = "imagenet") -> config_dict.ConfigDict:
         raise ValueError(
             f"distill.py:{name}: must be the name of a file in configs/"
         ) from error
-    config = config.copy_and_resolve_references().unlock()
+    config.unlock()
     config.distill = distill = config_dict.ConfigDict()
     distill.temperature = 1.0  # tau, of the teacher's and the student's softmax
     # 1 - alpha: the share of the labels in the loss; 0: the teacher's alone.

@@ -41,7 +41,10 @@ def get_config(argument: str = "imagenet,0.01") -> config_dict.ConfigDict:
             f"finetune.py:{argument}: must be NAME,SHARE with the name of a file in "
             "configs/ and a number above 0 and at most 1"
         ) from error
-    return adapt(module.get_config(), fraction)
+    # Not a copy, in which keys that are None could not be set on the command line.
+    config = module.get_config().unlock()
+    _adapt(config, fraction)
+    return config.lock()
 
 
 def adapt(
@@ -49,7 +52,7 @@ def adapt(
 ) -> config_dict.ConfigDict:
     """A copy of a pretraining config that fine-tunes on its dataset."""
     config = config.copy_and_resolve_references().unlock()
-    with config.ignore_type():  # numbers and None take each other's place
+    with config.ignore_type():  # numbers stand where placeholders were
         _adapt(config, label_fraction)
     return config.lock()
 

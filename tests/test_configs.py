@@ -70,6 +70,10 @@ def test_configs_of_further_training_have_one_more_group(config, group):
     more = validation.flatten(config).keys() - validation.flatten(CONFIGS["base"])
     assert more == {key for key in more if key.startswith(f"{group}.")}
     assert more
+    # What is None can still be set on the command line.
+    assert config.data.get_type("data_dir") is str
+    assert config.schedule.get_type("train_steps") is int
+    assert config.batch.get_type("micro_batch_size") is int
 
 
 def test_fine_tuning_on_imagenet_takes_the_official_shares():
