@@ -172,6 +172,22 @@ def test_frozen_groups_stay_as_they_are(data, tmp_path, optimizer):
         assert changed(before, after) == free
 
 
+def test_no_gradient_passes_what_is_frozen():
+    weights = make_weights()
+    encoder = weights.model.encoder.copy(frozen_through=2)
+    images = jnp.ones((2, SIZE, SIZE, 3)) * jnp.arange(2.0)[:, None, None, None]
+
+    def total(params):
+        variables = {**weights.variables, "params": params}
+        h, _ = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jnp.sum(h)
+
+    gradient = jax.jit(jax.grad(total))(weights.variables["params"])
+    for part, tree in gradient.items():
+        passes = any(np.any(leaf) for leaf in jax.tree.leaves(tree))
+        assert passes == (part in ("group3", "group4")), part
+
+
 def test_a_frozen_encoder_trains_the_classifier_alone(data, tmp_path):
     weights = make_weights()
     config = make_config(data, **{"finetune.after_group": 4})
