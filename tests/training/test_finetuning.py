@@ -456,12 +456,9 @@ def test_evaluation_by_fine_tuning_leaves_the_encoder_alone(run):
     assert encoders.load(str(tuned)).step == 2
 
 
-def test_what_only_fine_tuning_has_is_refused_without_it(run):
+def test_what_does_not_go_with_the_run_is_refused(run, data):
     with pytest.raises(ConfigError, match=r"--set=schedule.train_steps=3: must come"):
         protocols.evaluate(str(run), ["knn"], overrides=["schedule.train_steps=3"])
-
-
-def test_a_classifier_of_other_classes_is_refused(run, data):
     images = np.zeros((20, SIZE, SIZE, 3), np.uint8)
     for split in ("train", "test"):
         path = data / f"other-{split}.npz"

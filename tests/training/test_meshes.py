@@ -92,7 +92,7 @@ def one_step(folder):
         (2, 2),
         pytest.param(1, 8, marks=pytest.mark.slow),
         pytest.param(2, 4, marks=pytest.mark.slow),
-        (4, 2),
+        pytest.param(4, 2, marks=pytest.mark.slow),
     ],
 )
 def test_one_step_is_that_of_one_device(folder, one_step, num_processes, devices_each):

@@ -121,7 +121,9 @@ def assert_same_step(found, expected):
     assert error(found.update, expected.update) < 2e-5
 
 
-@pytest.mark.parametrize("device", ["split", "accelerator"])
+@pytest.mark.parametrize(
+    "device", [pytest.param("split", marks=pytest.mark.slow), "accelerator"]
+)
 def test_eight_devices_make_the_step_of_one(device):
     assert_same_step(run(device, 8), run(device, 1))
 
