@@ -18,17 +18,17 @@ from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import protocols
 from simclr_jax.models import Outputs
-from simclr_jax.training import distillation, finetuning, loop, objective
+from simclr_jax.training import distillation, finetuning, loop, objective, step
 from simclr_jax.training.writers import read_metrics
 
 SIZE, CLASSES, IMAGES = 8, 4, 64
+CREATE_MESH = parallel.create_mesh
 
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """What is trained does not depend on devices, and one is fast."""
-    create_mesh = parallel.create_mesh
-    monkeypatch.setattr(parallel, "create_mesh", lambda: create_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(parallel, "create_mesh", lambda: CREATE_MESH(jax.devices()[:1]))
 
 
 @dataclasses.dataclass
@@ -354,6 +354,48 @@ def test_a_student_can_start_from_weights(data, tmp_path):
         strict=True,
     ):
         np.testing.assert_allclose(new, old, atol=1e-6)
+
+
+def test_eight_devices_make_the_step_of_one(data, monkeypatch):
+    """Of a student whose teacher is a network of its own."""
+    weights, network = make_weights(kind="none"), make_weights(kind="none")
+    rng = np.random.default_rng(1)
+    probe = {"kernel": rng.normal(size=(32, CLASSES)), "bias": rng.normal(size=CLASSES)}
+    teacher = encoders.PretrainedEncoder(
+        model=dataclasses.replace(network.model, num_classes=CLASSES, fine_tuned=True),
+        variables=network.variables,
+        heads={"params": {"probe": jax.tree.map(np.float32, probe)}},
+        preprocessing=network.preprocessing,
+        config={},
+        config_hash="",
+        step=0,
+    )
+    config = distilling(
+        data, **{"distill.labelled_weight": 0.5, "optimizer.name": "sgd"}
+    )
+    batch = {
+        "images": rng.integers(0, 256, (16, 1, SIZE, SIZE, 3), np.uint8),
+        "labels": rng.integers(-1, CLASSES, 16).astype(np.int32),
+    }
+    found = []
+    for number in (1, 8):
+        mesh = CREATE_MESH(jax.devices()[:number])
+        monkeypatch.setattr(parallel, "create_mesh", lambda mesh=mesh: mesh)
+        job = distillation.make_job(config, teacher, weights)
+        whole = parallel.replicated(mesh)
+        state = step.compile_init(job.parts, mesh, image_size=SIZE)(jax.random.key(0))
+        state = jax.device_put(job.begin(jax.device_get(state)), whole)
+        advance = step.compile_step(job.parts, mesh, taught=True)
+        state, metrics = advance(
+            state,
+            parallel.shard_batch(mesh, batch),
+            jax.device_put(job.teacher, whole),
+        )
+        found.append(jax.device_get((state.params, state.batch_stats, metrics)))
+    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5)
+    metrics = found[0][2]
+    assert metrics["distillation_loss"] > 0.1 < metrics["labelled_loss"]
 
 
 def test_hidden_labels_do_not_enter_the_loss(data, tmp_path):
