@@ -91,6 +91,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(device, tmp_path):
     assert steps == list(range(1, 41)), "each step is in the metrics once"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path):
     arguments = tiny_config(
         tmp_path / "run",

@@ -42,6 +42,7 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     assert names == {"config", "metrics", "events", "checkpoints"}
 
 
+@pytest.mark.slow
 def test_one_process_told_to_stop_stops_all_behind_the_same_step(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(

@@ -80,7 +80,14 @@ def test_words_for_waiting():
     assert "keeps up" in bottleneck.advice(bottleneck.DEVICE, 0.0)
 
 
-@pytest.mark.parametrize("place", ["host", "split", "accelerator"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "host",
+        pytest.param("split", marks=pytest.mark.slow),
+        pytest.param("accelerator", marks=pytest.mark.slow),
+    ],
+)
 def test_the_train_step_runs_in_each_mode(place):
     images = np.zeros((32, 8, 8, 3), np.uint8)
     source = sources.ArraySource(images, name="arrays")

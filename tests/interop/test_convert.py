@@ -95,6 +95,7 @@ def test_command_says_what_it_did(imported):
     ]
 
 
+@pytest.mark.slow
 def test_run_can_be_evaluated_and_not_pretrained(imported, tmp_path):
     run = str(imported[0])
     generator = np.random.default_rng(0)
@@ -186,7 +187,13 @@ def fault(name, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["wrong shape", "missing variable", "extra variable", "truncated file"]
+    "name",
+    [
+        "wrong shape",
+        pytest.param("missing variable", marks=pytest.mark.slow),
+        pytest.param("extra variable", marks=pytest.mark.slow),
+        "truncated file",
+    ],
 )
 def test_faulty_files_end_with_one_line_and_leave_nothing(name, tmp_path):
     path, needle = fault(name, tmp_path)

@@ -253,7 +253,10 @@ def test_only_the_computation_has_the_dtype(settings, dtype):
     assert {leaf.dtype for path, leaf in calls.items() if path} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("settings", [{}, {**SELECTIVE, "width": 0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({**SELECTIVE, "width": 0.1}, marks=pytest.mark.slow)],
+)
 def test_bfloat16_is_close_to_float32(settings):
     want, variables = encoded(stem="cifar", **settings)
     got, _ = encoded(variables, stem="cifar", dtype=jnp.bfloat16, **settings)

@@ -344,6 +344,7 @@ def test_a_student_learns_from_unlabelled_images_what_its_teacher_knows(data, tm
         assert np.mean(found == arrays["labels"]) > 0.75
 
 
+@pytest.mark.slow
 def test_a_student_can_start_from_weights(data, tmp_path):
     weights = make_weights(kind="none")
     config = distilling(data, **{"optimizer.learning_rate": 1e-9, "encoder.width": 1.0})
@@ -471,6 +472,7 @@ def receipt(run, protocol):
     return json.loads((run / "eval" / f"{protocol}.json").read_text())
 
 
+@pytest.mark.slow
 def test_evaluation_by_fine_tuning_leaves_the_encoder_alone(run):
     overrides = [
         "batch.batch_size=8",

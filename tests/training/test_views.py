@@ -121,14 +121,15 @@ def assert_same_step(found, expected):
     assert error(found.update, expected.update) < 2e-5
 
 
-@pytest.mark.parametrize(
-    "device", [pytest.param("split", marks=pytest.mark.slow), "accelerator"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["split", "accelerator"])
 def test_eight_devices_make_the_step_of_one(device):
     assert_same_step(run(device, 8), run(device, 1))
 
 
-@pytest.mark.parametrize("device", ["split", "accelerator"])
+@pytest.mark.parametrize(
+    "device", ["accelerator", pytest.param("split", marks=pytest.mark.slow)]
+)
 def test_the_views_are_those_of_the_host_up_to_rounding(device):
     found, expected = made(device), made("host")
     np.testing.assert_array_equal(found["labels"], expected["labels"])
@@ -151,7 +152,7 @@ def test_the_step_trains_on_the_views_that_it_makes():
 
 
 @pytest.mark.parametrize("device", ["split", "accelerator"])
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_views_made_in_parts_are_those_made_at_once(device, num_devices):
     whole = made(device)
     parts = made(device, num_devices, micro_batch_size=4)
@@ -173,6 +174,7 @@ def test_views_made_in_parts_take_less_memory(device):
     assert memory[1] < 0.5 * memory[0]
 
 
+@pytest.mark.slow
 def test_micro_batches_train_on_the_same_views():
     expected = run("host", 1, 8, batch_of=("accelerator",))
     assert_same_step(run("accelerator", 8, 8), expected)
