@@ -34,6 +34,7 @@ class _Slow(sources.ArraySource):
         return super().read(indices)
 
 
+@pytest.mark.slow
 def test_time_counts_for_the_stage_that_takes_it():
     images = np.zeros((64, 8, 8, 3), np.uint8)
     costs = stages.measure(
@@ -80,14 +81,8 @@ def test_words_for_waiting():
     assert "keeps up" in bottleneck.advice(bottleneck.DEVICE, 0.0)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "host",
-        pytest.param("split", marks=pytest.mark.slow),
-        pytest.param("accelerator", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["host", "split", "accelerator"])
 def test_the_train_step_runs_in_each_mode(place):
     images = np.zeros((32, 8, 8, 3), np.uint8)
     source = sources.ArraySource(images, name="arrays")

@@ -175,6 +175,7 @@ def test_every_dataset_has_a_known_metric_and_split():
         assert transfer.choose([]) == [*DATASETS]
 
 
+@pytest.mark.slow
 def test_layers_have_a_figure_each(evaluate, monkeypatch):
     widths = []
     fit = linear.linear_evaluation

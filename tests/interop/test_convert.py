@@ -54,6 +54,7 @@ def test_run_gives_the_recorded_outputs(imported, fidelity):
             )
 
 
+@pytest.mark.slow
 def test_its_exports_give_the_recorded_outputs(imported, tmp_path, fidelity):
     """With TensorFlow's padding and shortcuts, which PyTorch's formats cannot have."""
     with np.load(GOLDEN / "resnet_forward_r18_cifar.npz") as golden:

@@ -381,7 +381,8 @@ def relative_errors(a, b):
 
 
 # At 32 pixels the groups have 8, 4, 2 and 1 pixels a side.
-@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [18, 50])
 def test_a_net_is_the_same_in_both_formulations(depth):
     variables, h, gradients = encoder_results(depth, "direct")
     cpu_variables, cpu_h, cpu_gradients = encoder_results(depth, "cpu")

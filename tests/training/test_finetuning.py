@@ -229,6 +229,7 @@ def test_the_classifier_sees_the_layer_that_is_asked_for(data, tmp_path):
     np.testing.assert_array_equal(loaded.encode(images, layer=-1), hidden)
 
 
+@pytest.mark.slow
 def test_it_learns_and_goes_on_where_it_stopped(data, tmp_path):
     weights = make_weights()
     changes = {
@@ -330,6 +331,7 @@ def distilled(config, workdir, weights=None):
     return loop.run(job, str(workdir))
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_unlabelled_images_what_its_teacher_knows(data, tmp_path):
     config = distilling(
         data, **{"data.split": "unlabelled", "schedule.train_steps": 100}
@@ -357,6 +359,7 @@ def test_a_student_can_start_from_weights(data, tmp_path):
         np.testing.assert_allclose(new, old, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_step_of_one(data, monkeypatch):
     """Of a student whose teacher is a network of its own."""
     weights, network = make_weights(kind="none"), make_weights(kind="none")
@@ -385,7 +388,9 @@ def test_eight_devices_make_the_step_of_one(data, monkeypatch):
         job = distillation.make_job(config, teacher, weights)
         whole = parallel.replicated(mesh)
         state = step.compile_init(job.parts, mesh, image_size=SIZE)(jax.random.key(0))
-        state = jax.device_put(job.begin(jax.device_get(state)), whole)
+        # A copy, since the step takes its memory.
+        state = jax.tree.map(np.array, job.begin(state))
+        state = jax.device_put(state, whole)
         advance = step.compile_step(job.parts, mesh, taught=True)
         state, metrics = advance(
             state,
@@ -399,6 +404,7 @@ def test_eight_devices_make_the_step_of_one(data, monkeypatch):
     assert metrics["distillation_loss"] > 0.1 < metrics["labelled_loss"]
 
 
+@pytest.mark.slow
 def test_hidden_labels_do_not_enter_the_loss(data, tmp_path):
     config = distilling(
         data,

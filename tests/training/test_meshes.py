@@ -86,14 +86,9 @@ def one_step(folder):
     return train(folder, "one", PLAIN, num_processes=1, devices_each=1, keep=[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_processes", "devices_each"),
-    [
-        (2, 2),
-        pytest.param(1, 8, marks=pytest.mark.slow),
-        pytest.param(2, 4, marks=pytest.mark.slow),
-        pytest.param(4, 2, marks=pytest.mark.slow),
-    ],
+    ("num_processes", "devices_each"), [(2, 2), (1, 8), (2, 4), (4, 2)]
 )
 def test_one_step_is_that_of_one_device(folder, one_step, num_processes, devices_each):
     other = train(

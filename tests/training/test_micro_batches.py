@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from simclr_jax import losses, models, optim, parallel
 from simclr_jax.models import SimCLR
@@ -120,6 +121,7 @@ def test_statistics_are_those_of_micro_batches_and_not_of_the_batch():
     assert error(parts, whole) > 1e-2
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_the_micro_batches():
     one, one_stats, _ = gradients(make_recipe(4))
     eight, eight_stats, _ = gradients(make_recipe(4), num_devices=8)
