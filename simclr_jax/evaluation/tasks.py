@@ -165,13 +165,7 @@ def open_dataset(config: config_dict.ConfigDict) -> Dataset:
 
 
 def _open_labelled(config: config_dict.ConfigDict, split: str) -> Source:
-    source = inputs.open_source(config, split)
-    if source.num_classes is None:
-        raise DataError(
-            f"dataset {source.name}: has no labels, and evaluation needs some (for a "
-            "folder: one sub-folder for each class)"
-        )
-    return source
+    return inputs.open_labelled(config, split, why="evaluation needs some")
 
 
 def open_share(

@@ -18,7 +18,7 @@ from simclr_jax import models, optim, parallel
 from simclr_jax.data import subsets
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.records import Source
-from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.errors import ConfigError
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
 from simclr_jax.training import inputs, loop, recipe, validation
@@ -74,7 +74,9 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.Job:
         config = adopt(config, weights)
         validation.validate(config)
         check_head(config.finetune.layer, weights.model.head)
-        source = open_labelled(config)
+        source = inputs.open_labelled(
+            config, config.data.split, why="fine-tuning needs them"
+        )
         source = subsets.class_balanced(
             source, config.finetune.label_fraction, seed=config.seed
         )
@@ -135,21 +137,6 @@ def check_head(layer: int, head: models.ProjectionHead) -> None:
             f"config.finetune.layer={layer}: must be 0 (h), -1 (z) or up to "
             f"{head.num_outputs - 1}, the layers of the weights' projection head"
         )
-
-
-def open_labelled(config: config_dict.ConfigDict) -> Source:
-    """The training images, which must have labels.
-
-    Raises:
-      DataError: they have none.
-    """
-    source = inputs.open_source(config, config.data.split)
-    if source.num_classes is None:
-        raise DataError(
-            f"dataset {source.name}: has no labels, and fine-tuning needs them (for a "
-            "folder: one sub-folder for each class)"
-        )
-    return source
 
 
 def ready(

@@ -35,6 +35,26 @@ def open_source(config: config_dict.ConfigDict, split: str) -> Source:
     )
 
 
+def open_labelled(config: config_dict.ConfigDict, split: str, *, why: str) -> Source:
+    """As `open_source`, of a split that must have labels.
+
+    Args:
+      config: valid.
+      split: of the config's dataset.
+      why: for the message, such as 'evaluation needs some'.
+
+    Raises:
+      DataError: it has none.
+    """
+    source = open_source(config, split)
+    if source.num_classes is None:
+        raise DataError(
+            f"dataset {source.name}: has no labels, and {why} (for a folder: one "
+            "sub-folder for each class)"
+        )
+    return source
+
+
 def make_buffers(
     config: config_dict.ConfigDict, *, batch_size: int, num_views: int = NUM_VIEWS
 ) -> Buffers:
