@@ -94,8 +94,9 @@ def start_processes(workdir: str | None, *, ends_in_order: bool = False) -> None
     """
     import jax
 
-    from simclr_jax.parallel import processes
+    from simclr_jax.parallel import host_memory, processes
 
+    host_memory.keep_freed_memory()
     values = flags.FLAGS
     processes.start(
         values.coordinator_address,

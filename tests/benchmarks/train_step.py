@@ -43,8 +43,10 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
     import numpy as np
 
     from simclr_jax import losses, models, optim, parallel
+    from simclr_jax.parallel import host_memory
     from simclr_jax.training import objective, recipe, step
 
+    host_memory.keep_freed_memory()  # as the commands do
     depth, stem, side, batch_size = NETS[net]
     parts = recipe.Recipe(
         model=models.SimCLR(
