@@ -52,9 +52,9 @@ def main() -> None:
     # Imported here, so that --help and bad flags do not wait for JAX.
     from simclr_jax.exporting import importing
     from simclr_jax.interop import as_run
-    from simclr_jax.training import validation
+    from simclr_jax.training import new_folders, validation
 
-    as_run.check_free(_WORKDIR.value)
+    new_folders.check_free(_WORKDIR.value, flag="workdir")
     config = _CONFIG.value
     if config is not None:
         validation.validate(config)

@@ -383,18 +383,44 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
     """
     assert source.image_shape is not None
     shape = (*source.image_shape, 3)
-    threads = os.cpu_count() or 1
-    indices = np.arange(source.num_examples)
 
     def decode(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label = records.decode(source, record, label)
         return {"images": tf.ensure_shape(image, shape), "labels": label}
 
+    return _in_order(source, decode, batch_size=batch_size)
+
+
+def label_batches(source: Source) -> Iterator[Batch]:
+    """The labels of all images, in order; no image is decoded.
+
+    Yields:
+      labels int32 [1024]; the last batch is smaller.
+
+    Raises:
+      DataError: a record cannot be read.
+    """
+    return _in_order(
+        source,
+        lambda record, label: {"labels": source.unpack(record, label)[1]},
+        batch_size=1024,
+    )
+
+
+def _in_order(
+    source: Source,
+    unpack: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
+    *,
+    batch_size: int,
+) -> Iterator[Batch]:
+    """All images once; `unpack` makes of (record, label) what stands in a batch."""
+    threads = os.cpu_count() or 1
+    indices = np.arange(source.num_examples)
     dataset = tf.data.Dataset.from_tensor_slices(indices)
     failures: list[StoreFailed] = []
     dataset = dataset.batch(_READ_CHUNK).map(lambda chunk: (chunk,))
     dataset = read_chunks(source, dataset, threads, failures).unbatch()
-    dataset = dataset.map(decode, num_parallel_calls=threads)
+    dataset = dataset.map(unpack, num_parallel_calls=threads)
     dataset = dataset.batch(batch_size).prefetch(1)
     return _iterate(
         source,
@@ -403,19 +429,6 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
         num_batches=math.ceil(len(indices) / batch_size),
         failures=failures,
     )
-
-
-def label_batches(source: Source) -> Iterator[np.ndarray]:
-    """The labels of all images, in order, int32; no image is decoded."""
-    threads = os.cpu_count() or 1
-    dataset = tf.data.Dataset.range(source.num_examples).batch(_READ_CHUNK)
-    dataset = read_chunks(source, dataset.map(lambda chunk: (chunk,)), threads)
-    dataset = dataset.unbatch().map(
-        lambda record, label: source.unpack(record, label)[1],
-        num_parallel_calls=threads,
-    )
-    dataset = dataset.batch(1024).with_options(_options(threads))
-    yield from dataset.as_numpy_iterator()
 
 
 def _iterate(

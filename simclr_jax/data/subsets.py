@@ -64,7 +64,8 @@ class Subset:
 
 def labels(source: Source) -> np.ndarray:
     """The labels of all images, int32 [N]; reads every record and decodes none."""
-    return np.concatenate(list(pipeline.label_batches(source)))
+    batches = pipeline.label_batches(source)
+    return np.concatenate([batch["labels"] for batch in batches])
 
 
 def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:

@@ -1,11 +1,8 @@
 """From a run to an exported folder, which is there as a whole or not at all."""
 
-import contextlib
 import logging
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator
 
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import encoder as encoders
@@ -13,8 +10,7 @@ from simclr_jax.exporting import card, formats, parity, peers, torch_formats
 from simclr_jax.exporting import folder as folders
 from simclr_jax.exporting import images as real_images
 from simclr_jax.exporting.parity import Parity
-from simclr_jax.interop import as_run
-from simclr_jax.training import checkpoints
+from simclr_jax.training import checkpoints, new_folders
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +43,7 @@ def export(
       CheckpointNotFound, CheckpointError, DataError: something cannot be read.
       ExportFailed: the export does not give the original's features; nothing is left.
     """
-    as_run.check_free(output, flag="output")
+    new_folders.check_free(output, flag="output")
     _check_pickled(name, pickled)
     checkpoint, step = checkpoints.open_for_reading(workdir, step)
     formats.check(name, checkpoints.read_description(checkpoint)["encoder"])
@@ -58,8 +54,7 @@ def export(
     # For the receipts: what evaluation took the checksum of.
     checksum = encoders.checksum(original.variables)
 
-    target = pathlib.Path(os.path.realpath(output))
-    with _whole(target, output) as unfinished:
+    with new_folders.filled(output, flag="output") as unfinished:
         _LOG.info("Writing %s ...", name)
         format_ = formats.FORMATS[name]
         format_.write(unfinished, original)
@@ -77,29 +72,10 @@ def export(
             result,
             workdir=workdir,
             checksum=checksum,
-            place=target.name,
+            place=pathlib.Path(os.path.realpath(output)).name,
         )
         (unfinished / folders.CARD).write_text(text, encoding="utf-8")
     return result
-
-
-@contextlib.contextmanager
-def _whole(target: pathlib.Path, output: str) -> Iterator[pathlib.Path]:
-    """An empty folder that takes the place of `target` if nothing is raised."""
-    # Beside it, so that it can be moved there in one go.
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        try:
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            os.replace(unfinished, target)
-        except OSError as error:
-            raise ConfigError(
-                f"--output={output}: cannot be written ({error})"
-            ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_pickled(name: str, pickled: bool) -> None:

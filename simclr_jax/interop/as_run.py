@@ -2,8 +2,6 @@
 
 import json
 import os
-import pathlib
-import shutil
 from typing import Any
 
 from ml_collections import config_dict
@@ -11,7 +9,7 @@ from ml_collections import config_dict
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.interop import google, torch_files, torchvision
 from simclr_jax.interop.weights import ImportedWeights
-from simclr_jax.training import run_directory, validation
+from simclr_jax.training import new_folders, run_directory, validation
 from simclr_jax.training.checkpoints import Checkpoints, describe
 
 RECEIPT = "import.json"
@@ -118,8 +116,7 @@ def write(
     Raises:
       ConfigError: the directory holds something, or cannot be written.
     """
-    check_free(workdir)
-    workdir = os.path.realpath(workdir)
+    new_folders.check_free(workdir, flag="workdir")
     receipt = {
         "source": source,
         "layout": weights.layout,
@@ -132,12 +129,7 @@ def write(
         "unexpected": list(weights.unexpected),
         "notes": list(weights.notes),
     }
-    # Beside the directory, so that it can be moved there in one go.
-    unfinished = pathlib.Path(workdir)
-    unfinished = unfinished.with_name(f".{unfinished.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    run_directory.make_folder(str(unfinished))
-    try:
+    with new_folders.filled(workdir, flag="workdir") as unfinished:
         checkpoints = Checkpoints(str(unfinished), keep_last=1, keep_every_steps=None)
         try:
             checkpoints.save_weights(
@@ -152,27 +144,7 @@ def write(
         run_directory.write_config(str(unfinished), config)
         text = json.dumps(receipt, indent=2) + "\n"
         run_directory.write_file(unfinished / RECEIPT, text)
-        try:
-            os.replace(unfinished, workdir)
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir={workdir}: cannot be made ({error})"
-            ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return receipt
-
-
-def check_free(workdir: str, *, flag: str = "workdir") -> None:
-    """Raises ConfigError unless the folder that a flag names can be made."""
-    if "://" in workdir:
-        raise ConfigError(f"--{flag}={workdir}: must be a local folder")
-    folder = pathlib.Path(workdir)
-    if folder.resolve() == pathlib.Path.cwd():
-        raise ConfigError(f"--{flag}={workdir}: must not be the current folder")
-    run_directory.check_no_file(workdir, flag=flag)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"--{flag}={workdir}: must be new or empty")
 
 
 def summary(receipt: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import importlib.util
 import jax
 
 # Parameters of glibc's mallopt.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
 
 
@@ -17,13 +17,12 @@ def keep_freed_memory() -> bool:
     XLA asks the C library for the temporaries of a step, 470 MiB in ResNet-50's of 32
     views at 64 pixels, and hands them back behind it. glibc passes blocks of that size
     on to the kernel, so each step has to be given zeroed pages anew: 121,000 page
-    faults, a fifth of its time. Here they stay in the process's heap, in one for all
-    threads: others than the first cannot hold large blocks. With an accelerator the
-    steps' temporaries are not in this memory, and the threads that prepare the images
-    are better off with heaps of their own.
+    faults, a fifth of its time. Here they stay in the main thread's heap, the only one
+    that can hold such blocks, so steps are run by that thread: it would wait for them
+    anyway. With an accelerator a step's temporaries are not in this memory.
 
-    To be called before anything touches a device: threads keep the heap that they have.
-    Has no effect on systems without glibc.
+    To be called before anything touches a device. Has no effect on systems without
+    glibc.
     """
     if not _cpus_compute():
         return False
@@ -31,8 +30,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # macOS, musl
         return False
-    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST_INT))
-    return all([mallopt(ctypes.c_int(k), ctypes.c_int(v)) for k, v in settings])
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST_INT))
+    kept = all([mallopt(ctypes.c_int(k), ctypes.c_int(v)) for k, v in settings])
+    jax.config.update("jax_cpu_enable_async_dispatch", not kept)
+    return kept
 
 
 def _cpus_compute() -> bool:

@@ -4,7 +4,6 @@ Teacher and student see the same views. The student may be as large as the teach
 smaller, and start from drawn or from pretrained weights.
 """
 
-import logging
 from typing import Protocol
 
 import jax
@@ -18,8 +17,6 @@ from simclr_jax.parallel import processes
 from simclr_jax.training import finetuning, inputs, loop, validation
 from simclr_jax.training.finetuning import Weights
 from simclr_jax.training.objective import Distillation
-
-_LOG = logging.getLogger(__name__)
 
 
 class Classifying(Weights, Protocol):
@@ -54,7 +51,7 @@ def make_job(
         if weights is not None:
             config = finetuning.adopt(config, weights)
         validation.validate(config)
-        _check_size(config, teacher)
+        finetuning.warn_of_other_size(config, teacher, "teacher was")
         source = _usable_labels(config, inputs.open_source(config, config.data.split))
         if source.num_classes not in (None, num_classes):
             raise ConfigError(
@@ -79,16 +76,6 @@ def make_job(
     return loop.Job(
         config, source, parts, mesh, begin=begin, teacher=teacher.classifier()
     )
-
-
-def _check_size(config: config_dict.ConfigDict, teacher: Weights) -> None:
-    size = teacher.preprocessing.image_size
-    if config.image_size != size:
-        _LOG.warning(
-            "config.image_size=%d: the teacher was trained at %d pixels.",
-            config.image_size,
-            size,
-        )
 
 
 def _usable_labels(config: config_dict.ConfigDict, source: Source) -> Source:

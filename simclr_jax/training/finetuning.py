@@ -107,13 +107,22 @@ def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.Confi
             config.head[key] = getattr(head, key)
         config.evaluation.crop_proportion = weights.preprocessing.crop_proportion
         config.evaluation.resize = weights.preprocessing.resize
-    if config.image_size != weights.preprocessing.image_size:
-        _LOG.warning(
-            "config.image_size=%d: the weights were trained at %d pixels.",
-            config.image_size,
-            weights.preprocessing.image_size,
-        )
+    warn_of_other_size(config, weights, "weights were")
     return config
+
+
+def warn_of_other_size(
+    config: config_dict.ConfigDict, weights: Weights, they_were: str
+) -> None:
+    """Says where weights see images of another size than they were trained on."""
+    size = weights.preprocessing.image_size
+    if config.image_size != size:
+        _LOG.warning(
+            "config.image_size=%d: the %s trained at %d pixels.",
+            config.image_size,
+            they_were,
+            size,
+        )
 
 
 def check_group(config: config_dict.ConfigDict, group: str) -> None:

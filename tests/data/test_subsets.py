@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.data import subsets
+from simclr_jax.data.folders import FolderSource
 from simclr_jax.data.sources import ArraySource
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
@@ -64,6 +65,18 @@ def test_all_is_the_source_itself():
 def test_needs_labels():
     with pytest.raises(DataError, match="made: has no labels"):
         subsets.class_balanced(make_source(labelled=False), 0.5, seed=0)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path):
+    for name in ("a/1.png", "b/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy())
+    source = FolderSource(str(tmp_path))
+    np.testing.assert_array_equal(subsets.labels(source), [0, 1])
+    path.unlink()
+    with pytest.raises(DataError, match=r"b/2\.png"):
+        subsets.labels(source)
 
 
 class InRecords(ArraySource):

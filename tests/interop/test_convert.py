@@ -16,7 +16,7 @@ from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import CheckpointError, ConfigError, InvalidInput
 from simclr_jax.exporting import writing
 from simclr_jax.interop import as_run, load_google_checkpoint
-from simclr_jax.training import loop, run_directory
+from simclr_jax.training import loop, new_folders, run_directory
 
 
 def arrays(config="r18_cifar_l3_finetune", *, form=dict, tf_format="tf1", divisor=8):
@@ -224,7 +224,7 @@ def test_an_interrupted_import_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=f"--workdir={run}: must be new or empty"):
         as_run.write(str(run), config, weights, "c")
     with pytest.raises(ConfigError, match="is a file"):
-        as_run.check_free(str(run / "config.json"))
+        new_folders.check_free(str(run / "config.json"), flag="workdir")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_folders_that_cannot_be_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for workdir in (".", str(tmp_path), "gs://bucket/run"):
         with pytest.raises(ConfigError, match=f"--workdir={workdir}: must"):
-            as_run.check_free(workdir)
+            new_folders.check_free(workdir, flag="workdir")
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     for workdir in ("link", "new/deep/run/"):
