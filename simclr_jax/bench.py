@@ -38,7 +38,9 @@ def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.diagnosis import throughput
+    from simclr_jax.parallel import host_memory
 
+    host_memory.keep_freed_memory()  # as training does, whose step is timed
     unknown = sorted(set(_MODES.value or ()) - set(PLACES))
     if unknown or not _MODES.value:
         raise InvalidInput(
