@@ -6,6 +6,7 @@ import re
 import shutil
 
 import jobs
+import numpy as np
 import pytest
 from commands import TINY
 
@@ -99,6 +100,39 @@ def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
     for name, (two, one) in values.items():
         # Of 1080 test images; L-BFGS, cut short here, multiplies rounding.
         assert two == pytest.approx(one, abs=1e-2), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["finetune", "distill"])
+def test_two_processes_train_classifiers_as_one_does(run_of_two, tmp_path, command):
+    run, _ = run_of_two
+    small = [f"--config.{key}" for key in ("image_size=8", "batch.batch_size=16")]
+    small += ["--config.schedule.train_steps=4", "--config.log.every_steps=1"]
+    small += ["--config.checkpoint.every_steps=2", "--compilation_cache="]
+
+    def train(command, workdir, *flags, num_processes):
+        arguments = ["-m", f"simclr_jax.{command}", f"--workdir={workdir}"]
+        arguments += [f"--config=configs/{command}.py:smoke", *flags, *small]
+        results = jobs.run(arguments, num_processes=num_processes, devices_each=2)
+        for code, text in results:
+            assert code == 0, text[-3000:]
+        printed = ["classifier " in text for _, text in results]
+        assert printed == [True] + [False] * (num_processes - 1)
+        records = writers.read_metrics(workdir / writers.FILE_NAME)
+        receipt = json.loads((workdir / "eval" / "classifier.json").read_text())
+        assert receipt["num_test"] == 1080
+        return [record["loss"] for record in records], receipt["value"]
+
+    flags = [f"--init_from={run}"]
+    if command == "distill":
+        teacher = tmp_path / "teacher"
+        train("finetune", teacher, *flags, num_processes=1)
+        flags = [f"--teacher={teacher}", "--config.encoder.width=0.0625"]
+    losses, value = train(command, tmp_path / "two", *flags, num_processes=2)
+    expected, expected_value = train(command, tmp_path / "one", *flags, num_processes=1)
+    assert len(losses) == 4
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert value == pytest.approx(expected_value, abs=1e-2)
 
 
 def test_what_one_process_cannot_read_ends_all(tmp_path):
