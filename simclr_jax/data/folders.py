@@ -65,17 +65,17 @@ class FolderSource:
             )
         self.num_classes = len(classes) if len(classes) > 1 else None
         self.class_names = classes if len(classes) > 1 else None
-        self._labels = np.full(self.num_examples, NO_LABEL, np.int32)
+        self.labels: np.ndarray = np.full(self.num_examples, NO_LABEL, np.int32)
         if self.num_classes:
             number = {name: i for i, name in enumerate(classes)}
-            self._labels = np.array([number[p[0]] for p in parts], np.int32)
+            self.labels = np.array([number[p[0]] for p in parts], np.int32)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
         records = np.empty(len(indices), object)
         for i, index in enumerate(indices):
             records[i] = read_image_file(self._paths[index])
-        return records, self._labels[indices]
+        return records, self.labels[indices]
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor

@@ -22,7 +22,7 @@ class _MemorySource(ArraySource):
         super().__init__(images, labels if labelled else None, name=source.name)
         self.num_classes = source.num_classes
         self.class_names = source.class_names
-        self._labels = labels
+        self.labels = labels
         self._describe = source.describe
 
     def describe(self, index: int) -> str:

@@ -29,6 +29,8 @@ class Source(Protocol):
       num_classes: labels are in [0, num_classes); None for unlabelled images.
       class_names: where the numbers come from names that another split may number
         otherwise; None elsewhere.
+      labels: int32 [num_examples], -1 for images without one; None where they lie in
+        the records, and `unpack` finds them.
       record_spec: of the records of one `read`, leading axis first.
       encoded: whether records hold image files, and not pixels.
       image_shape: (height, width) that all images are known to have; None where sizes
@@ -42,6 +44,10 @@ class Source(Protocol):
     record_spec: tf.TensorSpec
     encoded: bool
     image_shape: tuple[int, int] | None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """See above."""
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Fetches (records [n, ...], labels int32 [n]); called from many threads."""

@@ -56,11 +56,11 @@ class ShardSource:
             index["shard"] = index["shard"] + len(self._paths)
             indices.append(index)
             self._paths += [self._path(s["file"]) for s in splits[name]["shards"]]
-        self._shard, self._offset, self._length, self._labels = (
+        self._shard, self._offset, self._length, self.labels = (
             np.concatenate([index[key] for index in indices])
             for key in ("shard", "offset", "length", "label")
         )
-        self.num_examples = len(self._labels)
+        self.num_examples = len(self.labels)
         self.class_names: list[str] | None = manifest["class_names"]
         self.num_classes = len(self.class_names) if self.class_names else None
         self.record_spec = tf.TensorSpec((None,), tf.string)
@@ -75,7 +75,7 @@ class ShardSource:
             self._offset[indices],
             self._length[indices],
         )
-        return records, self._labels[indices]
+        return records, self.labels[indices]
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor

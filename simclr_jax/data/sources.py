@@ -48,7 +48,7 @@ class ArraySource:
         self.encoded = False
         self.image_shape: tuple[int, int] | None = images.shape[1:3]
         self._images = images
-        self._labels = np.full(len(images), NO_LABEL, np.int32)
+        self.labels: np.ndarray = np.full(len(images), NO_LABEL, np.int32)
         if labels is not None:
             integers = np.issubdtype(labels.dtype, np.integer)
             fitting = integers and labels.shape == (len(images),)
@@ -58,7 +58,7 @@ class ArraySource:
                     f"{labels.dtype}, must be one integer of at least 0 for each of "
                     f"{len(images)} images"
                 )
-            self._labels = labels.astype(np.int32)
+            self.labels = labels.astype(np.int32)
             self.num_classes = int(labels.max(initial=0)) + 1
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -66,11 +66,11 @@ class ArraySource:
         images = self._images
         if images.shape[-1] == 1:
             images = np.repeat(images, 3, axis=-1)
-        return images, self._labels
+        return images, self.labels
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
-        return self._images[indices], self._labels[indices]
+        return self._images[indices], self.labels[indices]
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor
@@ -96,6 +96,7 @@ class SyntheticSource(ArraySource):
         labels = np.arange(self._DISTINCT, dtype=np.int32) % 10
         super().__init__(images, labels, name="synthetic")
         self.num_examples = num_examples
+        self.labels = np.resize(labels, num_examples)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""

@@ -41,13 +41,15 @@ class Subset:
         self.encoded = source.encoded
         self.image_shape = source.image_shape
         self.indices = indices
-        self._labels = new_labels
+        self.labels = new_labels
+        if new_labels is None and source.labels is not None:
+            self.labels = source.labels[indices]
         self._source = source
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
         records, found = self._source.read(self.indices[indices])
-        return records, found if self._labels is None else self._labels[indices]
+        return records, found if self.labels is None else self.labels[indices]
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor
@@ -55,7 +57,7 @@ class Subset:
         """See `Source`."""
         # Some sources keep labels in their records, and give those.
         image, found = self._source.unpack(record, label)
-        return image, found if self._labels is None else label
+        return image, found if self.labels is None else label
 
     def describe(self, index: int) -> str:
         """See `Source`."""
@@ -63,7 +65,13 @@ class Subset:
 
 
 def labels(source: Source) -> np.ndarray:
-    """The labels of all images, int32 [N]; reads every record and decodes none."""
+    """The labels of all images, int32 [N]; decodes none.
+
+    Raises:
+      DataError: a record, in which a label lies, cannot be read.
+    """
+    if source.labels is not None:
+        return source.labels
     batches = pipeline.label_batches(source)
     return np.concatenate([batch["labels"] for batch in batches])
 

@@ -5,6 +5,7 @@ import pytest
 
 from simclr_jax.data import subsets
 from simclr_jax.data.folders import FolderSource
+from simclr_jax.data.records import NO_LABEL
 from simclr_jax.data.sources import ArraySource
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
@@ -67,24 +68,27 @@ def test_needs_labels():
         subsets.class_balanced(make_source(labelled=False), 0.5, seed=0)
 
 
-def test_a_record_that_cannot_be_read_is_named(tmp_path):
+def test_known_labels_are_not_read(tmp_path):
     for name in ("a/1.png", "b/2.png"):
         path = tmp_path / name
         path.parent.mkdir()
         path.write_bytes(tf.io.encode_png(np.zeros((8, 8, 3), np.uint8)).numpy())
     source = FolderSource(str(tmp_path))
-    np.testing.assert_array_equal(subsets.labels(source), [0, 1])
     path.unlink()
-    with pytest.raises(DataError, match=r"b/2\.png"):
-        subsets.labels(source)
+    np.testing.assert_array_equal(subsets.labels(source), [0, 1])
+    part = subsets.class_balanced(source, 0.5, seed=0)
+    np.testing.assert_array_equal(subsets.labels(part), [0, 1])
 
 
 class InRecords(ArraySource):
     """Keeps labels in its records, as TFDS does."""
 
+    def __init__(self, images, numbers, *, name):
+        super().__init__(images, numbers, name=name)
+        self.labels = None
+
     def read(self, indices):
-        records, found = super().read(indices)
-        return records, np.full_like(found, -1)
+        return self._images[indices], np.full(len(indices), NO_LABEL, np.int32)
 
     def unpack(self, record, label):
         del label
@@ -104,3 +108,15 @@ def test_hidden_labels_are_hidden_wherever_they_are_kept(kind):
     records, _ = part.read(np.arange(part.num_examples))
     np.testing.assert_array_equal(records, images)
     assert subsets.hide_labels(source, 1.0, seed=0) is source
+
+
+def test_a_record_that_cannot_be_read_is_named():
+    class Broken(InRecords):
+        def read(self, indices):
+            if 3 in indices:
+                raise OSError("gone")
+            return super().read(indices)
+
+    images, numbers = make_source().arrays()
+    with pytest.raises(DataError, match=r"image 3 of made: .*gone"):
+        subsets.labels(Broken(images, numbers, name="made"))

@@ -23,6 +23,7 @@ class _Files:
     name = "memory"
     num_classes = None
     class_names = None
+    labels = None
     encoded = True
     image_shape = None
 
