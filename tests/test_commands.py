@@ -42,14 +42,18 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(
-    "device",
+    ("device", "optimized"),
     [
-        "host",
-        pytest.param("accelerator", marks=pytest.mark.slow),
-        pytest.param("split", marks=pytest.mark.slow),
+        ("host", False),
+        # Compiled as users do, which takes most of the time.
+        pytest.param("host", True, marks=pytest.mark.slow),
+        pytest.param("accelerator", False, marks=pytest.mark.slow),
+        pytest.param("split", True, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(device, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
+    device, optimized, tmp_path
+):
     settings = (
         f"--config.augment.device={device}",
         "--config.schedule.train_steps=40",
@@ -58,8 +62,6 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(device, tmp_path):
 
     def start(workdir: pathlib.Path) -> subprocess.Popen:
         arguments = tiny_config(workdir, *settings)
-        # Compiled as users do; one of them quickly, since it takes most of the time.
-        optimized = device != "accelerator"
         return commands.start("pretrain", *arguments, optimized=optimized)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"

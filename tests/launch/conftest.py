@@ -105,18 +105,23 @@ class World:
         return text.split("\0")[:-1]
 
     def programs(self, index: int) -> list[int]:
-        """The processes of simclr_jax on a worker."""
-        found = []
+        """The processes of simclr_jax on a worker.
+
+        A program that it is about to start still has its name, and does not count.
+        """
+        found = {}
         for pid in self.processes():
             try:
                 cwd = os.readlink(f"/proc/{pid}/cwd")
                 words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                status = pathlib.Path(f"/proc/{pid}/stat").read_text()
             except OSError:
                 continue
             inside = cwd.startswith(f"{self.home(index)}/")
             if inside and any(word.startswith(b"simclr_jax.") for word in words):
-                found.append(pid)
-        return found
+                # Behind the name in parentheses: state, parent, ...
+                found[pid] = int(status.rpartition(")")[2].split()[1])
+        return [pid for pid, parent in found.items() if parent not in found]
 
     def processes(self) -> list[int]:
         """All processes in this world."""

@@ -63,7 +63,7 @@ def test_the_coordinator_can_have_another_address(ready):
 
 def test_one_host_that_fails_stops_the_others(ready, capsys):
     ready.behave(0, "exit 2")
-    assert run("start", TWO, "--verify_secs=0.2", program=program(ready)) == 1
+    assert run("start", TWO, "--verify_secs=60", program=program(ready)) == 1
     said = capsys.readouterr().err
     assert "worker 0 (h0): failed (exit code 2)" in said
     assert "The others were stopped: worker 1 (h1)" in said

@@ -24,6 +24,10 @@ def program(world, *more: str) -> list[str]:
     return [f"--workdir={world.root}/shared/run a", *more]
 
 
+# For a start of which one worker ends: seen at once, however busy this machine is.
+LONG = "--verify_secs=60"
+
+
 def start(world, *options: str) -> int:
     return run("start", "--verify_secs=0.2", *options, program=program(world))
 
@@ -165,7 +169,7 @@ def test_a_failed_step_names_the_worker_and_what_costs(world, capsys, what):
 
 def test_one_worker_that_fails_stops_the_others(ready, capsys):
     ready.behave(1, "exit 1")
-    assert start(ready) == 1
+    assert start(ready, LONG) == 1
     said = capsys.readouterr().err
     assert "worker 1: failed (exit code 1)" in said
     assert "worker 1 cannot go on" in said, "the end of its log"
@@ -182,7 +186,7 @@ def test_a_worker_killed_at_once_stops_the_others(ready, capsys):
         "#!/bin/bash\n[[ $1 == -c ]] && exec "
         f'{ready.root}/worker_bin/venv_python "$@"\nkill -9 $PPID\n',
     )
-    assert start(ready) == 1
+    assert start(ready, LONG) == 1
     said = capsys.readouterr().err
     assert "worker 1: died" in said
     assert "The others were stopped: worker 0" in said
@@ -232,7 +236,7 @@ def test_workers_that_cannot_be_stopped_are_named(ready, capsys, monkeypatch):
         return stop(*args, **settings)
 
     monkeypatch.setattr(tpu.Job, "stop", break_then_stop)
-    assert start(ready) == 1
+    assert start(ready, LONG) == 1
     said = capsys.readouterr().err
     assert "worker 0: could not be stopped and may still run: connection lost" in said
     assert "The others were stopped" not in said

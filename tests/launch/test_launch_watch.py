@@ -208,7 +208,7 @@ def test_gives_up_after_restarts_in_a_row(ready, script, capsys):
     for index in range(2):
         ready.behave(index, "exit 1")
     script(nothing, nothing, nothing)
-    assert watch(ready, "--max_restarts=2", "--verify_secs=0.5") == 1
+    assert watch(ready, "--max_restarts=2", "--verify_secs=60") == 1
     assert starts(ready) == [2, 2]
     said = capsys.readouterr().err
     assert "given up after 2 restarts in a row: worker 0 failed (exit code 1)" in said
