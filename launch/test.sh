@@ -10,4 +10,4 @@ bash launch/setup.sh
 .venv/bin/ruff check --quiet .
 .venv/bin/ruff format --check --quiet .
 .venv/bin/mypy --no-error-summary
-exec .venv/bin/python -m pytest -n auto --maxschedchunk=1 "$@"
+exec .venv/bin/python -m pytest -n auto "$@"

@@ -38,8 +38,6 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks for markers
 def pytest_collection_modifyitems(items):
-    # Whole commands take longest. Begun last, one would keep the others waiting.
-    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
     for item in items:
         if "fidelity" in getattr(item, "fixturenames", ()):
             item.add_marker("fidelity")

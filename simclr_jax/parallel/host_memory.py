@@ -32,7 +32,8 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST_INT))
     kept = all([mallopt(ctypes.c_int(k), ctypes.c_int(v)) for k, v in settings])
-    jax.config.update("jax_cpu_enable_async_dispatch", not kept)
+    if kept:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     return kept
 
 
