@@ -1,5 +1,7 @@
 """A Python with the libraries that exports are for, beside this package's own."""
 
+import fcntl
+import os
 import pathlib
 import subprocess
 import sys
@@ -25,17 +27,31 @@ def make() -> pathlib.Path:
     """
     python = FOLDER / "bin" / "python"
     ready = FOLDER / "ready"
-    if not ready.exists():
-        venv.create(FOLDER, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "install", "-q"]
-        small = [*install, "--retries=0", "--timeout=20", "--index-url", _CPU_INDEX]
-        if subprocess.run([*small, *_PYTORCH]).returncode:
-            subprocess.run([*install, *_PYTORCH], check=True)
-        subprocess.run([*install, *_OTHERS], check=True)
-        ready.touch()
-    # What this package needs comes from the environment that the tests run in, behind
-    # the libraries' own requirements.
-    site = sysconfig.get_paths(vars={"base": str(FOLDER)})["purelib"]
-    own = pathlib.Path(sysconfig.get_paths()["purelib"])
-    (pathlib.Path(site) / "simclr_jax_parent.pth").write_text(f"{own}\n")
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    # Tests that run side by side wait here for the one that makes it.
+    with open(f"{FOLDER}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists():
+            _install(python)
+            ready.touch()
+        # What this package needs comes from the environment that the tests run in,
+        # behind the libraries' own requirements.
+        site = sysconfig.get_paths(vars={"base": str(FOLDER)})["purelib"]
+        own = pathlib.Path(sysconfig.get_paths()["purelib"])
+        (pathlib.Path(site) / "simclr_jax_parent.pth").write_text(f"{own}\n")
     return python
+
+
+def _install(python: pathlib.Path) -> None:
+    venv.create(FOLDER, with_pip=True, clear=True)
+    install = [str(python), "-m", "pip", "install", "-q"]
+    # From that index alone: with a torch of one source and a torchvision of another,
+    # each for other devices, torchvision does not load.
+    alone = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+    alone["PIP_CONFIG_FILE"] = os.devnull
+    small = [*install, "--retries=0", "--timeout=20", "--index-url", _CPU_INDEX]
+    if subprocess.run([*small, *_PYTORCH], env=alone).returncode:
+        subprocess.run([*install, *_PYTORCH], check=True)
+    subprocess.run([*install, *_OTHERS], check=True)
+    loads = "import timm, torchvision, transformers"
+    subprocess.run([str(python), "-c", loads], check=True)
