@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--cifar", action="store_true", help="32 pixels instead")
     parser.add_argument("--tfds", help="the folder in which TFDS prepared cifar10")
     parser.add_argument(
-        "--images_per_round", type=int, help="64 if not given, CIFAR 1024"
+        "--images_per_round", type=int, help="64 if not given, CIFAR 4096"
     )
     parser.add_argument("--only", help="names of contenders, with commas")
     arguments = parser.parse_args()
@@ -223,7 +223,7 @@ def main() -> None:
     if arguments.only:
         chosen = arguments.only.split(",")
         names = [name for name in names if name in (*YARDSTICKS, *chosen)]
-    num_images = arguments.images_per_round or (1024 if arguments.cifar else 64)
+    num_images = arguments.images_per_round or (4096 if arguments.cifar else 64)
     python = arguments.torch_python
     if python is None and set(names) & set(PEERS):
         python = in_turn.make_environment(arguments.env, PACKAGES)
