@@ -94,7 +94,7 @@ def check(task: Task, batch: Any) -> float:
     # Those of an image of one colour may be.
     equal = np.abs(scaled[:, 0] - scaled[:, 1]).mean(axis=(1, 2, 3)) < 1e-3
     if equal.mean() > 0.01:
-        raise SystemExit(f"The views of {equal.sum()} of {len(equal)} images are equal.")
+        raise SystemExit(f"The views of {equal.sum()} of {len(equal)} images agree.")
     mean, deviation = scaled.mean(), scaled.std()
     if not _MEAN[0] < mean < _MEAN[1] or deviation < _LEAST_DEVIATION:
         raise SystemExit(f"Pixels have mean {mean}, standard deviation {deviation}.")
