@@ -53,5 +53,5 @@ def _install(python: pathlib.Path) -> None:
     if subprocess.run([*small, *_PYTORCH], env=alone).returncode:
         subprocess.run([*install, *_PYTORCH], check=True)
     subprocess.run([*install, *_OTHERS], check=True)
-    loads = "import timm, torchvision, transformers"
+    loads = f"import {', '.join((*_PYTORCH, *_OTHERS))}"
     subprocess.run([str(python), "-c", loads], check=True)
