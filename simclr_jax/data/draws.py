@@ -74,8 +74,7 @@ def between(u: Array, low: float, high: float) -> Array:
     return low + u * (high - low)
 
 
-def jitter_factors(
-    u: Array,
+def jitter_ranges(
     *,
     strength: float,
     brightness: float,
@@ -83,37 +82,49 @@ def jitter_factors(
     saturation: float,
     hue: float,
     brightness_mode: str,
-) -> tuple[Array, Array, Array, Array]:
-    """Brightness, contrast, saturation and hue of the jitter.
+) -> tuple[tuple[float, float], ...]:
+    """Lowest and highest brightness, contrast, saturation and hue of the jitter.
 
-    Each range is its number times `strength`: factors from [max(0, 1 - r), 1 + r], the
-    hue from [-r, r] turns, additive brightness from [-r, r].
+    Each range r is its number times `strength`: factors from [max(0, 1 - r), 1 + r],
+    the hue from [-r, r] turns, additive brightness from [-r, r].
 
     Args:
-      u: [..., 9].
       strength: multiplies the four ranges.
       brightness: range.
       contrast: range.
       saturation: range.
       hue: range.
       brightness_mode: 'multiplicative' or 'additive'.
+    """
+
+    def factors(spread: float) -> tuple[float, float]:
+        return max(0.0, 1.0 - spread * strength), 1.0 + spread * strength
+
+    def shifts(spread: float) -> tuple[float, float]:
+        return -spread * strength, spread * strength
+
+    return (
+        (shifts if brightness_mode == "additive" else factors)(brightness),
+        factors(contrast),
+        factors(saturation),
+        shifts(hue),
+    )
+
+
+def jitter_factors(u: Array, **ranges: Any) -> tuple[Array, ...]:
+    """Brightness, contrast, saturation and hue of the jitter.
+
+    Args:
+      u: [..., 9].
+      **ranges: the arguments of `jitter_ranges`.
 
     Returns:
       Four arrays [...].
     """
-
-    def factor(u: Array, spread: float) -> Array:
-        spread = spread * strength
-        return between(u, max(0.0, 1.0 - spread), 1.0 + spread)
-
-    shift = brightness * strength
-    bright = (
-        between(u[..., 1], -shift, shift)
-        if brightness_mode == "additive"
-        else factor(u[..., 1], brightness)
+    return tuple(
+        between(u[..., 1 + number], *ends)
+        for number, ends in enumerate(jitter_ranges(**ranges))
     )
-    turns = between(u[..., 4], -hue * strength, hue * strength)
-    return bright, factor(u[..., 2], contrast), factor(u[..., 3], saturation), turns
 
 
 def jitter_order(u: Array) -> Array:

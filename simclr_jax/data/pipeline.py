@@ -255,7 +255,7 @@ def pixels_to_views(
 ) -> tf.data.Dataset:
     """Chunks of pixels of one size to chunks of views."""
     on_host = composition.crop_alone() if split else composition
-    views = augment_host.compose_batch(on_host)
+    views = augment_host.compose(on_host)
 
     def augmented(
         found: tf.Tensor, labels: tf.Tensor, crops: tf.Tensor, uniform: tf.Tensor
@@ -295,7 +295,7 @@ def files_to_views(
 ) -> tf.data.Dataset:
     """Chunks of image files to single images of views."""
     on_host = composition.crop_alone() if split else composition
-    view = augment_host.compose(on_host)
+    views = augment_host.compose(on_host)
 
     def augmented(
         record: tf.Tensor, label: tf.Tensor, seeds: tf.Tensor, uniform: tf.Tensor
@@ -304,13 +304,8 @@ def files_to_views(
         image, drawn = records.decode_crops(
             content, lambda shape: draw_boxes(composition, shape, seeds)
         )
-        views = [
-            view(image, tf.unstack(box, 4), u[:0] if split else u)
-            for box, u in zip(
-                tf.unstack(drawn, seeds.shape[0]), tf.unstack(uniform), strict=True
-            )
-        ]
-        batch = {"images": tf.stack(views), "labels": label}
+        made = views(image, drawn, uniform[:, :0] if split else uniform)
+        batch = {"images": made, "labels": label}
         return batch | {"draws": uniform} if split else batch
 
     return _unbatch(dataset).map(augmented, num_parallel_calls=threads)

@@ -1,0 +1,330 @@
+"""The compiled operations of the host: the reference's values, and the plain ones'.
+
+Whole compositions are compared in `test_host.py`.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from simclr_settings import BLUR, JITTER
+
+from simclr_jax.data import augment, augment_host, draws, kernels, views_op
+from simclr_jax.data.composition import Composition
+from simclr_jax.data.tf_cpu import tf
+
+NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+COLOURS = {
+    "brightness_v1_additive": "brightness",
+    "brightness_v2_multiplicative": "brightness",
+    "contrast": "contrast",
+    "saturation": "saturation",
+    "hue": "hue",
+}
+SETTINGS = {
+    "flip": {},
+    "color_jitter": JITTER,
+    "grayscale": {},
+    "blur": {**BLUR, "kernel_fraction": 0.4},
+}
+
+
+def _line(name, ranges=(), number=0.0, probability=1.0):
+    """A program of one operation."""
+    filled = np.zeros((4, 2))
+    filled[: len(ranges)] = np.reshape(ranges, (-1, 2))
+    kind = kernels.OPERATIONS.index(name)
+    return np.float32([[kind, 0, probability, *filled.reshape(-1), number]])
+
+
+def _run(program, made, u):
+    """The program on views float32 [N, S, S, 3] with draws [N, D]."""
+    made = np.asarray(made, np.float32)
+    no_boxes = np.zeros((len(made), 4), np.int32)
+    operation = tf.function(
+        lambda made, u: views_op.views(
+            None, no_boxes, made, u, program, size=made.shape[1], as_floats=True
+        ),
+        autograph=False,
+    )
+    return operation(made, np.asarray(u, np.float32)).numpy()
+
+
+def _colours(program, images, u):
+    """The same of images [N, H, W, 3], laid side by side so that each is a square."""
+    height, width = images.shape[1:3]
+    side = np.lcm(height, width)
+    squares = np.tile(images, (1, side // height, side // width, 1))
+    return _run(program, squares, u)[:, :height, :width]
+
+
+@pytest.fixture(scope="module")
+def colors(golden):
+    return golden("data_color")
+
+
+@pytest.fixture
+def assert_close(fidelity):
+    """assert_close(what, result, expected, tolerance), on the fidelity page."""
+
+    def compare(what, result, expected, tolerance):
+        assert result.dtype == np.float32
+        fidelity(f"{what}, compiled", result, expected, atol=tolerance)
+
+    return compare
+
+
+# Against the reference ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["A", "B", "C"])
+@pytest.mark.parametrize("name", COLOURS)
+def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
+    tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
+    keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
+    assert keys
+    images = colors[f"{group}/input"]
+    # The one comes first; the others leave all alone.
+    places = [float(COLOURS[name] != other) for other in NEUTRAL]
+    additive = float(name == "brightness_v1_additive")
+    results = []
+    for key in keys:
+        factors = NEUTRAL | {COLOURS[name]: float(key.split("/")[-1])}
+        if additive and factors["brightness"] == 1.0:
+            factors["brightness"] = 0.0
+        ranges = [(factor, 0.0) for factor in factors.values()]
+        program = _line("color_jitter", ranges, additive)
+        u = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, *places], (len(images), 1))
+        results.append(_colours(program, images, u))
+    expected = np.clip(np.concatenate([colors[key] for key in keys]), 0, 1)
+    result = np.concatenate(results)[:, ::2, ::2]
+    assert_close(f"Colour: {name}", result, expected, tolerance)
+
+
+@pytest.mark.parametrize("group", ["A", "B", "C"])
+def test_color_jitter_agrees_with_the_reference(group, colors, assert_close):
+    factors = colors["chain_factors_b_c_s_h"]
+    program = _line("color_jitter", [(factor, 0.0) for factor in factors])
+    images = colors[f"{group}/input"]
+    for letters in ("bcsh", "hscb"):
+        places = [letters.index(letter) / 4 for letter in "bcsh"]
+        u = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, *places], (len(images), 1))
+        result = _colours(program, images, u)[:, ::2, ::2]
+        expected = colors[f"{group}/chain_{letters}_clip_each"]
+        assert_close("Colour jitter, two orders", result, expected, 5e-6)
+
+
+@pytest.mark.parametrize("group", ["A", "B", "C"])
+def test_grayscale_agrees_with_the_reference(group, colors, assert_close):
+    images = colors[f"{group}/input"]
+    result = _colours(_line("grayscale"), images, np.zeros((len(images), 1)))
+    expected = colors[f"{group}/grayscale"]
+    assert_close("Colour: grayscale", result[:, ::2, ::2], expected, 2e-6)
+
+
+@pytest.mark.parametrize(("group", "size"), [("A", 3), ("B", 6), ("B", 22)])
+def test_blur_agrees_with_the_reference(group, size, colors, assert_close):
+    keys = [key for key in colors if key.startswith(f"{group}/blur/ks{size}/")]
+    assert len(keys) >= 2
+    for key in keys:
+        sigma = float(key.split("/sigma")[1])
+        program = _line("blur", [(sigma, 0.0)], size // 2)
+        image = colors[f"{group}/input"][:1]
+        height, width = image.shape[1:3]
+        # Zeros are what lies around an image anyway.
+        square = np.pad(image, ((0, 0), (0, 0), (0, height - width), (0, 0)))
+        result = _run(program, square, [[0.0, 0.0]])[:, :, :width]
+        # What is left out of long kernels weighs 5e-4 in all.
+        short = size // 2 <= kernels.BLUR_REACH * sigma
+        assert_close("Gaussian blur", result, colors[key], 2e-6 if short else 3e-4)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_crop_and_resize_agrees_with_the_reference(number, golden, assert_close):
+    arrays = golden("data_resize")
+    image = arrays[f"crop/{number}/input_uint8"]
+    keys = [key for key in arrays if key.startswith(f"crop/{number}/box")]
+    outputs = [key for key in keys if "/out" in key]
+    squares = 0
+    for key in outputs:
+        height, width = (int(side) for side in key.split("/out")[1].split("x"))
+        if height != width:
+            continue
+        squares += 1
+        box = np.int32(arrays[key.split("/out")[0] + "_y_x_h_w"])
+        result = tf.function(
+            lambda image, box, size=height: views_op.views(
+                image,
+                box[None],
+                None,
+                np.zeros((1, 0), np.float32),
+                np.zeros((0, kernels.PROGRAM_WIDTH), np.float32),
+                size=size,
+                as_floats=True,
+            )[0]
+        )(image, box)
+        assert_close("Crop and bicubic resize", result.numpy(), arrays[key], 2e-6)
+    assert squares >= 2
+
+
+@pytest.mark.parametrize("adjustment", ["saturation", "hue"])
+def test_a_hue_just_below_red_is_red(adjustment):
+    # Rounded it is a full circle, which TensorFlow's adjust_saturation turns dark.
+    more = np.nextafter(np.float32(0.2), np.float32(1))
+    image = np.float32([[[[0.6, 0.2, more]]]])
+    places = [float(adjustment != other) for other in NEUTRAL]
+    program = _line("color_jitter", [(factor, 0.0) for factor in NEUTRAL.values()])
+    result = _run(program, image, [[0.0, 0.0, 0.0, 0.0, 0.0, *places]])
+    np.testing.assert_allclose(result, image, atol=1e-6)
+
+
+# Against the plain operations ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Somewhat outside [0, 1], as after bicubic resizing; some grey, one black."""
+    result = np.random.default_rng(0).uniform(-0.1, 1.1, (96, 20, 20, 3))
+    result = result.astype(np.float32)
+    result[:8] = result[:8, :, :, :1]
+    result[8] = 0
+    return result
+
+
+def _program(name, **settings):
+    settings = {**SETTINGS[name], **settings}
+    return augment_host.program(Composition((name,), {name: settings}, 20), [name])
+
+
+def _draws_of(name, count):
+    generator = np.random.default_rng(list(draws.COUNTS).index(name))
+    return generator.random((count, draws.COUNTS[name]), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in SETTINGS),
+        ("color_jitter", {"brightness_mode": "additive", "strength": 0.5}),
+        ("blur", {"kernel_fraction": 0.1}),
+        ("blur", {"kernel_fraction": 0.05}),
+        ("blur", {"sigma_min": 5.0, "sigma_max": 9.0, "kernel_fraction": 1.0}),
+    ],
+)
+def test_operation_is_the_plain_one(name, changes, images):
+    assert set(SETTINGS) == set(kernels.OPERATIONS)
+    u = _draws_of(name, len(images))
+    result = _run(_program(name, probability=0.7, **changes), images, u)
+    settings = {**SETTINGS[name], "probability": 0.7, **changes}
+    expected = np.stack(
+        [
+            augment.OPERATIONS[name](tf.constant(image), tf.constant(own), **settings)
+            for image, own in zip(images, u, strict=True)
+        ]
+    )
+    # float32's digits, multiplied along the chain of adjustments; of blur the taps that
+    # are left out.
+    np.testing.assert_allclose(result, expected, atol=5e-4 if name == "blur" else 2e-5)
+    acted = u[:, 0] < np.float32(0.7)
+    assert 0.4 < acted.mean() < 0.9
+    assert (result[acted][9:] != images[acted][9:]).any(axis=(1, 2, 3)).all()
+    # Images on which an operation does not act are left alone, bit for bit.
+    np.testing.assert_array_equal(result[~acted], images[~acted])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_probability_0_and_1_are_certain(name, images):
+    # A draw can be 0, but not 1.
+    u = _draws_of(name, len(images))
+    u[:48, 0], u[48:, 0] = 0, 1 - 2**-24
+    images = np.clip(images, 0.1, 0.9)
+    never = _run(_program(name, probability=0.0), images, u)
+    np.testing.assert_array_equal(never, images)
+    always = _run(_program(name, probability=1.0), images, u)
+    # The first images are grey.
+    assert (always != images)[9:].any(axis=(1, 2, 3)).all()
+
+
+# Many at once, and what does not fit --------------------------------------------------
+
+PROGRAM = np.concatenate([_line("flip", probability=0.5), _line("grayscale")])
+
+
+def _views(images, boxes, uniform, program=PROGRAM):
+    return tf.function(
+        lambda: views_op.views(
+            tf.constant(images), boxes, None, uniform, program, size=8
+        ),
+        autograph=False,
+    )().numpy()
+
+
+def test_views_of_many_images_are_those_of_each():
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (3, 12, 20, 3), np.uint8)
+    boxes = np.tile(np.int32([[1, 2, 9, 14], [0, 0, 12, 20]]), (3, 1, 1))
+    uniform = generator.random((3, 2, 1), np.float32)
+    result = _views(images, boxes, uniform)
+    assert result.shape == (3, 2, 8, 8, 3)
+    for image, own, u, views in zip(images, boxes, uniform, result, strict=True):
+        np.testing.assert_array_equal(_views(image, own, u), views)
+    assert len(np.unique(result.reshape(6, -1), axis=0)) == 6
+
+
+def test_no_views_are_none():
+    empty = _views(
+        np.zeros((0, 12, 20, 3), np.uint8),
+        np.zeros((0, 2, 4), np.int32),
+        np.zeros((0, 2, 1), np.float32),
+    )
+    assert empty.shape == (0, 2, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-1, 0, 4, 4),
+        (0, -1, 4, 4),
+        (0, 0, 0, 4),
+        (0, 0, 4, 0),
+        (9, 0, 4, 4),
+        (0, 17, 4, 4),
+        (2**31 - 1, 0, 2**31 - 1, 4),
+    ],
+)
+def test_a_box_that_sticks_out_is_refused(box):
+    image = np.zeros((12, 20, 3), np.uint8)
+    boxes = np.int32([(0, 0, 12, 20), box])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a box does not lie"):
+        _views(image, boxes, np.zeros((2, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_draws", "program"),
+    [
+        (2, (3, 1), PROGRAM),  # three views of two images
+        (0, (3, 1), PROGRAM),
+        (1, (2, 1), PROGRAM),
+        (1, (4, 1), PROGRAM),
+        (1, (3, 0), PROGRAM),
+        (1, (3, 8), _line("color_jitter")),
+        (1, (3, 1), np.repeat(PROGRAM, 3, axis=0)),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(num_images, num_draws, program):
+    images = np.zeros((num_images, 12, 20, 3), np.uint8)
+    boxes = np.tile(np.int32([0, 0, 12, 20]), (3, 1))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="do not belong together"):
+        _views(images, boxes, np.zeros(num_draws, np.float32), program)
+
+
+def test_kernels_run_where_nothing_can_be_written():
+    # As for a user without a home, and a package that belongs to another.
+    script = (
+        "import numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "from simclr_jax.data import kernels\n"
+        "assert kernels.memory_size(32, 40) > 6 * 32 * 32\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
