@@ -1,11 +1,12 @@
 """SimCLR's augmentations on accelerators: the operations of `augment.py`, batched.
 
 Images are float32 [N, H, W, 3] in [0, 1], factors and sigmas float32 [N], the draws of
-a random operation float32 [N, count] (`draws.py`). All of it is `batched.py`, run by
-JAX; nothing moves between devices when N is split over them.
+a random operation float32 [N, count] (`draws.py`). The arithmetic is in `batched.py`;
+nothing moves between devices when N is split over them.
 """
 
-from types import SimpleNamespace
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,15 +16,33 @@ from simclr_jax.data import batched, boxes, order
 from simclr_jax.data.composition import Composition
 
 
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    # The default precision of accelerators would round pixels to 8 bits or so.
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+def bind(function: Callable[..., batched.Planes]) -> Callable[..., jax.Array]:
+    """An operation on planes as one on images [N, H, W, 3]."""
+
+    @functools.wraps(function)
+    def operation(images: jax.Array, *arguments: Any, **settings: Any) -> jax.Array:
+        planes = function(batched.to_planes(images), *arguments, **settings)
+        return batched.from_planes(planes)
+
+    return operation
 
 
-def _normal(u: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    words = (u * 2.0**24).astype(jnp.uint32)
-    keys = jax.vmap(lambda word: jax.random.wrap_key_data(word, impl="threefry2x32"))
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys(words))
+adjust_brightness = bind(batched.adjust_brightness)
+adjust_contrast = bind(batched.adjust_contrast)
+adjust_saturation = bind(batched.adjust_saturation)
+adjust_hue = bind(batched.adjust_hue)
+to_grayscale = bind(batched.to_grayscale)
+gaussian_blur = bind(batched.gaussian_blur)
+sobel = bind(batched.sobel)
+crop_and_resize = bind(batched.crop_and_resize)
+random_flip = bind(batched.random_flip)
+color_jitter = bind(batched.color_jitter)
+random_grayscale = bind(batched.random_grayscale)
+random_blur = bind(batched.random_blur)
+random_rotation = bind(batched.random_rotation)
+random_cutout = bind(batched.random_cutout)
+random_noise = bind(batched.random_noise)
+random_sobel = bind(batched.random_sobel)
 
 
 def random_boxes(key: order.Key, draws: boxes.BoxDraws) -> jax.Array:
@@ -45,33 +64,6 @@ def random_boxes(key: order.Key, draws: boxes.BoxDraws) -> jax.Array:
 
     start = (jnp.uint32(0), first, none_found)
     return jax.lax.while_loop(unfinished, attempt, start)[1]
-
-
-BACKEND = batched.Backend(
-    numpy=SimpleNamespace(
-        **{name: getattr(jnp, name) for name in batched.NUMPY_NAMES},
-    ),
-    cast=lambda array, dtype: array.astype(dtype),
-    matmul=_matmul,
-    normal=_normal,
-)
-
-adjust_brightness = batched.bind(batched.adjust_brightness, BACKEND)
-adjust_contrast = batched.bind(batched.adjust_contrast, BACKEND)
-adjust_saturation = batched.bind(batched.adjust_saturation, BACKEND)
-adjust_hue = batched.bind(batched.adjust_hue, BACKEND)
-to_grayscale = batched.bind(batched.to_grayscale, BACKEND)
-gaussian_blur = batched.bind(batched.gaussian_blur, BACKEND)
-sobel = batched.bind(batched.sobel, BACKEND)
-crop_and_resize = batched.bind(batched.crop_and_resize, BACKEND)
-random_flip = batched.bind(batched.random_flip, BACKEND)
-color_jitter = batched.bind(batched.color_jitter, BACKEND)
-random_grayscale = batched.bind(batched.random_grayscale, BACKEND)
-random_blur = batched.bind(batched.random_blur, BACKEND)
-random_rotation = batched.bind(batched.random_rotation, BACKEND)
-random_cutout = batched.bind(batched.random_cutout, BACKEND)
-random_noise = batched.bind(batched.random_noise, BACKEND)
-random_sobel = batched.bind(batched.random_sobel, BACKEND)
 
 
 def random_resized_crop(
@@ -102,5 +94,4 @@ def views(composition: Composition) -> batched.Views:
         composition.operations,
         composition.settings,
         image_size=composition.image_size,
-        xp=BACKEND,
     )

@@ -1,4 +1,4 @@
-"""The batched operations, in JAX and TensorFlow: the reference's, and the plain ones'.
+"""The batched operations, in JAX: the reference's, and the plain ones'.
 
 Random operations get the same draws as those of `augment.py` and give the same images,
 up to rounding.
@@ -12,18 +12,9 @@ import pytest
 from scipy import stats
 from simclr_settings import BLUR, JITTER
 
-from simclr_jax.data import (
-    augment,
-    augment_host,
-    augment_jax,
-    batched,
-    boxes,
-    draws,
-    order,
-)
+from simclr_jax.data import augment, augment_jax, batched, boxes, draws, order
 from simclr_jax.data.tf_cpu import tf
 
-BACKENDS = ("jax", "tensorflow")
 COLOURS = {
     "brightness_v1_additive": ("adjust_brightness", {"mode": "additive"}),
     "brightness_v2_multiplicative": ("adjust_brightness", {}),
@@ -32,16 +23,7 @@ COLOURS = {
     "hue": ("adjust_hue", {}),
 }
 # Names of their functions.
-RANDOM = {
-    "flip": "random_flip",
-    "color_jitter": "color_jitter",
-    "grayscale": "random_grayscale",
-    "blur": "random_blur",
-    "rotation": "random_rotation",
-    "cutout": "random_cutout",
-    "noise": "random_noise",
-    "sobel": "random_sobel",
-}
+RANDOM = {name: function.__name__ for name, function in batched.OPERATIONS.items()}
 SETTINGS = {
     "flip": {},
     "color_jitter": JITTER,
@@ -52,29 +34,22 @@ SETTINGS = {
     "noise": {"stddev_min": 0.05, "stddev_max": 0.1},
     "sobel": {},
 }
-# With draws that mean the same to all; the pixels of noise are each backend's own.
+# With draws that mean the same to both; the pixels of noise are each one's own.
 CASES = [
     *((name, {}) for name in SETTINGS if name != "noise"),
     ("color_jitter", {"brightness_mode": "additive", "strength": 0.5}),
 ]
 
 
-def _operation(backend, name, **settings):
+def _operation(name, **settings):
     """The function of that name with these settings, on images [N, H, W, 3]."""
-    if backend == "jax":
-        return jax.jit(functools.partial(getattr(augment_jax, name), **settings))
-    operation = batched.bind(getattr(batched, name), augment_host.BACKEND)
-    return functools.partial(operation, **settings)
+    return jax.jit(functools.partial(getattr(augment_jax, name), **settings))
 
 
 @functools.cache  # of what is compiled
-def _random(backend, name, **changes):
+def _random(name, **changes):
     """A random operation with the usual settings: (images, u, probability=...)."""
-    settings = {**SETTINGS[name], **changes}
-    if backend == "jax":
-        return _operation(backend, RANDOM[name], **settings)
-    operation = batched.bind(batched.OPERATIONS[name], augment_host.BACKEND)
-    return functools.partial(operation, **settings)
+    return _operation(RANDOM[name], **{**SETTINGS[name], **changes})
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +71,9 @@ def assert_close(fidelity):
 # Against the reference ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("group", ["A", "B", "C"])
 @pytest.mark.parametrize("name", COLOURS)
-def test_color_operation_agrees_with_the_reference(
-    group, name, backend, colors, assert_close
-):
+def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
     tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
     keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
     assert keys
@@ -109,7 +81,7 @@ def test_color_operation_agrees_with_the_reference(
     images = colors[f"{group}/input"]
     factors = [float(key.split("/")[-1]) for key in keys]
     function, settings = COLOURS[name]
-    result = _operation(backend, function, **settings)(
+    result = _operation(function, **settings)(
         np.tile(images, (len(keys), 1, 1, 1)),
         np.repeat(np.float32(factors), len(images)),
     )
@@ -117,32 +89,27 @@ def test_color_operation_agrees_with_the_reference(
     assert_close(f"Colour: {name}", result[:, ::2, ::2], expected, tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_grayscale_agrees_with_the_reference(group, backend, colors, assert_close):
-    result = _operation(backend, "to_grayscale")(colors[f"{group}/input"])
+def test_grayscale_agrees_with_the_reference(group, colors, assert_close):
+    result = _operation("to_grayscale")(colors[f"{group}/input"])
     expected = colors[f"{group}/grayscale"]
     assert_close("Colour: grayscale", result[:, ::2, ::2], expected, 2e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("group", "size"), [("A", 3), ("B", 6), ("B", 22)])
-def test_blur_agrees_with_the_reference(group, size, backend, colors, assert_close):
+def test_blur_agrees_with_the_reference(group, size, colors, assert_close):
     keys = [key for key in colors if key.startswith(f"{group}/blur/ks{size}/")]
     sigmas = np.float32([key.split("/sigma")[1] for key in keys])
     assert len(sigmas) >= 2
     images = np.repeat(colors[f"{group}/input"][:1], len(keys), axis=0)
-    operation = _operation(backend, "gaussian_blur", kernel_size=size)
+    operation = _operation("gaussian_blur", kernel_size=size)
     result = operation(images, sigmas)
     expected = np.concatenate([colors[key] for key in keys])
     assert_close("Gaussian blur", result, expected, 2e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("number", [1, 2])
-def test_crop_and_resize_agrees_with_the_reference(
-    number, backend, golden, assert_close
-):
+def test_crop_and_resize_agrees_with_the_reference(number, golden, assert_close):
     arrays = golden("data_resize")
     image = np.float32(arrays[f"crop/{number}/input_uint8"]) / np.float32(255)
     keys = [key for key in arrays if key.startswith(f"crop/{number}/box")]
@@ -152,7 +119,7 @@ def test_crop_and_resize_agrees_with_the_reference(
         outputs = [key for key in keys if key.endswith(f"/out{size}")]
         box_keys = [key.split("/out")[0] + "_y_x_h_w" for key in outputs]
         sides = tuple(int(side) for side in size.split("x"))
-        result = _operation(backend, "crop_and_resize", size=sides)(
+        result = _operation("crop_and_resize", size=sides)(
             np.repeat(image[None], len(outputs), axis=0),
             np.int32([arrays[key] for key in box_keys]),
         )
@@ -163,9 +130,8 @@ def test_crop_and_resize_agrees_with_the_reference(
 LETTERS = "bcsh"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_color_jitter_agrees_with_the_reference(group, backend, colors, assert_close):
+def test_color_jitter_agrees_with_the_reference(group, colors, assert_close):
     b, c, s, h = colors["chain_factors_b_c_s_h"]
     factors = [(b - 0.2) / 1.6, (c - 0.2) / 1.6, (s - 0.2) / 1.6, (h + 0.2) / 0.4]
     images = colors[f"{group}/input"]
@@ -175,21 +141,20 @@ def test_color_jitter_agrees_with_the_reference(group, backend, colors, assert_c
         places = [letters.index(letter) / 4 for letter in LETTERS]
         rows += [[0.0, *factors, *places]] * len(images)
         expected.append(colors[f"{group}/chain_{letters}_clip_each"])
-    result = _random(backend, "color_jitter")(
+    result = _random("color_jitter")(
         np.tile(images, (2, 1, 1, 1)), np.float32(rows), probability=0.8
     )
     expected = np.concatenate(expected)
     assert_close("Colour jitter, two orders", result[:, ::2, ::2], expected, 5e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["adjust_saturation", "adjust_hue"])
-def test_a_hue_just_below_red_is_red(name, backend):
+def test_a_hue_just_below_red_is_red(name):
     # Rounded it is a full circle, which TensorFlow's adjust_saturation turns dark.
     more = np.nextafter(np.float32(0.2), np.float32(1))
     image = np.float32([[[[0.6, 0.2, more]]]])
     neutral = np.float32([1.0 if name == "adjust_saturation" else 0.0])
-    result = _operation(backend, name)(image, neutral)
+    result = _operation(name)(image, neutral)
     np.testing.assert_allclose(result, image, atol=1e-6)
 
 
@@ -226,11 +191,10 @@ def _draws_of(name, count):
     return generator.random((count, draws.COUNTS[name]), np.float32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("name", "changes"), CASES)
-def test_random_operation_is_the_plain_one(name, changes, backend, images):
+def test_random_operation_is_the_plain_one(name, changes, images):
     u = _draws_of(name, len(images))
-    result = np.asarray(_random(backend, name, **changes)(images, u, probability=0.7))
+    result = np.asarray(_random(name, **changes)(images, u, probability=0.7))
     expected = _plain(name, images, u, probability=0.7, **changes)
     assert result.dtype == np.float32
     # float32's digits, multiplied along the chain of adjustments.
@@ -241,14 +205,13 @@ def test_random_operation_is_the_plain_one(name, changes, backend, images):
     np.testing.assert_array_equal(result[~acted], images[~acted])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", RANDOM)
-def test_probability_0_and_1_are_certain(name, backend, images):
+def test_probability_0_and_1_are_certain(name, images):
     # A draw can be 0, but not 1.
     u = _draws_of(name, len(images))
     u[:48, 0], u[48:, 0] = 0, 1 - 2**-24
     images = np.clip(images, 0.1, 0.9)
-    operation = _random(backend, name)
+    operation = _random(name)
     never = operation(images, u, probability=0.0)
     np.testing.assert_array_equal(never, images)
     always = np.asarray(operation(images, u, probability=1.0))
@@ -258,11 +221,10 @@ def test_probability_0_and_1_are_certain(name, backend, images):
     np.testing.assert_array_equal(acted[9:], expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_noise_is_gaussian_and_its_stddev_is_the_plain_one_s(backend):
+def test_noise_is_gaussian_and_its_stddev_is_the_plain_one_s():
     images = np.full((200, 16, 16, 3), 0.5, np.float32)
     u = _draws_of("noise", 200)
-    result = np.asarray(_random(backend, "noise")(images, u, probability=0.5))
+    result = np.asarray(_random("noise")(images, u, probability=0.5))
     acts = u[:, 0] < 0.5
     np.testing.assert_array_equal(result[~acts], images[~acts])
     stddev = 0.05 + 0.05 * u[acts, 1]
@@ -281,13 +243,12 @@ def test_noise_is_gaussian_and_its_stddev_is_the_plain_one_s(backend):
         assert abs(correlation) < 4 / np.sqrt(first.size)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_noise_depends_on_both_of_its_numbers_and_is_clipped(backend):
+def test_noise_depends_on_both_of_its_numbers_and_is_clipped():
     images = np.zeros((4, 8, 8, 3), np.float32)
     images[2:] = 1
     u = np.full((4, 4), 0.5, np.float32)
     u[1, 2], u[3, 3] = 0.75, 0.75
-    operation = functools.partial(_random(backend, "noise"), probability=1.0)
+    operation = functools.partial(_random("noise"), probability=1.0)
     result = np.asarray(operation(images, u))
     np.testing.assert_array_equal(result, operation(images, u))
     assert result.min() == 0
@@ -300,8 +261,7 @@ def test_noise_depends_on_both_of_its_numbers_and_is_clipped(backend):
 # Crops --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_crop_and_resize_is_the_plain_one_for_any_box(backend):
+def test_crop_and_resize_is_the_plain_one_for_any_box():
     generator = np.random.default_rng(0)
     count, height, width, size = 200, 40, 28, (24, 32)
     images = generator.random((count, height, width, 3), np.float32)
@@ -310,7 +270,7 @@ def test_crop_and_resize_is_the_plain_one_for_any_box(backend):
     h[:4], w[:4] = (1, height, 1, height), (1, width, width, 1)
     y, x = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
     found = np.stack([y, x, h, w], axis=1).astype(np.int32)
-    result = _operation(backend, "crop_and_resize", size=size)(images, found)
+    result = _operation("crop_and_resize", size=size)(images, found)
     expected = [
         augment.crop_and_resize(image, box, size)
         for image, box in zip(images, found, strict=True)
@@ -358,6 +318,6 @@ def test_random_resized_crop_takes_the_boxes_of_its_keys():
     result = jax.jit(crop)(images, key)
     box_draws = boxes.BoxDraws((40, 28), **settings)
     found = boxes.random_boxes(key, box_draws)
-    expected = _operation("jax", "crop_and_resize", size=(24, 24))(images, found)
+    expected = _operation("crop_and_resize", size=(24, 24))(images, found)
     assert result.shape == (50, 24, 24, 3)
     np.testing.assert_allclose(result, expected, atol=1e-5)
