@@ -36,7 +36,8 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 _compiled = _jit
 _inlined = functools.partial(_jit, forceinline=True)
 Array = np.ndarray
-_Row = tuple[Array, Array, Array]  # float32 [S]: red, green and blue of a view
+# Red, green and blue, each float32 [n S]: n rows of a view, one behind the other.
+_Strip = tuple[Array, Array, Array]
 _F = np.float32
 _ONE, _ZERO = np.float32(1), np.float32(0)
 
@@ -84,11 +85,23 @@ class Taps(NamedTuple):
     Attributes:
       first: int32 [S], the first of the four pixels that each is made of; it can lie
         outside the part, and then weighs nothing.
-      weight: float32 [S, 4].
+      weight: float32 [4, S].
     """
 
     first: Array
     weight: Array
+
+
+@_compiled
+def _near(x: Any) -> Any:
+    """Keys' cubic with a = -0.5 at distances up to 1."""
+    return (_F(1.5) * x - _F(2.5)) * x * x + _ONE
+
+
+@_compiled
+def _far(x: Any) -> Any:
+    """The same at distances from 1 to 2."""
+    return ((_F(-0.5) * x + _F(2.5)) * x - _F(4)) * x + _F(2)
 
 
 @_compiled
@@ -99,35 +112,31 @@ def _set_taps(taps: Taps, length: int) -> None:
     positions, taps outside the part dropped and the others scaled to sum 1.
     """
     first, weight = taps
-    size = first.size
-    scale = _F(length) / _F(size)
-    for i in range(size):
+    one, two, three, four = weight[0], weight[1], weight[2], weight[3]
+    scale = _F(length) / _F(first.size)
+    for i in range(first.size):
         centre = (_F(i) + _F(0.5)) * scale - _F(0.5)
         base = np.floor(centre)
-        offset = np.rint((centre - base) * _F(_TABLE_SIZE)) * _F(1 / _TABLE_SIZE)
-        first[i] = int(base) - 1
-        total = _ZERO
-        for k in range(4):
-            x = abs(offset + _F(1 - k))
-            if x <= _ONE:
-                value = (_F(1.5) * x - _F(2.5)) * x * x + _ONE
-            else:
-                value = ((_F(-0.5) * x + _F(2.5)) * x - _F(4)) * x + _F(2)
-            if first[i] + k < 0 or first[i] + k >= length:
-                value = _ZERO
-            weight[i, k] = value
-            total += value
-        for k in range(4):
-            weight[i, k] /= total
+        at = np.int32(base)
+        x = np.rint((centre - base) * _F(_TABLE_SIZE)) * _F(1 / _TABLE_SIZE)
+        v = _far(_ONE + x) if at >= 1 else _ZERO
+        w = _near(x) if at >= 0 else _ZERO
+        s = _near(_ONE - x) if at + 1 < length else _ZERO
+        t = _far(_F(2) - x) if at + 2 < length else _ZERO
+        total = v + w + s + t
+        first[i] = at - 1
+        one[i], two[i], three[i], four[i] = v / total, w / total, s / total, t / total
 
 
 @_compiled
 def _mirror(taps: Taps) -> None:
     """As if the result were mirrored."""
     taps.first[:] = taps.first[::-1].copy()
-    taps.weight[:] = taps.weight[::-1].copy()
+    taps.weight[:] = taps.weight[:, ::-1].copy()
 
 
+# Numbers of a strip of short rows.
+_STRIP = 256
 # Pixels of `line` on either side of a row, which taps outside a crop reach.
 _BORDER = 3
 
@@ -140,27 +149,27 @@ def _weighed(line: Array, i: Any, v: Any, w: Any, s: Any, t: Any) -> Any:
 
 
 @_inlined
-def _resize_row(row: _Row, y: int, origin: Any, work: Any) -> None:
+def _resize_row(strip: _Strip, y: int, origin: Any, work: Any) -> None:
     """Row y of a crop, resized, in [0, 1] but for bicubic overshoot."""
-    image, box, _ = origin
+    image, box, _, _ = origin
     rows, columns, line = work.rows, work.columns, work.line
-    r, g, b = row
+    r, g, b = strip
     left, stop, bottom = 3 * box[1], 3 * (box[1] + box[3]), box[0] + box[2] - 1
     top = box[0] + rows.first[y]
     one = image[min(max(top, box[0]), bottom), left:stop]
     two = image[min(max(top + 1, box[0]), bottom), left:stop]
     three = image[min(max(top + 2, box[0]), bottom), left:stop]
     four = image[min(max(top + 3, box[0]), bottom), left:stop]
-    v, w = rows.weight[y, 0] * _LEVEL, rows.weight[y, 1] * _LEVEL
-    s, t = rows.weight[y, 2] * _LEVEL, rows.weight[y, 3] * _LEVEL
+    v, w = rows.weight[0, y] * _LEVEL, rows.weight[1, y] * _LEVEL
+    s, t = rows.weight[2, y] * _LEVEL, rows.weight[3, y] * _LEVEL
     inner = line[3 * _BORDER :]
     for i in range(stop - left):
         inner[i] = v * _F(one[i]) + w * _F(two[i]) + s * _F(three[i]) + t * _F(four[i])
     for x in range(r.shape[0]):
         # Unsigned, or each index would be looked at for whether it counts from the end.
         start = np.uint64(3 * (columns.first[x] + _BORDER))
-        v, w = columns.weight[x, 0], columns.weight[x, 1]
-        s, t = columns.weight[x, 2], columns.weight[x, 3]
+        v, w = columns.weight[0, x], columns.weight[1, x]
+        s, t = columns.weight[2, x], columns.weight[3, x]
         r[x] = _weighed(line, start, v, w, s, t)
         g[x] = _weighed(line, start + np.uint64(1), v, w, s, t)
         b[x] = _weighed(line, start + np.uint64(2), v, w, s, t)
@@ -170,13 +179,14 @@ def _resize_row(row: _Row, y: int, origin: Any, work: Any) -> None:
 
 
 @_compiled
-def _flip(x: Array, spare: Array) -> None:
-    """Mirrors."""
-    size = x.shape[0]
-    for i in range(size):
-        spare[i] = x[i]
-    for i in range(size):
-        x[i] = spare[size - 1 - i]
+def _flip(x: Array, size: int, spare: Array) -> None:
+    """Mirrors each row of `size`."""
+    for start in range(0, x.shape[0], size):
+        row = x[start : start + size]
+        for i in range(size):
+            spare[i] = row[i]
+        for i in range(size):
+            row[i] = spare[size - 1 - i]
 
 
 @_compiled
@@ -194,13 +204,13 @@ def _contrast(x: Array, factor: Any, mean: Any) -> None:
 
 
 @_compiled
-def _saturate(row: _Row, factor: Any) -> None:
+def _saturate(strip: _Strip, factor: Any) -> None:
     """Multiplies S of HSV, which stays within [0, 1].
 
     S is the chroma over the largest channel, which stays as it is, so the distances to
     it scale as S does.
     """
-    r, g, b = row
+    r, g, b = strip
     for i in range(r.shape[0]):
         high = max(max(r[i], g[i]), b[i])
         chroma = high - min(min(r[i], g[i]), b[i])
@@ -214,12 +224,12 @@ def _saturate(row: _Row, factor: Any) -> None:
 
 
 @_compiled
-def _turn(row: _Row, turns: Any) -> None:
+def _turn(strip: _Strip, turns: Any) -> None:
     """Turns the hue by full circles, from -1 to 1.
 
     The smallest and the largest channel keep their values; which they are changes.
     """
-    r, g, b = row
+    r, g, b = strip
     for i in range(r.shape[0]):
         high = max(max(r[i], g[i]), b[i])
         low = min(min(r[i], g[i]), b[i])
@@ -242,9 +252,9 @@ def _turn(row: _Row, turns: Any) -> None:
 
 
 @_compiled
-def _grey(row: _Row) -> None:
+def _grey(strip: _Strip) -> None:
     """Luma, into the red plane."""
-    r, g, b = row
+    r, g, b = strip
     red, green, blue = _GRAY_WEIGHTS
     for i in range(r.shape[0]):
         r[i] = red * r[i] + green * g[i] + blue * b[i]
@@ -390,24 +400,26 @@ def _jitter_steps(own: Array, line: Array, number: int, what: Array, how: Array)
 
 
 @_inlined
-def _adjust(row: _Row, what: int, how: Array, grey: bool, spare: Array) -> bool:
-    """One step on a row. Of a grey row red alone counts; returns whether it is grey."""
+def _adjust(
+    strip: _Strip, what: int, how: Array, grey: bool, size: int, spare: Array
+) -> bool:
+    """One step on a strip. Where it is grey red alone counts; returns whether it is."""
     channels = 1 if grey else 3
     if what == _FLIP_ROW:
         for c in range(channels):
-            _flip(row[c], spare)
+            _flip(strip[c], size, spare)
     elif what == _BRIGHTEN:
         for c in range(channels):
-            _brighten(row[c], how[0], how[1])
+            _brighten(strip[c], how[0], how[1])
     elif grey:
         # Saturation and hue leave greys alone, but for clipping.
-        _brighten(row[0], _ONE, _ZERO)
+        _brighten(strip[0], _ONE, _ZERO)
     elif what == _SATURATE:
-        _saturate(row, how[0])
+        _saturate(strip, how[0])
     elif what == _TURN:
-        _turn(row, how[0])
+        _turn(strip, how[0])
     else:
-        _grey(row)
+        _grey(strip)
         return True
     return grey
 
@@ -419,9 +431,9 @@ class _Work(NamedTuple):
     """Memory to work in.
 
     Attributes:
-      planes: float32 [2, 3, S, S]; two, since rows that are blurred across still need
+      planes: float32 [2, 3, S S]; two, since rows that are blurred across still need
         those above.
-      sums: float32 [3, S], of the columns.
+      sums: float32 [3, _strip_rows(S) S], of a strip's pixels.
       means: float32 [3], of the planes.
       spare: float32 [3 S], for a row.
       rows: taps along height.
@@ -443,9 +455,15 @@ class _Work(NamedTuple):
 
 
 @_compiled
+def _strip_rows(size: int) -> int:
+    """Rows of a strip: several short ones, as each call for one costs as much."""
+    return max(_STRIP // size, 1)
+
+
+@_compiled
 def memory_size(size: int, longest: int) -> int:
     """Numbers in the `memory` of views of `size` and of crops as wide as `longest`."""
-    rows = 3 + 3 + 2 * (1 + 4) + 1  # sums, spare, taps, weight
+    rows = 3 * _strip_rows(size) + 3 + 2 * (1 + 4) + 1  # sums, spare, taps, weight
     of_view = (6 * size + rows) * size + 3 + 3 * _MOST_STEPS
     return of_view + 3 * (longest + 2 * _BORDER)
 
@@ -457,19 +475,20 @@ def _divided(memory: Array, size: int, width: int) -> _Work:
     Not arrays of their own, whose users would be counted with each row.
     """
     planes, memory = memory[: 6 * size * size], memory[6 * size * size :]
-    sums, memory = memory[: 3 * size], memory[3 * size :]
+    strips = 3 * _strip_rows(size) * size
+    sums, memory = memory[:strips], memory[strips:]
     means, memory = memory[:3], memory[3:]
     spare, memory = memory[: 3 * size], memory[3 * size :]
     first, memory = memory[: 2 * size].view(np.int32), memory[2 * size :]
-    tapped, memory = memory[: 8 * size].reshape((2, size, 4)), memory[8 * size :]
+    tapped, memory = memory[: 8 * size].reshape((2, 4, size)), memory[8 * size :]
     weight, memory = memory[:size], memory[size:]
     what, memory = memory[:_MOST_STEPS].view(np.int32), memory[_MOST_STEPS:]
     how, line = memory[: 2 * _MOST_STEPS], memory[2 * _MOST_STEPS :]
     line = line[: 3 * (width + 2 * _BORDER)]
     line[: 3 * _BORDER] = line[-3 * _BORDER :] = _ZERO
     return _Work(
-        planes.reshape((2, 3, size, size)),
-        sums.reshape((3, size)),
+        planes.reshape((2, 3, size * size)),
+        sums.reshape((3, strips // 3)),
         means,
         spare,
         Taps(first[:size], tapped[0]),
@@ -481,24 +500,24 @@ def _divided(memory: Array, size: int, width: int) -> _Work:
 
 
 @_compiled
-def _take_made(made: Array, row: _Row) -> None:
-    """A row of an interleaved view."""
-    r, g, b = row
+def _take_made(made: Array, strip: _Strip) -> None:
+    """A strip of an interleaved view."""
+    r, g, b = strip
     for x in range(r.shape[0]):
         r[x], g[x], b[x] = made[3 * x], made[3 * x + 1], made[3 * x + 2]
 
 
 @_compiled
 def _add(x: Array, sums: Array) -> None:
-    """Adds a plane's row to the sums of its columns."""
+    """Adds a plane's strip to sums, pixel by pixel."""
     for i in range(x.shape[0]):
         sums[i] += x[i]
 
 
 @_compiled
-def _store_levels(row: _Row, to: Array) -> None:
-    """A row, interleaved, to the nearest of 256 levels."""
-    r, g, b = row
+def _store_levels(strip: _Strip, to: Array) -> None:
+    """A strip, interleaved, to the nearest of 256 levels."""
+    r, g, b = strip
     for x in range(r.shape[0]):
         to[3 * x] = np.uint8(np.rint(_unit(r[x]) * _F(255)))
         to[3 * x + 1] = np.uint8(np.rint(_unit(g[x]) * _F(255)))
@@ -506,19 +525,20 @@ def _store_levels(row: _Row, to: Array) -> None:
 
 
 @_compiled
-def _store_floats(row: _Row, to: Array) -> None:
-    """A row, interleaved, as it is."""
-    r, g, b = row
+def _store_floats(strip: _Strip, to: Array) -> None:
+    """A strip, interleaved, as it is."""
+    r, g, b = strip
     for x in range(r.shape[0]):
         to[3 * x], to[3 * x + 1], to[3 * x + 2] = r[x], g[x], b[x]
 
 
 class _Origin(NamedTuple):
-    """What a view is made of; see `make_view`."""
+    """What a view is made of, and its size; see `make_view`."""
 
     image: Array
     box: Array
     made: Array
+    size: int
 
 
 class _Pass(NamedTuple):
@@ -546,43 +566,69 @@ class _Pass(NamedTuple):
 
 @_inlined
 def _take(
-    row: _Row, y: int, way: _Pass, origin: _Origin, work: _Work, at: int, channels: int
+    strip: _Strip,
+    y: int,
+    way: _Pass,
+    origin: _Origin,
+    work: _Work,
+    at: int,
+    channels: int,
 ) -> None:
-    """Row y from where it comes from; `at` are the planes of the pass before."""
+    """A strip from where it comes from.
+
+    Args:
+      strip: to be filled.
+      y: its first row.
+      way: the pass.
+      origin: where the first pass has it from.
+      work: memory.
+      at: which of the two planes the pass before has left.
+      channels: 1 where those are grey, or 3.
+    """
+    size = origin.size
+    r, g, b = strip
     if way.source == _RESIZED:
-        _resize_row(row, y, origin, work)
+        for start in range(0, r.size, size):
+            stop = start + size
+            row = (r[start:stop], g[start:stop], b[start:stop])
+            _resize_row(row, y + start // size, origin, work)
     elif way.source == _AS_THEY_ARE:
-        _take_made(origin.made[y], row)
+        _take_made(origin.made[3 * y * size :], strip)
     elif way.source == _CONTRAST:
         for c in range(channels):
-            _contrast(row[c], way.factor, work.means[c])
+            _contrast(strip[c], way.factor, work.means[c])
     else:
         for c in range(channels):
-            _blur_across(work.planes[at, c], y, way.behind, row[c])
+            plane = work.planes[at, c].reshape((size, size))
+            for start in range(0, r.size, size):
+                to = strip[c][start : start + size]
+                _blur_across(plane, y + start // size, way.behind, to)
 
 
 @_inlined
 def _leave(
-    row: _Row, grey: bool, way: _Pass, work: _Work, pixels: Array, floats: Array
+    strip: _Strip, grey: bool, way: _Pass, work: _Work, pixels: Array, floats: Array
 ) -> None:
-    """A row to where it goes; `pixels` and `floats` are its places, one of size 0."""
+    """A strip to where it goes; `pixels` and `floats` are its places, one of size 0."""
+    r, g, b = strip
     channels = 1 if grey else 3
     if way.target == _CONTRAST:
         for c in range(channels):
-            _add(row[c], work.sums[c])
+            _add(strip[c], work.sums[c])
     elif way.target == _BLUR:
+        size = work.weight.size
         for c in range(channels):
-            _blur_along(row[c], way.ahead, work.spare)
+            for start in range(0, r.size, size):
+                _blur_along(strip[c][start : start + size], way.ahead, work.spare)
     else:
         if grey:
             # Copies: three names of one plane would make the next loop slow.
-            r, g, b = row
-            for x in range(r.shape[0]):
+            for x in range(r.size):
                 g[x] = b[x] = r[x]
         if pixels.size:
-            _store_levels(row, pixels)
+            _store_levels(strip, pixels)
         else:
-            _store_floats(row, floats)
+            _store_floats(strip, floats)
 
 
 @_compiled
@@ -592,6 +638,7 @@ def make_view(
     made: Array,
     u: Array,
     program: Array,
+    size: int,
     pixels: Array,
     floats: Array,
     memory: Array,
@@ -601,19 +648,19 @@ def make_view(
     Args:
       image: uint8 [H, 3 W], which is cut and resized.
       box: int32 (y, x, height, width) within it.
-      made: float32 [S, 3 S], a view so far, taken instead of the image if there is one;
+      made: float32 [S S 3], a view so far, taken instead of the image if there is one;
         else of size 0.
       u: float32 [D], the draws.
       program: float32 [lines, PROGRAM_WIDTH].
-      pixels: uint8 [S, 3 S], the result in 256 levels, or [S, 0].
-      floats: float32 [S, 3 S], the result as it is, or [S, 0].
+      size: S.
+      pixels: uint8 [S S 3], the result in 256 levels, or of size 0.
+      floats: float32 [S S 3], the result as it is, or of size 0.
       memory: float32 [memory_size(S, W)], to work in.
     """
-    size = pixels.shape[0]
     work = _divided(memory, size, box[3])
     _set_taps(work.rows, box[2])
     _set_taps(work.columns, box[3])
-    origin = _Origin(image, box, made)
+    origin = _Origin(image, box, made, size)
     steps = _steps(u, program, work.steps)
     first, last, source = 0, steps.what.size, _RESIZED
     if made.size:
@@ -621,7 +668,7 @@ def make_view(
     elif last and steps.what[0] == _FLIP_ROW:
         first = 1
         _mirror(work.columns)  # which costs nothing
-    at, grey = 0, False
+    at, grey, step_rows = 0, False, _strip_rows(size)
     behind = ahead = Blur(work.weight, 0)
     while source != _END:
         barrier = first
@@ -636,19 +683,27 @@ def make_view(
         factor = steps.how[max(first - 1, 0), 0] if last else _ONE
         way = _Pass(source, target, first, barrier, factor, behind, ahead)
         to = 1 - at if source == _BLUR else at
-        # Rows that go out at once are not kept.
+        # Strips that go out at once are not kept.
         kept = target != _END or source == _CONTRAST
         work.sums[:] = _ZERO
         channels = 1 if grey else 3
-        for y in range(size):
-            place = y if kept else 0
-            planes = work.planes[to]
-            row = (planes[0, place], planes[1, place], planes[2, place])
-            _take(row, y, way, origin, work, at, channels)
+        planes = work.planes[to]
+        for y in range(0, size, step_rows):
+            length = min(step_rows, size - y) * size
+            start = y * size if kept else 0
+            strip = (
+                planes[0, start : start + length],
+                planes[1, start : start + length],
+                planes[2, start : start + length],
+            )
+            _take(strip, y, way, origin, work, at, channels)
             grey = channels == 1
             for step in range(first, barrier):
-                grey = _adjust(row, steps.what[step], steps.how[step], grey, work.spare)
-            _leave(row, grey, way, work, pixels[y], floats[y])
+                grey = _adjust(
+                    strip, steps.what[step], steps.how[step], grey, size, work.spare
+                )
+            out = 3 * y * size
+            _leave(strip, grey, way, work, pixels[out:], floats[out:])
         for c in range(3):
             work.means[c] = work.sums[c].sum() / _F(size * size)
         first, source, at, behind = barrier + 1, target, to, ahead
@@ -701,6 +756,7 @@ def make_views(
     made: Array,
     draws: Array,
     program: Array,
+    size: int,
     pixels: Array,
     floats: Array,
     memory: Array,
@@ -710,11 +766,12 @@ def make_views(
     Args:
       images: uint8 [n, H, 3 W]; each has N / n views.
       boxes: int32 [N, 4].
-      made: float32 [N, S, 3 S], or of size 0.
+      made: float32 [N, S S 3], or [0, S S 3].
       draws: float32 [N, D].
       program: float32 [lines, PROGRAM_WIDTH].
-      pixels: uint8 [N, S, 3 S], or [N, S, 0].
-      floats: float32 [N, S, 3 S], or [N, S, 0].
+      size: S.
+      pixels: uint8 [N, S S 3], or [N, 0].
+      floats: float32 [N, S S 3], or [N, 0].
       memory: float32 [memory_size(S, W)].
 
     Returns:
@@ -724,7 +781,7 @@ def make_views(
     if problem != _NONE:
         return problem
     number = boxes.shape[0]
-    no_view = made[:0, 0]
+    no_view = memory[:0]
     for n in range(number):
         make_view(
             images[0 if made.shape[0] else n * images.shape[0] // number],
@@ -732,6 +789,7 @@ def make_views(
             made[n] if made.shape[0] else no_view,
             draws[n],
             program,
+            size,
             pixels[n],
             floats[n],
             memory,

@@ -97,13 +97,14 @@ def _compute(_: int, context: int) -> None:
     for number in range(6):
         _get_input(context, number, handles[number:].ctypes, status)
     image, boxes, made, draws, program, settings = handles
-    size, output = numba.carray(_ints_at(settings), 2)
+    size, output = numba.carray(_ints_at(settings), 2).astype(np.int64)
     height = _dim(image, _num_dims(image) - 3)
     width = _dim(image, _num_dims(image) - 2)
     num_draws = _dim(draws, _num_dims(draws) - 1)
     images = _count(image) // max(height * width * 3, 1)
     number, lines = _count(boxes) // 4, _count(program) // kernels.PROGRAM_WIDTH
-    num_made = _count(made) // max(size * size * 3, 1)
+    numbers = size * size * 3  # of a view
+    num_made = _count(made) // max(numbers, 1)
 
     dims = np.zeros(_num_dims(boxes) + 2, np.int64)
     other = _UINT8 if output else _FLOAT
@@ -112,7 +113,7 @@ def _compute(_: int, context: int) -> None:
         dims[axis] = _dim(boxes, axis)
     dims[-3], dims[-2], dims[-1] = size, size, 3
     kind, num_bytes = (_FLOAT, 4) if output else (_UINT8, 1)
-    num_bytes *= number * size * size * 3
+    num_bytes *= number * numbers
     result = _allocate_output(
         context, output, kind, dims.ctypes, dims.size, num_bytes, status
     )
@@ -122,13 +123,14 @@ def _compute(_: int, context: int) -> None:
         problem = kernels.make_views(
             numba.carray(_bytes_at(image), (images, height, 3 * width)),
             numba.carray(_ints_at(boxes), (number, 4)),
-            numba.carray(_floats_at(made), (num_made, size, 3 * size)),
+            numba.carray(_floats_at(made), (num_made, numbers)),
             numba.carray(
                 _floats_at(draws), (_count(draws) // max(num_draws, 1), num_draws)
             ),
             numba.carray(_floats_at(program), (lines, kernels.PROGRAM_WIDTH)),
-            numba.carray(_bytes_at(result), (number, size, 0 if output else 3 * size)),
-            numba.carray(_floats_at(result), (number, size, 3 * size if output else 0)),
+            size,
+            numba.carray(_bytes_at(result), (number, 0 if output else numbers)),
+            numba.carray(_floats_at(result), (number, numbers if output else 0)),
             numba.carray(_floats_at(memory), (dims[0],)),
         )
         if problem >= 0:
