@@ -6,8 +6,8 @@ import os
 from simclr_jax.errors import DataError
 
 _MIB = 2**20
-# A decoded photograph of a few megapixels, the part of it that is being resized (as
-# floats), its views, and what the allocator keeps of the largest of them.
+# A decoded photograph of a few megapixels, its views, what they are made in, and what
+# the allocator keeps of the largest of them.
 _BYTES_PER_THREAD = 128 * _MIB
 # A compressed photograph, twice: it is cut out of what one request returned.
 _BYTES_PER_RECORD = _MIB // 4

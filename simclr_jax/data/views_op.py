@@ -86,12 +86,8 @@ _problems = np.array([ctypes.addressof(message) for message in _messages], np.ui
 # The kernel ---------------------------------------------------------------------------
 
 
-@numba.cfunc("void(uintp, uintp)")
 def _compute(_: int, context: int) -> None:
-    """Gets the inputs, allocates the output, computes and tells of failures.
-
-    Not kept on disk, as addresses are compiled into it; `kernels.make_views` is.
-    """
+    """Gets the inputs, allocates the output, computes and tells of failures."""
     status = _new_status()
     handles = np.empty(6, np.uintp)
     for number in range(6):
@@ -148,8 +144,14 @@ def _compute(_: int, context: int) -> None:
 
 
 @functools.cache
-def _register() -> None:
-    """Makes the operation known to TensorFlow, once in a process."""
+def _register() -> Any:
+    """Makes the operation known to TensorFlow, once in a process.
+
+    Returns:
+      The compiled kernel, which has to stay. It is compiled in each process, since it
+      has addresses in it; what it calls, `kernels.make_views`, is kept on disk.
+    """
+    kernel_function = numba.cfunc("void(uintp, uintp)")(_compute)
     new_operation = _function("TF_NewOpDefinitionBuilder", _HANDLE, _TEXT)
     add_input = _function("TF_OpDefinitionBuilderAddInput", None, _HANDLE, _TEXT)
     add_output = _function("TF_OpDefinitionBuilderAddOutput", None, _HANDLE, _TEXT)
@@ -171,7 +173,7 @@ def _register() -> None:
         add_output(operation, text)
     unknown = _library["TF_ShapeInferenceContextSetUnknownShape"]
     set_shapes(operation, ctypes.cast(unknown, _ADDRESS))
-    kernel = new_kernel(_NAME, b"CPU", None, _compute.address, None)
+    kernel = new_kernel(_NAME, b"CPU", None, kernel_function.address, None)
     status = _new_status()
     register_operation(operation, status)
     if not _get_code(status):
@@ -179,6 +181,7 @@ def _register() -> None:
     if _get_code(status):
         raise RuntimeError(f"{_NAME.decode()}: {_get_message(status).decode()}")
     _delete_status(status)
+    return kernel_function
 
 
 def views(
