@@ -18,7 +18,7 @@ import numpy as np
 from simclr_jax.data.draws import COUNTS
 
 
-def _jit(function: Callable[..., Any], **options: Any) -> Any:
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compiles for this machine's processor, once: the result is kept on disk.
 
     Sums are not reordered, so all machines that multiply and add in one instruction
@@ -33,15 +33,14 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
         return numba.njit(**options)(function)
 
 
-_compiled = _jit
-_inlined = functools.partial(_jit, forceinline=True)
+_inlined = functools.partial(_compiled, forceinline=True)
 Array = np.ndarray
 # Red, green and blue, each float32 [n S]: n rows of a view, one behind the other.
 _Strip = tuple[Array, Array, Array]
 _F = np.float32
 _ONE, _ZERO = np.float32(1), np.float32(0)
 
-# What there is, in a program.
+# The operations that a program can hold.
 OPERATIONS = ("flip", "color_jitter", "grayscale", "blur")
 _FLIP, _JITTER, _GRAYSCALE, _BLUR_OP = range(len(OPERATIONS))
 # A line of a program: which operation, the first of its draws, its probability, four
@@ -49,7 +48,13 @@ _FLIP, _JITTER, _GRAYSCALE, _BLUR_OP = range(len(OPERATIONS))
 # brightness is added.
 PROGRAM_WIDTH = 12
 _RANGES, _NUMBER = 3, 11
-_COUNTS = tuple(COUNTS[name] for name in OPERATIONS)
+_COUNTS = (
+    1,
+    9,
+    1,
+    2,
+)  # of draws; written out, since the cache looks at this file alone
+assert tuple(COUNTS[name] for name in OPERATIONS) == _COUNTS
 
 # The steps that a view takes in fact. The adjustments of a jitter are numbered as in
 # `draws.jitter_factors`.
@@ -66,7 +71,7 @@ _TABLE_SIZE = 1024  # sub-pixel positions of TensorFlow's bicubic weights
 _TINY = 1e-30
 _LEVEL = _F(1 / 255)
 # Taps beyond 3.5 standard deviations weigh 2e-3 of the middle one and less, all of them
-# together 5e-4 of the sum: an eighth of a level at most.
+# together 5e-4 of the sum: an eighth of a level at most, in each direction.
 BLUR_REACH = 3.5
 
 
@@ -214,10 +219,9 @@ def _saturate(strip: _Strip, factor: Any) -> None:
     for i in range(r.shape[0]):
         high = max(max(r[i], g[i]), b[i])
         chroma = high - min(min(r[i], g[i]), b[i])
-        # Chroma is 0 in greys, which any scale leaves alone.
+        # Chroma is 0 in greys, which any scale leaves alone; without a positive channel
+        # a pixel is black after clipping.
         scale = min(factor, high / max(chroma, _F(_TINY)))
-        # A pixel without a positive channel has S = 0.
-        scale = scale if high > _ZERO else _ZERO
         r[i] = _unit(high - (high - r[i]) * scale)
         g[i] = _unit(high - (high - g[i]) * scale)
         b[i] = _unit(high - (high - b[i]) * scale)
@@ -225,7 +229,7 @@ def _saturate(strip: _Strip, factor: Any) -> None:
 
 @_compiled
 def _turn(strip: _Strip, turns: Any) -> None:
-    """Turns the hue by full circles, from -1 to 1.
+    """Turns the hue by full circles, from -5/6 to 1.
 
     The smallest and the largest channel keep their values; which they are changes.
     """
@@ -272,7 +276,10 @@ class Blur(NamedTuple):
 
 @_compiled
 def _gaussian(sigma: Any, largest: Any, weight: Array) -> Blur:
-    """The taps that sigma needs, scaled to sum 1; `weight` [S] is filled with them."""
+    """The taps that sigma needs, scaled to sum 1; `weight` [S] is filled with them.
+
+    `largest` must be below S, as it is for kernels no larger than the view.
+    """
     radius = int(min(math.ceil(sigma * _F(BLUR_REACH)), largest, weight.size - 1))
     weight[0] = total = _ONE
     for k in range(1, radius + 1):
@@ -412,7 +419,7 @@ def _adjust(
         for c in range(channels):
             _brighten(strip[c], how[0], how[1])
     elif grey:
-        # Saturation and hue leave greys alone, but for clipping.
+        # Saturation, hue and grey leave greys alone, but for clipping.
         _brighten(strip[0], _ONE, _ZERO)
     elif what == _SATURATE:
         _saturate(strip, how[0])
@@ -435,7 +442,7 @@ class _Work(NamedTuple):
         those above.
       sums: float32 [3, _strip_rows(S) S], of a strip's pixels.
       means: float32 [3], of the planes.
-      spare: float32 [3 S], for a row.
+      spare: float32 [3 S], for a row and what a blur sees on either side of it.
       rows: taps along height.
       columns: taps along width.
       weight: float32 [S], of a blur.
@@ -711,7 +718,7 @@ def make_view(
 
 # What `make_views` refuses.
 PROBLEMS = (
-    b"images, boxes and draws do not belong together",
+    b"images, boxes, draws and program do not belong together",
     b"a box does not lie within its image",
 )
 _NO_MATCH, _OUTSIDE = range(len(PROBLEMS))
@@ -724,12 +731,14 @@ def _problem(
 ) -> int:
     """The number of what is wrong with the arguments of `make_views`, or -1.
 
-    Nothing after this looks at sizes again.
+    Nothing after this looks at sizes again. Boxes do not matter where there is `made`.
     """
     number = boxes.shape[0]
     if made.shape[0] not in (0, number) or program.shape[0] > len(OPERATIONS):
         return _NO_MATCH
     for line in program:
+        if not 0 <= line[0] < len(OPERATIONS) or line[1] < 0 or line[_NUMBER] < 0:
+            return _NO_MATCH
         needed = int(line[1]) + _COUNTS[int(line[0])]
         if draws.shape[0] != number or draws.shape[1] < needed:
             return _NO_MATCH

@@ -7,6 +7,7 @@ functions, so nothing has to be built before, and no thread waits for Python's l
 import ctypes
 import functools
 import pathlib
+import threading
 from typing import Any
 
 import numba
@@ -22,7 +23,7 @@ _INPUTS = (
     b"made: float",
     b"draws: float",
     b"program: float",
-    b"size_and_output: int32",
+    b"settings: int32",  # size of a view, and which output is wanted
 )
 _OUTPUTS = (b"pixels: uint8", b"floats: float")
 _PIXELS, _FLOATS = range(len(_OUTPUTS))
@@ -30,10 +31,11 @@ _DTYPES = (tf.uint8, tf.float32)
 
 # TensorFlow's C interface (tensorflow/c/kernels.h, ops.h, tf_tensor.h) ----------------
 
-_link = next(flag for flag in tf.sysconfig.get_link_flags() if flag.startswith("-l"))
-_library = ctypes.CDLL(
-    str(pathlib.Path(tf.sysconfig.get_lib()) / _link.removeprefix("-l:"))
-)
+_flags = tf.sysconfig.get_link_flags()
+_link = next(flag for flag in _flags if flag.startswith("-l")).removeprefix("-l")
+# A colon stands before a file's name, which Linux has; macOS has `lib{name}.dylib`.
+_file = _link[1:] if _link.startswith(":") else f"lib{_link}.dylib"
+_library = ctypes.CDLL(str(pathlib.Path(tf.sysconfig.get_lib()) / _file))
 _INT, _INT64, _TEXT = ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
 _HANDLE = ctypes.c_size_t  # a pointer that is only handed on
 _ADDRESS = ctypes.c_void_p
@@ -59,7 +61,7 @@ _bytes_at = _function("TF_TensorData", ctypes.POINTER(ctypes.c_uint8), _HANDLE)
 _ints_at = _function("TF_TensorData", ctypes.POINTER(ctypes.c_int32), _HANDLE)
 _floats_at = _function("TF_TensorData", ctypes.POINTER(ctypes.c_float), _HANDLE)
 _delete_tensor = _function("TF_DeleteTensor", None, _HANDLE)
-# Of a context: output, dtype, dims and how many, bytes, status.
+# Of a context: output, dtype, dims and how many, bytes (not looked at), status.
 _allocate_output = _function(
     "TF_AllocateOutput", _HANDLE, _HANDLE, _INT, _INT, _ADDRESS, _INT, _HANDLE, _HANDLE
 )
@@ -102,19 +104,21 @@ def _compute(_: int, context: int) -> None:
     numbers = size * size * 3  # of a view
     num_made = _count(made) // max(numbers, 1)
 
+    # Each call says in the status how it went itself, so no other may follow a failure.
     dims = np.zeros(_num_dims(boxes) + 2, np.int64)
-    other = _UINT8 if output else _FLOAT
+    other, kind = (_UINT8, _FLOAT) if output else (_FLOAT, _UINT8)
+    result = memory = np.uintp(0)
     empty = _allocate_output(context, 1 - output, other, dims.ctypes, 1, 0, status)
-    for axis in range(dims.size - 3):
-        dims[axis] = _dim(boxes, axis)
-    dims[-3], dims[-2], dims[-1] = size, size, 3
-    kind, num_bytes = (_FLOAT, 4) if output else (_UINT8, 1)
-    num_bytes *= number * numbers
-    result = _allocate_output(
-        context, output, kind, dims.ctypes, dims.size, num_bytes, status
-    )
-    dims[0] = kernels.memory_size(size, width)
-    memory = _allocate_temp(context, _FLOAT, dims.ctypes, 1, _on_host, status)
+    if not _get_code(status):
+        for axis in range(dims.size - 3):
+            dims[axis] = _dim(boxes, axis)
+        dims[-3], dims[-2], dims[-1] = size, size, 3
+        result = _allocate_output(
+            context, output, kind, dims.ctypes, dims.size, 0, status
+        )
+    if not _get_code(status):
+        dims[0] = kernels.memory_size(size, width)
+        memory = _allocate_temp(context, _FLOAT, dims.ctypes, 1, _on_host, status)
     if not _get_code(status):
         problem = kernels.make_views(
             numba.carray(_bytes_at(image), (images, height, 3 * width)),
@@ -141,6 +145,9 @@ def _compute(_: int, context: int) -> None:
 
 
 # The operation ------------------------------------------------------------------------
+
+
+_lock = threading.Lock()  # TensorFlow ends the process that registers twice
 
 
 @functools.cache
@@ -210,16 +217,30 @@ def views(
       uint8 or float32 [..., size, size, 3].
 
     Raises:
+      ValueError: a shape is wrong, or not known well enough.
       tf.errors.InvalidArgumentError: when run, as `kernels.PROBLEMS` has it.
+      tf.errors.ResourceExhaustedError: when run, without the memory for it.
     """
-    _register()
+    with _lock:
+        _register()
     boxes, draws = tf.convert_to_tensor(boxes), tf.convert_to_tensor(draws)
     image = tf.zeros((0, 1, 1, 3), tf.uint8) if image is None else image
-    made = tf.zeros((0,), tf.float32) if made is None else made
-    # The kernel relies on it.
-    image.shape.with_rank_at_least(3)[-1:].assert_is_compatible_with([3])
-    boxes.shape.with_rank_at_least(1)[-1:].assert_is_compatible_with([4])
-    draws.shape.with_rank_at_least(1)
+    made = tf.zeros((0, size, size, 3), tf.float32) if made is None else made
+    # The kernel relies on these.
+    for name, tensor, least, ending in (
+        ("image", image, 3, (3,)),
+        ("boxes", boxes, 1, (4,)),
+        ("made", made, 3, (size, size, 3)),
+        ("draws", draws, 1, ()),
+        ("program", program, 2, (kernels.PROGRAM_WIDTH,)),
+    ):
+        shape = tf.TensorShape(tensor.shape)
+        known = shape.rank is not None and shape.rank >= least
+        if not known or tuple(shape[shape.rank - len(ending) :]) != ending:
+            raise ValueError(
+                f"{name} has shape {shape}: must be known to have {least} or more axes"
+                f" and to end with {ending}"
+            )
     output = _FLOATS if as_floats else _PIXELS
     inputs = [image, boxes, made, draws, program, np.array([size, output], np.int32)]
     node = tf.compat.v1.get_default_graph().create_op(

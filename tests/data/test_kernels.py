@@ -310,6 +310,9 @@ def test_a_box_that_sticks_out_is_refused(box):
         (1, (3, 0), PROGRAM),
         (1, (3, 8), _line("color_jitter")),
         (1, (3, 1), np.repeat(PROGRAM, 3, axis=0)),
+        (1, (3, 9), _line("flip") * 0 + 7),  # no such operation
+        (1, (3, 9), _line("flip") - np.eye(1, 12, 1, dtype=np.float32)),
+        (1, (3, 9), _line("blur", number=-1)),
     ],
 )
 def test_what_does_not_belong_together_is_refused(num_images, num_draws, program):
@@ -317,6 +320,87 @@ def test_what_does_not_belong_together_is_refused(num_images, num_draws, program
     boxes = np.tile(np.int32([0, 0, 12, 20]), (3, 1))
     with pytest.raises(tf.errors.InvalidArgumentError, match="do not belong together"):
         _views(images, boxes, np.zeros(num_draws, np.float32), program)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("image", [20, 20, 4]),
+        ("image", [None, None, None]),
+        ("image", [20, 3]),
+        ("boxes", [None, None]),
+        ("boxes", [1, 8]),
+        ("draws", []),
+        ("draws", None),
+    ],
+)
+def test_shapes_that_are_not_known_to_fit_are_refused(name, shape):
+    specs = {
+        "image": tf.TensorSpec([20, 20, 3], tf.uint8),
+        "boxes": tf.TensorSpec([1, 4], tf.int32),
+        "draws": tf.TensorSpec([1, 1], tf.float32),
+    }
+    specs[name] = tf.TensorSpec(shape, specs[name].dtype)
+    function = tf.function(
+        lambda image, boxes, draws: views_op.views(
+            image, boxes, None, draws, PROGRAM, size=8
+        ),
+        input_signature=list(specs.values()),
+        autograph=False,
+    )
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        function.get_concrete_function()
+
+
+def test_too_little_memory_is_an_error():
+    # In a process of its own, which may have 1 GB more than it has then.
+    script = (
+        "import resource\n"
+        "import numpy as np\n"
+        "from simclr_jax.data import kernels, views_op\n"
+        "from simclr_jax.data.tf_cpu import tf\n"
+        "none = np.zeros((0, kernels.PROGRAM_WIDTH), np.float32)\n"
+        "@tf.function(autograph=False)\n"
+        "def views(image, boxes):\n"
+        "    draws = tf.zeros((boxes.shape[0], 0))\n"
+        "    return views_op.views(image, boxes, None, draws, none, size=1000)\n"
+        "image = np.zeros((8, 8, 3), np.uint8)\n"
+        "boxes = np.tile(np.int32([0, 0, 8, 8]), (2000, 1))\n"
+        "views(tf.constant(image), tf.constant(boxes[:1]))\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
+        "try:\n"
+        "    views(tf.constant(image), tf.constant(boxes))\n"
+        "except tf.errors.ResourceExhaustedError:\n"
+        "    print('refused')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert result.stdout == "refused\n", result.stderr
+
+
+def test_several_threads_may_be_the_first():
+    script = (
+        "import threading\n"
+        "import numpy as np\n"
+        "from simclr_jax.data import kernels, views_op\n"
+        "from simclr_jax.data.tf_cpu import tf\n"
+        "none = np.zeros((0, kernels.PROGRAM_WIDTH), np.float32)\n"
+        "def build():\n"
+        "    with tf.Graph().as_default():\n"
+        "        image = tf.zeros((8, 8, 3), tf.uint8)\n"
+        "        boxes = tf.zeros((1, 4), tf.int32)\n"
+        "        views_op.views(image, boxes, None, tf.zeros((1, 0)), none, size=8)\n"
+        "    print('built')\n"
+        "threads = [threading.Thread(target=build) for _ in range(3)]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert result.stdout.count("built") == 3, result.stderr
 
 
 def test_kernels_run_where_nothing_can_be_written():
