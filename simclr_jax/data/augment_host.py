@@ -35,12 +35,11 @@ def program(composition: Composition, names: Sequence[str]) -> np.ndarray:
             ranges = ((settings["sigma_min"], settings["sigma_max"]),)
             fraction = np.float32(settings["kernel_fraction"])
             number = int(np.float32(composition.image_size) * fraction) // 2
-        widths = [(low, high - low) for low, high in ranges]
-        filled = np.ravel(widths)
+        filled = np.ravel([(low, high - low) for low, high in ranges])
         line[0] = kernels.OPERATIONS.index(name)
         line[1:3] = draws.count(before), probability
-        line[3 : 3 + len(filled)] = filled
-        line[-1] = number
+        line[kernels.RANGES : kernels.RANGES + len(filled)] = filled
+        line[kernels.NUMBER] = number
     return table
 
 

@@ -47,13 +47,9 @@ _FLIP, _JITTER, _GRAYSCALE, _BLUR_OP = range(len(OPERATIONS))
 # ranges as (low, width), and a number: the radius of the largest blur, or whether
 # brightness is added.
 PROGRAM_WIDTH = 12
-_RANGES, _NUMBER = 3, 11
-_COUNTS = (
-    1,
-    9,
-    1,
-    2,
-)  # of draws; written out, since the cache looks at this file alone
+RANGES, NUMBER = 3, 11
+# Draws of the operations; written out, since the cache looks at this file alone.
+_COUNTS = (1, 9, 1, 2)
 assert tuple(COUNTS[name] for name in OPERATIONS) == _COUNTS
 
 # The steps that a view takes in fact. The adjustments of a jitter are numbered as in
@@ -84,7 +80,7 @@ def _unit(x: Any) -> Any:
 # Crop and resize ----------------------------------------------------------------------
 
 
-class Taps(NamedTuple):
+class _Taps(NamedTuple):
     """Bicubic resizing of an axis to S pixels.
 
     Attributes:
@@ -110,7 +106,7 @@ def _far(x: Any) -> Any:
 
 
 @_compiled
-def _set_taps(taps: Taps, length: int) -> None:
+def _set_taps(taps: _Taps, length: int) -> None:
     """TensorFlow's bicubic resizing of `length` pixels.
 
     Half-pixel centres, no antialiasing, Keys' cubic with a = -0.5 looked up at 1024
@@ -134,14 +130,12 @@ def _set_taps(taps: Taps, length: int) -> None:
 
 
 @_compiled
-def _mirror(taps: Taps) -> None:
+def _mirror(taps: _Taps) -> None:
     """As if the result were mirrored."""
     taps.first[:] = taps.first[::-1].copy()
     taps.weight[:] = taps.weight[:, ::-1].copy()
 
 
-# Numbers of a strip of short rows.
-_STRIP = 256
 # Pixels of `line` on either side of a row, which taps outside a crop reach.
 _BORDER = 3
 
@@ -154,11 +148,11 @@ def _weighed(line: Array, i: Any, v: Any, w: Any, s: Any, t: Any) -> Any:
 
 
 @_inlined
-def _resize_row(strip: _Strip, y: int, origin: Any, work: Any) -> None:
+def _resize_row(row: _Strip, y: int, origin: Any, work: Any) -> None:
     """Row y of a crop, resized, in [0, 1] but for bicubic overshoot."""
     image, box, _, _ = origin
     rows, columns, line = work.rows, work.columns, work.line
-    r, g, b = strip
+    r, g, b = row
     left, stop, bottom = 3 * box[1], 3 * (box[1] + box[3]), box[0] + box[2] - 1
     top = box[0] + rows.first[y]
     one = image[min(max(top, box[0]), bottom), left:stop]
@@ -267,7 +261,7 @@ def _grey(strip: _Strip) -> None:
 # Blur ---------------------------------------------------------------------------------
 
 
-class Blur(NamedTuple):
+class _Blur(NamedTuple):
     """A Gaussian: float32 weights of the middle tap and of `radius` to either side."""
 
     weight: Array
@@ -275,7 +269,7 @@ class Blur(NamedTuple):
 
 
 @_compiled
-def _gaussian(sigma: Any, largest: Any, weight: Array) -> Blur:
+def _gaussian(sigma: Any, largest: Any, weight: Array) -> _Blur:
     """The taps that sigma needs, scaled to sum 1; `weight` [S] is filled with them.
 
     `largest` must be below S, as it is for kernels no larger than the view.
@@ -287,11 +281,27 @@ def _gaussian(sigma: Any, largest: Any, weight: Array) -> Blur:
         total += _F(2) * weight[k]
     for k in range(radius + 1):
         weight[k] /= total
-    return Blur(weight, radius)
+    return _Blur(weight, radius)
+
+
+@_inlined
+def _add_pair(x: Array, w: Any, one: Array, two: Array) -> None:
+    """Two rows that lie on either side of x, times their weight."""
+    for i in range(x.shape[0]):
+        x[i] += w * (one[i] + two[i])
+
+
+@_inlined
+def _add_pairs(
+    x: Array, v: Any, one: Array, two: Array, w: Any, three: Array, four: Array
+) -> None:
+    """Two pairs at once, for which x is read and written once."""
+    for i in range(x.shape[0]):
+        x[i] += v * (one[i] + two[i]) + w * (three[i] + four[i])
 
 
 @_compiled
-def _blur_along(x: Array, blur: Blur, spare: Array) -> None:
+def _blur_along(x: Array, blur: _Blur, spare: Array) -> None:
     """A row, zeros beside it. What bicubic resizing overshot is cut off first."""
     weight, radius = blur
     size = x.shape[0]
@@ -302,20 +312,15 @@ def _blur_along(x: Array, blur: Blur, spare: Array) -> None:
         middle[i] = _unit(x[i])
         x[i] = weight[0] * middle[i]
     for k in range(1, radius, 2):
-        v, w = weight[k], weight[k + 1]
         one, two = spare[radius - k :], spare[radius + k :]
         three, four = spare[radius - k - 1 :], spare[radius + k + 1 :]
-        for i in range(size):
-            x[i] += v * (one[i] + two[i]) + w * (three[i] + four[i])
+        _add_pairs(x, weight[k], one, two, weight[k + 1], three, four)
     if radius % 2:
-        w = weight[radius]
-        one, two = spare, spare[2 * radius :]
-        for i in range(size):
-            x[i] += w * (one[i] + two[i])
+        _add_pair(x, weight[radius], spare, spare[2 * radius :])
 
 
 @_compiled
-def _blur_across(plane: Array, y: int, blur: Blur, x: Array) -> None:
+def _blur_across(plane: Array, y: int, blur: _Blur, x: Array) -> None:
     """Row y of a plane blurred along its other axis, zeros above and below."""
     weight, radius = blur
     size = x.shape[0]
@@ -324,19 +329,11 @@ def _blur_across(plane: Array, y: int, blur: Blur, x: Array) -> None:
         x[i] = w * middle[i]
     both = min(radius, y, size - 1 - y)  # taps that lie inside on both sides
     for k in range(1, both, 2):
-        v, w = weight[k], weight[k + 1]
-        one, two, three, four = (
-            plane[y - k],
-            plane[y + k],
-            plane[y - k - 1],
-            plane[y + k + 1],
-        )
-        for i in range(size):
-            x[i] += v * (one[i] + two[i]) + w * (three[i] + four[i])
+        one, two = plane[y - k], plane[y + k]
+        three, four = plane[y - k - 1], plane[y + k + 1]
+        _add_pairs(x, weight[k], one, two, weight[k + 1], three, four)
     if both % 2:
-        w, one, two = weight[both], plane[y - both], plane[y + both]
-        for i in range(size):
-            x[i] += w * (one[i] + two[i])
+        _add_pair(x, weight[both], plane[y - both], plane[y + both])
     for k in range(both + 1, radius + 1):
         for other in (y - k, y + k):
             if 0 <= other < size:
@@ -379,10 +376,19 @@ def _steps(u: Array, program: Array, room: _Steps) -> _Steps:
             what[number] = _GREY
         else:
             what[number] = _BLUR
-            how[number, 0] = line[_RANGES] + own[1] * line[_RANGES + 1]
-            how[number, 1] = line[_NUMBER]
+            how[number, 0] = line[RANGES] + own[1] * line[RANGES + 1]
+            how[number, 1] = line[NUMBER]
         number += 1
     return _Steps(what[:number], how[:number])
+
+
+@_compiled
+def _barrier(steps: _Steps, first: int) -> int:
+    """The next step, from the first on, that needs all rows; or how many there are."""
+    barrier = first
+    while barrier < steps.what.size and _CONTRAST != steps.what[barrier] != _BLUR:
+        barrier += 1
+    return barrier
 
 
 @_compiled
@@ -396,10 +402,10 @@ def _jitter_steps(own: Array, line: Array, number: int, what: Array, how: Array)
             if not (done >> k) & 1 and first:
                 adjustment = k
         done |= 1 << adjustment
-        low, width = line[_RANGES + 2 * adjustment], line[_RANGES + 2 * adjustment + 1]
+        low, width = line[RANGES + 2 * adjustment], line[RANGES + 2 * adjustment + 1]
         what[number] = adjustment
         how[number, 0] = low + own[1 + adjustment] * width
-        if adjustment == _BRIGHTEN and line[_NUMBER] != _ZERO:
+        if adjustment == _BRIGHTEN and line[NUMBER] != _ZERO:
             how[number, 1] = how[number, 0]
             how[number, 0] = _ONE
         number += 1
@@ -454,11 +460,14 @@ class _Work(NamedTuple):
     sums: Array
     means: Array
     spare: Array
-    rows: Taps
-    columns: Taps
+    rows: _Taps
+    columns: _Taps
     weight: Array
     steps: _Steps
     line: Array
+
+
+_STRIP = 256  # numbers of a plane in a strip of short rows
 
 
 @_compiled
@@ -498,8 +507,8 @@ def _divided(memory: Array, size: int, width: int) -> _Work:
         sums.reshape((3, strips // 3)),
         means,
         spare,
-        Taps(first[:size], tapped[0]),
-        Taps(first[size:], tapped[1]),
+        _Taps(first[:size], tapped[0]),
+        _Taps(first[size:], tapped[1]),
         weight,
         _Steps(what, how.reshape((_MOST_STEPS, 2))),
         line,
@@ -540,7 +549,7 @@ def _store_floats(strip: _Strip, to: Array) -> None:
 
 
 class _Origin(NamedTuple):
-    """What a view is made of, and its size; see `make_view`."""
+    """What a view is made of, and its size; see `_make_view`."""
 
     image: Array
     box: Array
@@ -555,20 +564,14 @@ class _Pass(NamedTuple):
       source: where rows come from: `_RESIZED`, `_AS_THEY_ARE`, or the barrier of the
         pass before, which has its second half in this one.
       target: the barrier of this pass, `_CONTRAST` or `_BLUR`, or `_END`.
-      first: the first of the steps in between.
-      barrier: one past the last.
-      factor: of the contrast that came before.
-      behind: the blur that came before.
-      ahead: the blur that comes.
+      factor: of contrast, where it is the source.
+      blur: where it is the source or the target; a view has but one.
     """
 
     source: int
     target: int
-    first: int
-    barrier: int
     factor: Any
-    behind: Blur
-    ahead: Blur
+    blur: _Blur
 
 
 @_inlined
@@ -609,7 +612,7 @@ def _take(
             plane = work.planes[at, c].reshape((size, size))
             for start in range(0, r.size, size):
                 to = strip[c][start : start + size]
-                _blur_across(plane, y + start // size, way.behind, to)
+                _blur_across(plane, y + start // size, way.blur, to)
 
 
 @_inlined
@@ -626,7 +629,7 @@ def _leave(
         size = work.weight.size
         for c in range(channels):
             for start in range(0, r.size, size):
-                _blur_along(strip[c][start : start + size], way.ahead, work.spare)
+                _blur_along(strip[c][start : start + size], way.blur, work.spare)
     else:
         if grey:
             # Copies: three names of one plane would make the next loop slow.
@@ -639,7 +642,7 @@ def _leave(
 
 
 @_compiled
-def make_view(
+def _make_view(
     image: Array,
     box: Array,
     made: Array,
@@ -676,23 +679,19 @@ def make_view(
         first = 1
         _mirror(work.columns)  # which costs nothing
     at, grey, step_rows = 0, False, _strip_rows(size)
-    behind = ahead = Blur(work.weight, 0)
+    factor, blur = _ONE, _Blur(work.weight, 0)
     while source != _END:
-        barrier = first
-        while barrier < last and _CONTRAST != steps.what[barrier] != _BLUR:
-            barrier += 1
-        target = _END
-        if barrier < last:
-            target = steps.what[barrier]
-            if target == _BLUR:
-                sigma, largest = steps.how[barrier]
-                ahead = _gaussian(sigma, largest, work.weight)
-        factor = steps.how[max(first - 1, 0), 0] if last else _ONE
-        way = _Pass(source, target, first, barrier, factor, behind, ahead)
+        barrier = _barrier(steps, first)
+        target = steps.what[barrier] if barrier < last else _END
+        if target == _BLUR:
+            sigma, largest = steps.how[barrier]
+            blur = _gaussian(sigma, largest, work.weight)
+        elif target == _CONTRAST:
+            work.sums[:] = _ZERO
+        way = _Pass(source, target, factor, blur)
         to = 1 - at if source == _BLUR else at
         # Strips that go out at once are not kept.
         kept = target != _END or source == _CONTRAST
-        work.sums[:] = _ZERO
         channels = 1 if grey else 3
         planes = work.planes[to]
         for y in range(0, size, step_rows):
@@ -711,9 +710,11 @@ def make_view(
                 )
             out = 3 * y * size
             _leave(strip, grey, way, work, pixels[out:], floats[out:])
-        for c in range(3):
-            work.means[c] = work.sums[c].sum() / _F(size * size)
-        first, source, at, behind = barrier + 1, target, to, ahead
+        if target == _CONTRAST:
+            factor = steps.how[barrier, 0]
+            for c in range(3):
+                work.means[c] = work.sums[c].sum() / _F(size * size)
+        first, source, at = barrier + 1, target, to
 
 
 # What `make_views` refuses.
@@ -737,7 +738,7 @@ def _problem(
     if made.shape[0] not in (0, number) or program.shape[0] > len(OPERATIONS):
         return _NO_MATCH
     for line in program:
-        if not 0 <= line[0] < len(OPERATIONS) or line[1] < 0 or line[_NUMBER] < 0:
+        if not 0 <= line[0] < len(OPERATIONS) or line[1] < 0 or line[NUMBER] < 0:
             return _NO_MATCH
         needed = int(line[1]) + _COUNTS[int(line[0])]
         if draws.shape[0] != number or draws.shape[1] < needed:
@@ -770,7 +771,7 @@ def make_views(
     floats: Array,
     memory: Array,
 ) -> int:
-    """Makes N views of n images; see `make_view`.
+    """Makes N views of n images; see `_make_view`.
 
     Args:
       images: uint8 [n, H, 3 W]; each has N / n views.
@@ -792,7 +793,7 @@ def make_views(
     number = boxes.shape[0]
     no_view = memory[:0]
     for n in range(number):
-        make_view(
+        _make_view(
             images[0 if made.shape[0] else n * images.shape[0] // number],
             boxes[n],
             made[n] if made.shape[0] else no_view,

@@ -32,3 +32,37 @@ def chi_square():
         return stats.chi2_contingency(table, correction=False).pvalue
 
     return p_value
+
+
+@pytest.fixture(scope="session")
+def colors(golden):
+    """The reference's colours and blurs; see `simclr_settings.colour_cases`."""
+    return golden("data_color")
+
+
+@pytest.fixture
+def assert_close(request, fidelity):
+    """assert_close(what, result, expected, tolerance), on the fidelity page.
+
+    A module's `FORM` says there which form of the operations it compares.
+    """
+    form = getattr(request.module, "FORM", "")
+
+    def compare(what, result, expected, tolerance):
+        assert np.asarray(result).dtype == np.float32
+        fidelity(what + form, result, expected, atol=tolerance)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def overshooting():
+    """Images [96, 20, 20, 3] somewhat outside [0, 1], as after bicubic resizing.
+
+    The first 8 are grey, the next one is black.
+    """
+    result = np.random.default_rng(0).uniform(-0.1, 1.1, (96, 20, 20, 3))
+    result = result.astype(np.float32)
+    result[:8] = result[:8, :, :, :1]
+    result[8] = 0
+    return result

@@ -1,5 +1,8 @@
 """SimCLR's augmentations in the form that tests of views share."""
 
+import numpy as np
+
+from simclr_jax.data import draws
 from simclr_jax.data.tf_cpu import tf
 
 AREA_AND_RATIO = {
@@ -42,3 +45,21 @@ def assert_inside(boxes, height, width):
     assert (w > 0).all()
     assert (y + h <= height).all()
     assert (x + w <= width).all()
+
+
+def colour_cases(colors, group, name):
+    """What the reference makes of a group's images by one adjustment.
+
+    Returns:
+      ([(factor, images [N, H / 2, W / 2, 3])], tolerance): every other pixel.
+    """
+    keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
+    assert keys
+    cases = [(float(key.split("/")[-1]), colors[key]) for key in keys]
+    return cases, 5e-6 if name in ("hue", "saturation") else 2e-6
+
+
+def draws_of(name, count):
+    """Uniform numbers of one operation for `count` views."""
+    generator = np.random.default_rng(list(draws.COUNTS).index(name))
+    return generator.random((count, draws.COUNTS[name]), np.float32)

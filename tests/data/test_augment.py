@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import simclr_settings
 from scipy import stats
-from simclr_settings import AREA_AND_RATIO, CROP, assert_inside, view_in_graph
+from simclr_settings import (
+    AREA_AND_RATIO,
+    CROP,
+    assert_inside,
+    colour_cases,
+    view_in_graph,
+)
 
 from simclr_jax.data import augment, batched, draws, order
 from simclr_jax.data.tf_cpu import tf
@@ -77,31 +83,12 @@ EXPLICIT = {
 }
 
 
-@pytest.fixture(scope="module")
-def colors(golden):
-    return golden("data_color")
-
-
-@pytest.fixture
-def assert_close(fidelity):
-    """assert_close(what, result, expected, tolerance), on the fidelity page."""
-
-    def compare(what, result, expected, tolerance):
-        assert np.asarray(result).dtype == np.float32
-        fidelity(what, result, expected, atol=tolerance)
-
-    return compare
-
-
 @pytest.mark.parametrize("group", ["A", "B", "C"])
 @pytest.mark.parametrize("name", EXPLICIT)
 def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
-    tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
-    keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
-    assert keys
-    for key in keys:
-        factor = float(key.split("/")[-1])
-        for image, expected in zip(colors[f"{group}/input"], colors[key], strict=True):
+    cases, tolerance = colour_cases(colors, group, name)
+    for factor, images in cases:
+        for image, expected in zip(colors[f"{group}/input"], images, strict=True):
             result = EXPLICIT[name](tf.constant(image), factor)
             assert_close(f"Colour: {name}", result[::2, ::2], expected, tolerance)
 

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
-from simclr_settings import BLUR, JITTER
+from simclr_settings import BLUR, JITTER, colour_cases, draws_of
 
-from simclr_jax.data import augment, augment_jax, batched, boxes, draws, order
+from simclr_jax.data import augment, augment_jax, batched, boxes, order
 from simclr_jax.data.tf_cpu import tf
 
+FORM = ", batched"  # on the fidelity page
 COLOURS = {
     "brightness_v1_additive": ("adjust_brightness", {"mode": "additive"}),
     "brightness_v2_multiplicative": ("adjust_brightness", {}),
@@ -52,40 +53,22 @@ def _random(name, **changes):
     return _operation(RANDOM[name], **{**SETTINGS[name], **changes})
 
 
-@pytest.fixture(scope="module")
-def colors(golden):
-    return golden("data_color")
-
-
-@pytest.fixture
-def assert_close(fidelity):
-    """assert_close(what, result, expected, tolerance), on the fidelity page."""
-
-    def compare(what, result, expected, tolerance):
-        assert np.asarray(result).dtype == np.float32
-        fidelity(f"{what}, batched", result, expected, atol=tolerance)
-
-    return compare
-
-
 # Against the reference ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", ["A", "B", "C"])
 @pytest.mark.parametrize("name", COLOURS)
 def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
-    tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
-    keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
-    assert keys
+    cases, tolerance = colour_cases(colors, group, name)
     # All factors in one batch, so that each image has its own.
     images = colors[f"{group}/input"]
-    factors = [float(key.split("/")[-1]) for key in keys]
+    factors = [factor for factor, _ in cases]
     function, settings = COLOURS[name]
     result = _operation(function, **settings)(
-        np.tile(images, (len(keys), 1, 1, 1)),
+        np.tile(images, (len(cases), 1, 1, 1)),
         np.repeat(np.float32(factors), len(images)),
     )
-    expected = np.concatenate([colors[key] for key in keys])
+    expected = np.concatenate([result for _, result in cases])
     assert_close(f"Colour: {name}", result[:, ::2, ::2], expected, tolerance)
 
 
@@ -176,41 +159,26 @@ def _plain(name, images, u, **settings):
     return run(images, u).numpy()
 
 
-@pytest.fixture(scope="module")
-def images():
-    """Somewhat outside [0, 1], as after bicubic resizing; some grey, one black."""
-    result = np.random.default_rng(0).uniform(-0.1, 1.1, (96, 20, 20, 3))
-    result = result.astype(np.float32)
-    result[:8] = result[:8, :, :, :1]
-    result[8] = 0
-    return result
-
-
-def _draws_of(name, count):
-    generator = np.random.default_rng(list(draws.COUNTS).index(name))
-    return generator.random((count, draws.COUNTS[name]), np.float32)
-
-
 @pytest.mark.parametrize(("name", "changes"), CASES)
-def test_random_operation_is_the_plain_one(name, changes, images):
-    u = _draws_of(name, len(images))
-    result = np.asarray(_random(name, **changes)(images, u, probability=0.7))
-    expected = _plain(name, images, u, probability=0.7, **changes)
+def test_random_operation_is_the_plain_one(name, changes, overshooting):
+    u = draws_of(name, len(overshooting))
+    result = np.asarray(_random(name, **changes)(overshooting, u, probability=0.7))
+    expected = _plain(name, overshooting, u, probability=0.7, **changes)
     assert result.dtype == np.float32
     # float32's digits, multiplied along the chain of adjustments.
     np.testing.assert_allclose(result, expected, atol=2e-5)
-    acted = (expected != images).any(axis=(1, 2, 3))
+    acted = (expected != overshooting).any(axis=(1, 2, 3))
     assert 0.4 < acted.mean() < 0.9
     # Images on which an operation does not act are left alone, bit for bit.
-    np.testing.assert_array_equal(result[~acted], images[~acted])
+    np.testing.assert_array_equal(result[~acted], overshooting[~acted])
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_probability_0_and_1_are_certain(name, images):
+def test_probability_0_and_1_are_certain(name, overshooting):
     # A draw can be 0, but not 1.
-    u = _draws_of(name, len(images))
+    u = draws_of(name, len(overshooting))
     u[:48, 0], u[48:, 0] = 0, 1 - 2**-24
-    images = np.clip(images, 0.1, 0.9)
+    images = np.clip(overshooting, 0.1, 0.9)
     operation = _random(name)
     never = operation(images, u, probability=0.0)
     np.testing.assert_array_equal(never, images)
@@ -223,7 +191,7 @@ def test_probability_0_and_1_are_certain(name, images):
 
 def test_noise_is_gaussian_and_its_stddev_is_the_plain_one_s():
     images = np.full((200, 16, 16, 3), 0.5, np.float32)
-    u = _draws_of("noise", 200)
+    u = draws_of("noise", 200)
     result = np.asarray(_random("noise")(images, u, probability=0.5))
     acts = u[:, 0] < 0.5
     np.testing.assert_array_equal(result[~acts], images[~acts])
@@ -278,15 +246,15 @@ def test_crop_and_resize_is_the_plain_one_for_any_box():
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_products_of_matrices_are_exact_on_accelerators(images):
+def test_products_of_matrices_are_exact_on_accelerators(overshooting):
     # Where products are of 8 bits unless asked for; a CPU does not show it.
-    box = np.zeros((len(images), 4), np.int32)
+    box = np.zeros((len(overshooting), 4), np.int32)
     for name, arguments in (
         ("crop_and_resize", {"boxes": box, "size": (8, 8)}),
-        ("gaussian_blur", {"sigma": images[:, 0, 0, 0], "kernel_size": 5}),
+        ("gaussian_blur", {"sigma": overshooting[:, 0, 0, 0], "kernel_size": 5}),
     ):
         function = functools.partial(getattr(augment_jax, name), **arguments)
-        equations = jax.make_jaxpr(function)(images).jaxpr.eqns
+        equations = jax.make_jaxpr(function)(overshooting).jaxpr.eqns
         precisions = [
             equation.params["precision"]
             for equation in _flat(equations)

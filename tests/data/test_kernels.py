@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-from simclr_settings import BLUR, JITTER
+from simclr_settings import BLUR, JITTER, colour_cases, draws_of
 
-from simclr_jax.data import augment, augment_host, draws, kernels, views_op
+from simclr_jax.data import augment, augment_host, kernels, views_op
 from simclr_jax.data.composition import Composition
 from simclr_jax.data.tf_cpu import tf
 
+FORM = ", compiled"  # on the fidelity page
 NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 COLOURS = {
     "brightness_v1_additive": "brightness",
@@ -59,45 +60,27 @@ def _colours(program, images, u):
     return _run(program, squares, u)[:, :height, :width]
 
 
-@pytest.fixture(scope="module")
-def colors(golden):
-    return golden("data_color")
-
-
-@pytest.fixture
-def assert_close(fidelity):
-    """assert_close(what, result, expected, tolerance), on the fidelity page."""
-
-    def compare(what, result, expected, tolerance):
-        assert result.dtype == np.float32
-        fidelity(f"{what}, compiled", result, expected, atol=tolerance)
-
-    return compare
-
-
 # Against the reference ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("group", ["A", "B", "C"])
 @pytest.mark.parametrize("name", COLOURS)
 def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
-    tolerance = 5e-6 if name in ("hue", "saturation") else 2e-6
-    keys = [key for key in colors if key.startswith(f"{group}/{name}/")]
-    assert keys
+    cases, tolerance = colour_cases(colors, group, name)
     images = colors[f"{group}/input"]
     # The one comes first; the others leave all alone.
     places = [float(COLOURS[name] != other) for other in NEUTRAL]
     additive = float(name == "brightness_v1_additive")
     results = []
-    for key in keys:
-        factors = NEUTRAL | {COLOURS[name]: float(key.split("/")[-1])}
+    for factor, _ in cases:
+        factors = NEUTRAL | {COLOURS[name]: factor}
         if additive and factors["brightness"] == 1.0:
             factors["brightness"] = 0.0
         ranges = [(factor, 0.0) for factor in factors.values()]
         program = _line("color_jitter", ranges, additive)
         u = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, *places], (len(images), 1))
         results.append(_colours(program, images, u))
-    expected = np.clip(np.concatenate([colors[key] for key in keys]), 0, 1)
+    expected = np.clip(np.concatenate([result for _, result in cases]), 0, 1)
     result = np.concatenate(results)[:, ::2, ::2]
     assert_close(f"Colour: {name}", result, expected, tolerance)
 
@@ -182,24 +165,9 @@ def test_a_hue_just_below_red_is_red(adjustment):
 # Against the plain operations ---------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def images():
-    """Somewhat outside [0, 1], as after bicubic resizing; some grey, one black."""
-    result = np.random.default_rng(0).uniform(-0.1, 1.1, (96, 20, 20, 3))
-    result = result.astype(np.float32)
-    result[:8] = result[:8, :, :, :1]
-    result[8] = 0
-    return result
-
-
 def _program(name, **settings):
     settings = {**SETTINGS[name], **settings}
     return augment_host.program(Composition((name,), {name: settings}, 20), [name])
-
-
-def _draws_of(name, count):
-    generator = np.random.default_rng(list(draws.COUNTS).index(name))
-    return generator.random((count, draws.COUNTS[name]), np.float32)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +180,15 @@ def _draws_of(name, count):
         ("blur", {"sigma_min": 5.0, "sigma_max": 9.0, "kernel_fraction": 1.0}),
     ],
 )
-def test_operation_is_the_plain_one(name, changes, images):
+def test_operation_is_the_plain_one(name, changes, overshooting):
     assert set(SETTINGS) == set(kernels.OPERATIONS)
-    u = _draws_of(name, len(images))
-    result = _run(_program(name, probability=0.7, **changes), images, u)
+    u = draws_of(name, len(overshooting))
+    result = _run(_program(name, probability=0.7, **changes), overshooting, u)
     settings = {**SETTINGS[name], "probability": 0.7, **changes}
     expected = np.stack(
         [
             augment.OPERATIONS[name](tf.constant(image), tf.constant(own), **settings)
-            for image, own in zip(images, u, strict=True)
+            for image, own in zip(overshooting, u, strict=True)
         ]
     )
     # float32's digits, multiplied along the chain of adjustments; of blur the taps that
@@ -228,17 +196,17 @@ def test_operation_is_the_plain_one(name, changes, images):
     np.testing.assert_allclose(result, expected, atol=5e-4 if name == "blur" else 2e-5)
     acted = u[:, 0] < np.float32(0.7)
     assert 0.4 < acted.mean() < 0.9
-    assert (result[acted][9:] != images[acted][9:]).any(axis=(1, 2, 3)).all()
+    assert (result[acted][9:] != overshooting[acted][9:]).any(axis=(1, 2, 3)).all()
     # Images on which an operation does not act are left alone, bit for bit.
-    np.testing.assert_array_equal(result[~acted], images[~acted])
+    np.testing.assert_array_equal(result[~acted], overshooting[~acted])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_probability_0_and_1_are_certain(name, images):
+def test_probability_0_and_1_are_certain(name, overshooting):
     # A draw can be 0, but not 1.
-    u = _draws_of(name, len(images))
+    u = draws_of(name, len(overshooting))
     u[:48, 0], u[48:, 0] = 0, 1 - 2**-24
-    images = np.clip(images, 0.1, 0.9)
+    images = np.clip(overshooting, 0.1, 0.9)
     never = _run(_program(name, probability=0.0), images, u)
     np.testing.assert_array_equal(never, images)
     always = _run(_program(name, probability=1.0), images, u)
@@ -352,6 +320,15 @@ def test_shapes_that_are_not_known_to_fit_are_refused(name, shape):
         function.get_concrete_function()
 
 
+def _printed(script):
+    """What a process of its own prints that runs the lines of Python to their end."""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def test_too_little_memory_is_an_error():
     # In a process of its own, which may have 1 GB more than it has then.
     script = (
@@ -374,10 +351,7 @@ def test_too_little_memory_is_an_error():
         "except tf.errors.ResourceExhaustedError:\n"
         "    print('refused')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True
-    )
-    assert result.stdout == "refused\n", result.stderr
+    assert _printed(script) == "refused\n"
 
 
 def test_several_threads_may_be_the_first():
@@ -397,10 +371,7 @@ def test_several_threads_may_be_the_first():
         "[thread.start() for thread in threads]\n"
         "[thread.join() for thread in threads]\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True
-    )
-    assert result.stdout.count("built") == 3, result.stderr
+    assert _printed(script).count("built") == 3
 
 
 def test_kernels_run_where_nothing_can_be_written():
@@ -411,4 +382,4 @@ def test_kernels_run_where_nothing_can_be_written():
         "from simclr_jax.data import kernels\n"
         "assert kernels.memory_size(32, 40) > 6 * 32 * 32\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    _printed(script)
