@@ -22,7 +22,7 @@ not say which one won.
 
 from ml_collections import config_dict
 
-from configs import base
+from simclr_jax.configs import base
 
 _RECIPES = ("reference", "resnet50", "200epochs", "800epochs")
 

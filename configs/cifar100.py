@@ -11,7 +11,7 @@ that clips (solo-learn); 70.7 % linear, ResNet-50, batch 1024, 1000 epochs, SGD
 
 from ml_collections import config_dict
 
-from configs import cifar10
+from simclr_jax.configs import cifar10
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -20,7 +20,7 @@ def get_config(name: str = "imagenet") -> config_dict.ConfigDict:
       name: of a file in configs/.
     """
     try:
-        config = importlib.import_module(f"configs.{name}").get_config()
+        config = importlib.import_module(f"simclr_jax.configs.{name}").get_config()
     except ImportError as error:
         raise ValueError(
             f"distill.py:{name}: must be the name of a file in configs/"

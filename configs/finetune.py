@@ -35,7 +35,7 @@ def get_config(argument: str = "imagenet,0.01") -> config_dict.ConfigDict:
     name, _, share = argument.partition(",")
     try:
         fraction = float(share or 1)
-        module = importlib.import_module(f"configs.{name}")
+        module = importlib.import_module(f"simclr_jax.configs.{name}")
     except (ValueError, ImportError) as error:
         raise ValueError(
             f"finetune.py:{argument}: must be NAME,SHARE with the name of a file in "

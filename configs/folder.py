@@ -14,7 +14,7 @@ health verdict in the log.
 
 from ml_collections import config_dict
 
-from configs import base
+from simclr_jax.configs import base
 
 
 def get_config(folder: str = "images") -> config_dict.ConfigDict:

@@ -14,7 +14,7 @@ gives selective kernels, `,200epochs` another length. The papers' own long runs 
 
 from ml_collections import config_dict
 
-from configs import base, presets
+from simclr_jax.configs import base, presets
 
 
 def get_config(argument: str = "50x1") -> config_dict.ConfigDict:

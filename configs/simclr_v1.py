@@ -21,7 +21,7 @@ differs in weight decay, brightness jitter and head; the paper draws its own fig
 
 from ml_collections import config_dict
 
-from configs import base, presets
+from simclr_jax.configs import base, presets
 
 
 def get_config(argument: str = "50x1") -> config_dict.ConfigDict:

@@ -22,7 +22,7 @@ Those weights were trained with a momentum encoder and a buffer of negatives too
 
 from ml_collections import config_dict
 
-from configs import base, presets
+from simclr_jax.configs import base, presets
 
 
 def get_config(argument: str = "50x1") -> config_dict.ConfigDict:

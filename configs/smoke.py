@@ -8,7 +8,7 @@ A quarter-width ResNet-18 learns from patches of eighteen photographs (see
 
 from ml_collections import config_dict
 
-from configs import base
+from simclr_jax.configs import base
 
 
 def get_config() -> config_dict.ConfigDict:

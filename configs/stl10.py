@@ -10,7 +10,7 @@ are taken over. Not run here.
 
 from ml_collections import config_dict
 
-from configs import base
+from simclr_jax.configs import base
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -13,19 +13,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simclr_jax.evaluation.encoder import PretrainedEncoder
-    from simclr_jax.exporting.loading import EncoderProgram
+    from simclr_jax.weights.encoder import PretrainedEncoder
+    from simclr_jax.weights.load import EncoderProgram
 
 _SUBPACKAGES = (
+    "config",
     "data",
     "evaluation",
-    "exporting",
-    "interop",
     "losses",
     "models",
     "optim",
     "parallel",
+    "runs",
     "training",
+    "weights",
 )
 
 
@@ -47,9 +48,9 @@ def load(path: str, *, step: int | None = None) -> "PretrainedEncoder | EncoderP
       CheckpointNotFound: there is nothing of the kind at `path`.
       DataError, CheckpointError: it is damaged.
     """
-    from simclr_jax.exporting import loading
+    from simclr_jax.weights import load
 
-    return loading.load(path, step=step)
+    return load.load(path, step=step)
 
 
 def __getattr__(name: str) -> Any:

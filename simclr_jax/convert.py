@@ -15,14 +15,14 @@ import importlib
 
 from absl import flags
 
-from simclr_jax import command
+from simclr_jax import cli
 from simclr_jax.errors import ConfigError
 
 _INPUT: flags.FlagHolder = flags.DEFINE_string(
     "input", None, "The file or folder with the weights; gs:// for TensorFlow's."
 )
-_WORKDIR = command.define_workdir()
-_CONFIG = command.define_config()
+_WORKDIR = cli.define_workdir()
+_CONFIG = cli.define_config()
 _EMA = flags.DEFINE_bool(
     "ema", False, "Take the moving averages that some TF1 files of SimCLR v2 hold."
 )
@@ -50,20 +50,20 @@ _IGNORE_UNEXPECTED = flags.DEFINE_bool(
 def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for JAX.
-    from simclr_jax.exporting import importing
-    from simclr_jax.interop import as_run
-    from simclr_jax.training import new_folders, validation
+    from simclr_jax.config import rules
+    from simclr_jax.runs import atomic
+    from simclr_jax.weights import convert, reimport
 
-    new_folders.check_free(_WORKDIR.value, flag="workdir")
+    atomic.check_free(_WORKDIR.value, flag="workdir")
     config = _CONFIG.value
     if config is not None:
-        validation.validate(config)
-    exported = importing.export_at(_INPUT.value)
+        rules.validate(config)
+    exported = reimport.export_at(_INPUT.value)
     if exported is not None:
         _check_left_out()
-        weights, config = importing.read(exported, config)
+        weights, config = reimport.read(exported, config)
     else:
-        weights = as_run.read(
+        weights = convert.read(
             _INPUT.value,
             ema=_EMA.value,
             prefix=_PREFIX.value,
@@ -76,9 +76,9 @@ def main() -> None:
             cifar = weights.encoder_settings["stem"] == "cifar"
             name = "configs.cifar10" if cifar else "configs.imagenet"
             config = importlib.import_module(name).get_config()
-        config = as_run.complete_config(config, weights)
-    receipt = as_run.write(_WORKDIR.value, config, weights, _INPUT.value)
-    print(as_run.summary(receipt))
+        config = convert.complete_config(config, weights)
+    receipt = convert.write(_WORKDIR.value, config, weights, _INPUT.value)
+    print(convert.summary(receipt))
     print(f"The run is in {_WORKDIR.value}.")
 
 
@@ -93,4 +93,4 @@ def _check_left_out() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=("input", "workdir"))
+    cli.run(main, required=("input", "workdir"))

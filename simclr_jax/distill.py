@@ -11,35 +11,35 @@ starts from `--init_from`. The same command again goes on where it stopped.
 
 from absl import flags
 
-from simclr_jax import command
+from simclr_jax import cli
 
-_CONFIG = command.define_config()
+_CONFIG = cli.define_config()
 _TEACHER: flags.FlagHolder = flags.DEFINE_string(
     "teacher", None, "The fine-tuned run that labels the images."
 )
 _INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
     "init_from", None, "The run, or exported folder, that the student starts from."
 )
-_WORKDIR = command.define_workdir()
-command.define_processes()
-_ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
-_EVALUATE = command.define_evaluate()
+_WORKDIR = cli.define_workdir()
+cli.define_processes()
+_ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
+_EVALUATE = cli.define_evaluate()
 
 
 def main() -> None:
     """Runs the command."""
-    command.start_processes(_WORKDIR.value, ends_in_order=True)
+    cli.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import classifying, encoder
-    from simclr_jax.exporting import loading
+    from simclr_jax.evaluation import classify
     from simclr_jax.training import distillation, finetuning
+    from simclr_jax.weights import encoder, load
 
     config = _CONFIG.value
     finetuning.check_group(config, "distill")
     teacher = encoder.load(_TEACHER.value)
     weights = None
     if _INIT_FROM.value is not None:
-        weights = loading.load_to_train(_INIT_FROM.value)
+        weights = load.load_to_train(_INIT_FROM.value)
     with config.unlocked():
         config.distill.teacher = _TEACHER.value
         config.distill.teacher_checksum = encoder.checksum(
@@ -49,7 +49,7 @@ def main() -> None:
             config.distill.init_from = _INIT_FROM.value
             config.distill.init_checksum = encoder.checksum(weights.variables)
     job = distillation.make_job(config, teacher, weights)
-    classifying.train(
+    classify.train(
         job,
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
@@ -58,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=("config", "teacher", "workdir"))
+    cli.run(main, required=("config", "teacher", "workdir"))

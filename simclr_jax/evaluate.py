@@ -25,16 +25,16 @@ import importlib
 
 from absl import flags
 
-from simclr_jax import command
+from simclr_jax import cli
 
-_WORKDIR = command.define_workdir()
+_WORKDIR = cli.define_workdir()
 _PROTOCOL = flags.DEFINE_list(
     "protocol",
     None,
     "One or more of knn, linear, linear_1pct, linear_10pct, linear_sgd, layers, "
     "finetune_1pct, finetune_10pct, finetune, classifier, transfer; comma-separated.",
 )
-command.define_processes()
+cli.define_processes()
 _STEP = flags.DEFINE_integer(
     "step", None, "The checkpoint to measure; by default the newest.", lower_bound=0
 )
@@ -58,7 +58,7 @@ _SET = flags.DEFINE_multi_string(
 
 def main() -> None:
     """Runs the command."""
-    command.start_processes(_WORKDIR.value)
+    cli.start_processes(_WORKDIR.value)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import protocols
     from simclr_jax.parallel import processes
@@ -70,11 +70,11 @@ def main() -> None:
         overrides=_SET.value,
         baselines=_BASELINES.value,
         datasets=_DATASETS.value,
-        adapt=importlib.import_module("configs.finetune").adapt,
+        adapt=importlib.import_module("simclr_jax.configs.finetune").adapt,
     )
     if processes.is_main():
         print(protocols.table(results))
 
 
 if __name__ == "__main__":
-    command.run(main, required=("workdir", "protocol"))
+    cli.run(main, required=("workdir", "protocol"))

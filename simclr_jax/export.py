@@ -11,11 +11,11 @@ cannot express the encoder is refused. `simclr_jax.load(DIR)` opens all of them.
 
 from absl import flags
 
-from simclr_jax import command
+from simclr_jax import cli
 
 _FORMATS = ("torchvision", "timm", "huggingface", "safetensors", "stablehlo", "orbax")
 
-_WORKDIR = command.define_workdir()
+_WORKDIR = cli.define_workdir()
 _FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write; new or empty.")
 _STEP = flags.DEFINE_integer(
@@ -35,9 +35,9 @@ _IMAGES = flags.DEFINE_string(
 def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for JAX.
-    from simclr_jax.exporting import writing
+    from simclr_jax.weights import export
 
-    parity = writing.export(
+    parity = export.export(
         _WORKDIR.value or "",
         _FORMAT.value or "",
         _OUTPUT.value or "",
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=("workdir", "format", "output"))
+    cli.run(main, required=("workdir", "format", "output"))

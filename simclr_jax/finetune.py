@@ -12,36 +12,36 @@ by the final weights (RUN2/eval/classifier.json). RUN2 is a run like any other:
 
 from absl import flags
 
-from simclr_jax import command
+from simclr_jax import cli
 
-_CONFIG = command.define_config()
+_CONFIG = cli.define_config()
 _INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
     "init_from", None, "The run, or exported folder, to start from; or 'random'."
 )
-_WORKDIR = command.define_workdir()
-command.define_processes()
-_ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
-_EVALUATE = command.define_evaluate()
+_WORKDIR = cli.define_workdir()
+cli.define_processes()
+_ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
+_EVALUATE = cli.define_evaluate()
 
 
 def main() -> None:
     """Runs the command."""
-    command.start_processes(_WORKDIR.value, ends_in_order=True)
+    cli.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import classifying, encoder
-    from simclr_jax.exporting import loading
+    from simclr_jax.evaluation import classify
     from simclr_jax.training import finetuning
+    from simclr_jax.weights import encoder, load
 
     config = _CONFIG.value
     path = _INIT_FROM.value
     finetuning.check_group(config, "finetune")
     random = path == "random"
-    weights = encoder.drawn(config) if random else loading.load_to_train(path)
+    weights = encoder.drawn(config) if random else load.load_to_train(path)
     with config.unlocked():
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)
     job = finetuning.make_job(config, weights)
-    classifying.train(
+    classify.train(
         job,
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=("config", "init_from", "workdir"))
+    cli.run(main, required=("config", "init_from", "workdir"))

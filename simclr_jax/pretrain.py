@@ -7,17 +7,17 @@ started on each of them, with the same run directory on a path that all share; s
 docs/launching.md.
 """
 
-from simclr_jax import command
+from simclr_jax import cli
 
-_CONFIG = command.define_config()
-_WORKDIR = command.define_workdir()
-command.define_processes()
-_ALLOW_CONFIG_CHANGE = command.define_allow_config_change()
+_CONFIG = cli.define_config()
+_WORKDIR = cli.define_workdir()
+cli.define_processes()
+_ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
 
 
 def main() -> None:
     """Runs the command."""
-    command.start_processes(_WORKDIR.value, ends_in_order=True)
+    cli.start_processes(_WORKDIR.value, ends_in_order=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.training.loop import train
 
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=("config", "workdir"))
+    cli.run(main, required=("config", "workdir"))

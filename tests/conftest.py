@@ -2,13 +2,9 @@
 
 import os
 import pathlib
-import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-# For `configs`, as commands see it.
-sys.path.insert(0, str(ROOT))
-
 # Inherited by the processes that tests start, and shared by all of them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(

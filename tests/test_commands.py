@@ -14,9 +14,10 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from configs import smoke
+from simclr_jax.configs import smoke
 from simclr_jax.errors import InvalidInput
-from simclr_jax.training import loop, writers
+from simclr_jax.runs import metrics_writer
+from simclr_jax.training import loop
 
 
 def tiny_config(workdir: pathlib.Path, *overrides: str) -> list[str]:
@@ -66,12 +67,14 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted, process = start(whole), start(killed)
-    metrics = killed / writers.FILE_NAME
+    metrics = killed / metrics_writer.FILE_NAME
 
     def past_a_checkpoint() -> bool:
         if not metrics.exists() or not (killed / "checkpoints" / "5").exists():
             return False
-        return any(record["step"] > 7 for record in writers.read_metrics(metrics))
+        return any(
+            record["step"] > 7 for record in metrics_writer.read_metrics(metrics)
+        )
 
     wait_for(past_a_checkpoint, process)
     process.send_signal(signal.SIGKILL)
@@ -89,7 +92,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
     assert expected.keys() == resumed.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-    steps = [record["step"] for record in writers.read_metrics(metrics)]
+    steps = [record["step"] for record in metrics_writer.read_metrics(metrics)]
     assert steps == list(range(1, 41)), "each step is in the metrics once"
 
 
@@ -101,9 +104,10 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path):
         "--config.checkpoint.every_steps=400",
     )
     process = commands.start("pretrain", *arguments)
-    metrics = tmp_path / "run" / writers.FILE_NAME
+    metrics = tmp_path / "run" / metrics_writer.FILE_NAME
     wait_for(
-        lambda: metrics.exists() and len(writers.read_metrics(metrics)) > 2, process
+        lambda: metrics.exists() and len(metrics_writer.read_metrics(metrics)) > 2,
+        process,
     )
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
@@ -114,10 +118,10 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path):
     assert err.splitlines()[-1].startswith(last)
 
     process = commands.start("pretrain", *arguments)
-    wait_for(lambda: writers.read_metrics(metrics)[-1]["step"] > saved, process)
+    wait_for(lambda: metrics_writer.read_metrics(metrics)[-1]["step"] > saved, process)
     process.kill()
     process.communicate()
-    steps = [record["step"] for record in writers.read_metrics(metrics)]
+    steps = [record["step"] for record in metrics_writer.read_metrics(metrics)]
     assert steps == list(range(1, steps[-1] + 1))
 
 
@@ -233,7 +237,7 @@ def test_a_flat_folder_without_labels_pretrains(tmp_path):
         "--config.schedule.train_steps=2",
     )
     assert code == 0, err
-    (_, last) = writers.read_metrics(run / writers.FILE_NAME)
+    (_, last) = metrics_writer.read_metrics(run / metrics_writer.FILE_NAME)
     assert np.isfinite(last["loss"])
     assert "probe_loss" not in last
     code, _, err = commands.run("evaluate", f"--workdir={run}", "--protocol=knn")

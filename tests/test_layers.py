@@ -11,65 +11,55 @@ import pytest
 import simclr_jax
 
 PACKAGE = pathlib.Path(simclr_jax.__file__).parent
-# From the bottom up. A package imports from its own layer only along `SAME_LAYER`.
+# From the bottom up. A part imports from its own layer only along `SAME_LAYER`.
 LAYERS = (
     ("errors",),
     ("losses", "models", "optim"),
     ("data", "parallel"),
-    ("training", "evaluation", "interop", "planning", "diagnosis", "preparation"),
-    ("exporting",),
+    ("config",),
+    ("runs",),
+    ("training",),
+    ("weights",),
+    ("evaluation",),
+    ("cli",),
     (
-        "command",
         "bench",
-        "pretrain",
-        "evaluate",
         "convert",
-        "export",
-        "prepare",
-        "preview",
-        "plan",
-        "doctor",
-        "finetune",
         "distill",
+        "doctor",
+        "evaluate",
+        "export",
+        "finetune",
+        "plan",
+        "prepare",
+        "pretrain",
+        "preview",
     ),
 )
-SAME_LAYER = {
-    ("evaluation", "training"),
-    ("interop", "training"),
-    ("planning", "training"),
-    ("diagnosis", "training"),
-    ("bench", "command"),
-    ("convert", "command"),
-    ("export", "command"),
-    ("pretrain", "command"),
-    ("evaluate", "command"),
-    ("prepare", "command"),
-    ("preview", "command"),
-    ("plan", "command"),
-    ("doctor", "command"),
-    ("finetune", "command"),
-    ("distill", "command"),
-}
-# What only some packages may import.
+SAME_LAYER: set[tuple[str, str]] = set()
+# What only some parts may import.
 RESERVED = {
-    "tensorflow": {"data", "interop"},
+    "tensorflow": {"data", "weights"},
     "tensorflow_datasets": {"data"},
     "flax": {"models"},
     "ml_collections": {
-        "training",
+        "bench",
+        "cli",
+        "config",
+        "doctor",
         "evaluation",
-        "interop",
-        "planning",
-        "diagnosis",
-        "exporting",
-        "command",
+        "plan",
+        "preview",
+        "runs",
+        "training",
+        "weights",
     },
-    "orbax": {"training"},
+    "orbax": {"runs"},
     # No dependencies: only to compare exports with, where they are installed.
-    "torch": {"exporting"},
-    "torchvision": {"exporting"},
-    "timm": {"exporting"},
-    "transformers": {"exporting"},
+    "torch": {"weights"},
+    "torchvision": {"weights"},
+    "timm": {"weights"},
+    "transformers": {"weights"},
 }
 
 
@@ -94,11 +84,14 @@ def modules() -> list[tuple[str, pathlib.Path]]:
     return found
 
 
-RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+# The shipped configs lie in a folder of their own and import ml_collections alone.
+RANK = {"configs": -1} | {
+    part: rank for rank, parts in enumerate(LAYERS) for part in parts
+}
 
 
 def test_every_module_has_a_layer():
-    assert {part for part, _ in modules()} == set(RANK)
+    assert {part for part, _ in modules()} == {*RANK} - {"configs"}
 
 
 def test_imports_run_downwards():
@@ -135,11 +128,11 @@ def test_pytorch_is_imported_in_one_place():
         for _, path in modules()
         if libraries & {name.split(".")[0] for name in imports_of(path)}
     }
-    assert users == {"exporting/torch_process.py"}
+    assert users == {"weights/torch_process.py"}
     importers = [
         str(path.relative_to(PACKAGE))
         for _, path in modules()
-        if "simclr_jax.exporting.torch_process" in imports_of(path)
+        if "simclr_jax.weights.torch_process" in imports_of(path)
     ]
     assert not importers, "it is for a process of its own"
 
@@ -152,14 +145,14 @@ import simclr_jax
 simclr_jax.load
 for name in ("losses", "models", "optim", "parallel"):
     getattr(simclr_jax, name)
-import simclr_jax.data.order, simclr_jax.data.preprocessing
-import simclr_jax.training.step, simclr_jax.training.recipe
-import simclr_jax.training.checkpoints, simclr_jax.training.validation
-import simclr_jax.evaluation.encoder, simclr_jax.evaluation.features
+import simclr_jax.data.sampling.order, simclr_jax.data.preprocessing
+import simclr_jax.training.step, simclr_jax.training.build
+import simclr_jax.runs.checkpoints, simclr_jax.config.rules
+import simclr_jax.weights.encoder, simclr_jax.evaluation.features
 import simclr_jax.evaluation.knn, simclr_jax.evaluation.linear
-import simclr_jax.interop.as_run, simclr_jax.diagnosis.checks
-import simclr_jax.exporting.loading, simclr_jax.exporting.writing
-simclr_jax.interop.from_torchvision
+import simclr_jax.weights.convert, simclr_jax.doctor.checks
+import simclr_jax.weights.load, simclr_jax.weights.export
+simclr_jax.weights.from_torchvision
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from commands import TINY
 
-from simclr_jax.training import writers
+from simclr_jax.runs import metrics_writer
 
 RUN = [
     "-m",
@@ -37,7 +37,7 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     assert "Done: 4 steps" in first
     said = [line for line in second.splitlines() if "[Gloo]" not in line and line]
     assert said == []
-    records = writers.read_metrics(workdir / writers.FILE_NAME)
+    records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     names = {path.name.split(".")[0] for path in workdir.iterdir()}
     assert names == {"config", "metrics", "events", "checkpoints"}
@@ -118,7 +118,7 @@ def test_two_processes_train_classifiers_as_one_does(run_of_two, tmp_path, comma
             assert code == 0, text[-3000:]
         printed = ["classifier " in text for _, text in results]
         assert printed == [True] + [False] * (num_processes - 1)
-        records = writers.read_metrics(workdir / writers.FILE_NAME)
+        records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
         receipt = json.loads((workdir / "eval" / "classifier.json").read_text())
         assert receipt["num_test"] == 1080
         return [record["loss"] for record in records], receipt["value"]

@@ -12,37 +12,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.data import batched, boxes, order
-from simclr_jax.data.composition import Composition
+from simclr_jax.data.sampling import boxes, order
+from simclr_jax.data.views import device
+from simclr_jax.data.views.composition import Composition
 
 
-def bind(function: Callable[..., batched.Planes]) -> Callable[..., jax.Array]:
+def bind(function: Callable[..., device.Planes]) -> Callable[..., jax.Array]:
     """An operation on planes as one on images [N, H, W, 3]."""
 
     @functools.wraps(function)
     def operation(images: jax.Array, *arguments: Any, **settings: Any) -> jax.Array:
-        planes = function(batched.to_planes(images), *arguments, **settings)
-        return batched.from_planes(planes)
+        planes = function(device.to_planes(images), *arguments, **settings)
+        return device.from_planes(planes)
 
     return operation
 
 
-adjust_brightness = bind(batched.adjust_brightness)
-adjust_contrast = bind(batched.adjust_contrast)
-adjust_saturation = bind(batched.adjust_saturation)
-adjust_hue = bind(batched.adjust_hue)
-to_grayscale = bind(batched.to_grayscale)
-gaussian_blur = bind(batched.gaussian_blur)
-sobel = bind(batched.sobel)
-crop_and_resize = bind(batched.crop_and_resize)
-random_flip = bind(batched.random_flip)
-color_jitter = bind(batched.color_jitter)
-random_grayscale = bind(batched.random_grayscale)
-random_blur = bind(batched.random_blur)
-random_rotation = bind(batched.random_rotation)
-random_cutout = bind(batched.random_cutout)
-random_noise = bind(batched.random_noise)
-random_sobel = bind(batched.random_sobel)
+adjust_brightness = bind(device.adjust_brightness)
+adjust_contrast = bind(device.adjust_contrast)
+adjust_saturation = bind(device.adjust_saturation)
+adjust_hue = bind(device.adjust_hue)
+to_grayscale = bind(device.to_grayscale)
+gaussian_blur = bind(device.gaussian_blur)
+sobel = bind(device.sobel)
+crop_and_resize = bind(device.crop_and_resize)
+random_flip = bind(device.random_flip)
+color_jitter = bind(device.color_jitter)
+random_grayscale = bind(device.random_grayscale)
+random_blur = bind(device.random_blur)
+random_rotation = bind(device.random_rotation)
+random_cutout = bind(device.random_cutout)
+random_noise = bind(device.random_noise)
+random_sobel = bind(device.random_sobel)
 
 
 def random_boxes(key: order.Key, draws: boxes.BoxDraws) -> jax.Array:
@@ -88,9 +89,9 @@ def random_resized_crop(
     return crop_and_resize(images, random_boxes(key, draws), (image_size, image_size))
 
 
-def views(composition: Composition) -> batched.Views:
+def views(composition: Composition) -> device.Views:
     """A composition as a function of a batch; see `batched.compose`."""
-    return batched.compose(
+    return device.compose(
         composition.operations,
         composition.settings,
         image_size=composition.image_size,

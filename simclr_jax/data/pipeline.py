@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from simclr_jax.data import augment, augment_host, boxes, draws, order, records
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.composition import Composition
-from simclr_jax.data.records import Source
+from simclr_jax.data.sampling import boxes, draws, order
+from simclr_jax.data.sources import base
+from simclr_jax.data.sources.base import Source
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.views import definition, host
+from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
 # Records fetched by one call into Python: large enough to hide the call's cost, small
@@ -255,7 +257,7 @@ def pixels_to_views(
 ) -> tf.data.Dataset:
     """Chunks of pixels of one size to chunks of views."""
     on_host = composition.crop_alone() if split else composition
-    views = augment_host.compose(on_host)
+    views = host.compose(on_host)
 
     def augmented(
         found: tf.Tensor, labels: tf.Tensor, crops: tf.Tensor, uniform: tf.Tensor
@@ -280,7 +282,7 @@ def draw_boxes(
     settings = composition.crop_settings
     return tf.stack(
         [
-            augment.random_crop_box(shape, seed, **settings) if settings else whole
+            definition.random_crop_box(shape, seed, **settings) if settings else whole
             for seed in tf.unstack(seeds)
         ]
     )
@@ -295,13 +297,13 @@ def files_to_views(
 ) -> tf.data.Dataset:
     """Chunks of image files to single images of views."""
     on_host = composition.crop_alone() if split else composition
-    views = augment_host.compose(on_host)
+    views = host.compose(on_host)
 
     def augmented(
         record: tf.Tensor, label: tf.Tensor, seeds: tf.Tensor, uniform: tf.Tensor
     ) -> dict[str, tf.Tensor]:
         content, label = source.unpack(record, label)
-        image, drawn = records.decode_crops(
+        image, drawn = base.decode_crops(
             content, lambda shape: draw_boxes(composition, shape, seeds)
         )
         made = views(image, drawn, uniform[:, :0] if split else uniform)
@@ -346,7 +348,7 @@ def eval_batches(
     indices = np.minimum(positions, source.num_examples - 1)[:, own]
 
     def prepare(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, label = records.decode(source, record, label)
+        image, label = base.decode(source, record, label)
         return {"images": preprocess(image), "labels": label}
 
     dataset = tf.data.Dataset.from_tensor_slices(indices.reshape(-1))
@@ -380,7 +382,7 @@ def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
     shape = (*source.image_shape, 3)
 
     def decode(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, label = records.decode(source, record, label)
+        image, label = base.decode(source, record, label)
         return {"images": tf.ensure_shape(image, shape), "labels": label}
 
     return _in_order(source, decode, batch_size=batch_size)
@@ -459,7 +461,7 @@ def _raise_naming_record(
         name = source.describe(int(index))
         try:
             found, labels = source.read(np.array([index]))
-            image, _ = records.decode(
+            image, _ = base.decode(
                 source, tf.constant(found[0]), tf.constant(labels[0])
             )
         except (tf.errors.OpError, OSError, ValueError) as cause:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from simclr_jax.config import rules
 from simclr_jax.errors import ConfigError
-from simclr_jax.training import validation
 
 # Keys that `--set` may change: those that say what is measured on, and how.
 _SETTABLE = ("evaluation.", "data.", "augment.crop.", "image_size", "seed")
@@ -44,7 +44,7 @@ def with_overrides(
       ConfigError: a key cannot be set, or not to this value.
     """
     result = config_dict.ConfigDict(config)
-    k = validation.as_tuple(result.evaluation.knn_k)
+    k = rules.as_tuple(result.evaluation.knn_k)
     return _changed(result, overrides, _SETTABLE, {"evaluation.knn_k": k})
 
 
@@ -56,7 +56,7 @@ def _changed(
 ) -> config_dict.ConfigDict:
     """An unlocked copy with `changes`, and behind them what `overrides` say."""
     result = config.copy_and_resolve_references().unlock()
-    flat = validation.flatten(result)
+    flat = rules.flatten(result)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or key not in flat or not key.startswith(settable):
@@ -83,7 +83,7 @@ def _parse_like(current: Any, text: str) -> Any:
         value = text
     if isinstance(current, tuple | list):
         # One number stands for a list of it.
-        values = [_like(current[0], item) for item in validation.as_tuple(value)]
+        values = [_like(current[0], item) for item in rules.as_tuple(value)]
         return None if None in values else tuple(values)
     return text if isinstance(current, str) else _like(current, value)
 

@@ -11,13 +11,13 @@ import jax
 from ml_collections import config_dict
 
 from simclr_jax import parallel
+from simclr_jax.config import rules
 from simclr_jax.data import pipeline
-from simclr_jax.data.composition import Composition
 from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import (
-    encoder,
-    fine_tuning,
+    finetune_protocols,
     knn,
     linear,
     linear_sgd,
@@ -25,14 +25,15 @@ from simclr_jax.evaluation import (
     tasks,
     transfer,
 )
-from simclr_jax.evaluation.encoder import PretrainedEncoder
-from simclr_jax.evaluation.fine_tuning import Adapt
+from simclr_jax.evaluation.finetune_protocols import Adapt
 from simclr_jax.evaluation.overrides import split, with_overrides
 from simclr_jax.evaluation.receipts import Evaluation, Protocol, Result, Results
 from simclr_jax.evaluation.tasks import Dataset, Task
 from simclr_jax.evaluation.transfer_datasets import DATASETS
 from simclr_jax.parallel import processes
-from simclr_jax.training import inputs, validation
+from simclr_jax.training import input_pipeline
+from simclr_jax.weights import encoder
+from simclr_jax.weights.encoder import PretrainedEncoder
 
 
 def _knn(task: Task) -> Result:
@@ -112,7 +113,7 @@ def _linear_sgd(task: Task) -> Result:
         stop_step=steps,
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
-        buffers=inputs.make_buffers(config, batch_size=batch_size, num_views=1),
+        buffers=input_pipeline.make_buffers(config, batch_size=batch_size, num_views=1),
     )
     classifier = linear_sgd.train_classifier(
         task.encode,
@@ -135,14 +136,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "linear_10pct": _linear,
     "linear_sgd": _linear_sgd,
     "layers": _layers,
-    "classifier": fine_tuning.classifier,
+    "classifier": finetune_protocols.classifier,
 }
 # Those that are given the labels of a share of the training images only.
 SHARES = {"linear_1pct": 0.01, "linear_10pct": 0.1}
 # Measures other datasets than the run's.
 _TRANSFER = "transfer"
 _OWN = "the run's"
-NAMES = (*PROTOCOLS, *fine_tuning.SHARES, _TRANSFER)
+NAMES = (*PROTOCOLS, *finetune_protocols.SHARES, _TRANSFER)
 
 
 def evaluate(
@@ -178,12 +179,12 @@ def evaluate(
     by_name = PROTOCOLS | _fine_tuning(workdir, protocols, adapt, of_training)
     pretrained = encoder.load(workdir, step=step)
     config = with_overrides(pretrained.config, overrides)
-    validation.validate(config)
+    rules.validate(config)
     layer = config.evaluation.layer
     measured = {"pretrained": tasks.representation(pretrained, layer)}
     mesh = parallel.create_mesh()
     with processes.together():
-        validation.check_devices(config, mesh.size, "evaluation")
+        rules.check_devices(config, mesh.size, "evaluation")
         opened = _open(config, protocols, datasets)
     processes.require_equal("the datasets", ", ".join(opened))
     if baselines:
@@ -212,17 +213,17 @@ def _fine_tuning(
     adapt: Adapt | None,
     overrides: Sequence[str],
 ) -> dict[str, Protocol]:
-    asked = [name for name in protocols if name in fine_tuning.SHARES]
+    asked = [name for name in protocols if name in finetune_protocols.SHARES]
     if overrides and not asked:
         raise ConfigError(
             f"--set={overrides[0]}: must come with one of the protocols that train, "
-            f"{', '.join(fine_tuning.SHARES)}"
+            f"{', '.join(finetune_protocols.SHARES)}"
         )
     if not asked:
         return {}
     assert adapt is not None
     return {
-        name: fine_tuning.make_protocol(name, workdir, adapt, overrides)
+        name: finetune_protocols.make_protocol(name, workdir, adapt, overrides)
         for name in asked
     }
 
@@ -231,7 +232,7 @@ def _measurable(protocol: str, tasks: dict[str, Task]) -> dict[str, Task]:
     """Without the representations that a protocol does not apply to."""
     if protocol == "classifier":
         return {"pretrained": tasks["pretrained"]}
-    if protocol in fine_tuning.SHARES:
+    if protocol in finetune_protocols.SHARES:
         return {name: task for name, task in tasks.items() if task.network}
     return tasks
 

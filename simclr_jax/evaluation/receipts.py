@@ -12,12 +12,12 @@ from ml_collections import config_dict
 
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import EncoderChanged
-from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import metrics
-from simclr_jax.evaluation.encoder import PretrainedEncoder
 from simclr_jax.evaluation.tasks import Dataset, Representation, Task
 from simclr_jax.parallel import processes
-from simclr_jax.training import run_directory
+from simclr_jax.runs import directory
+from simclr_jax.weights import encoder as encoders
+from simclr_jax.weights.encoder import PretrainedEncoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Evaluation:
         }
         if processes.is_main():
             path = pathlib.Path(self.workdir) / "eval" / f"{name}.json"
-            run_directory.write_file(path, json.dumps(receipt, indent=2) + "\n")
+            directory.write_file(path, json.dumps(receipt, indent=2) + "\n")
             _LOG.info("wrote %s", path)
 
 

@@ -9,15 +9,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from simclr_jax.data import augment, pipeline, subsets
+from simclr_jax.data import pipeline
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.records import Source
+from simclr_jax.data.sources import subsets
+from simclr_jax.data.sources.base import Source
+from simclr_jax.data.views import definition
 from simclr_jax.errors import ConfigError, DataError
-from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import features, metrics
-from simclr_jax.evaluation.encoder import PretrainedEncoder
 from simclr_jax.evaluation.features import Encode
-from simclr_jax.training import inputs
+from simclr_jax.training import input_pipeline
+from simclr_jax.weights import encoder as encoders
+from simclr_jax.weights.encoder import PretrainedEncoder
 
 # Of which TFDS has official subsets for 1 and 10 % of the labels.
 _IMAGENET = "imagenet2012"
@@ -111,7 +113,7 @@ class Task:
             batches = pipeline.eval_batches(
                 source,
                 functools.partial(
-                    augment.center_crop_and_resize,
+                    definition.center_crop_and_resize,
                     **dataclasses.asdict(self.preprocessing),
                 ),
                 batch_size=self.config.evaluation.batch_size,
@@ -165,7 +167,7 @@ def open_dataset(config: config_dict.ConfigDict) -> Dataset:
 
 
 def _open_labelled(config: config_dict.ConfigDict, split: str) -> Source:
-    return inputs.open_labelled(config, split, why="evaluation needs some")
+    return input_pipeline.open_labelled(config, split, why="evaluation needs some")
 
 
 def open_share(

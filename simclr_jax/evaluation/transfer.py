@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import config_dict
 
-from simclr_jax.data import sources
-from simclr_jax.data.records import Source
+from simclr_jax.data.sources import registry
+from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError, NotPrepared
 from simclr_jax.evaluation.receipts import Evaluation, Protocol, Result, Results
 from simclr_jax.evaluation.tasks import Dataset
@@ -63,7 +63,7 @@ def open_prepared(
 
 
 def _open(entry: TransferDataset, split: str, data_dir: str | None) -> Source:
-    return sources.open_tfds(
+    return registry.open_tfds(
         entry.tfds_name,
         data_dir=data_dir,
         split=split,

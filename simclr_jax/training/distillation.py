@@ -10,13 +10,14 @@ import jax
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.data import subsets
-from simclr_jax.data.records import Source
+from simclr_jax.config import rules
+from simclr_jax.data.sources import subsets
+from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
 from simclr_jax.parallel import processes
-from simclr_jax.training import finetuning, inputs, loop, validation
+from simclr_jax.training import finetuning, input_pipeline, loop
 from simclr_jax.training.finetuning import Weights
-from simclr_jax.training.objective import Distillation
+from simclr_jax.training.objectives import Distillation
 
 
 class Classifying(Weights, Protocol):
@@ -50,9 +51,11 @@ def make_job(
             )
         if weights is not None:
             config = finetuning.adopt(config, weights)
-        validation.validate(config)
+        rules.validate(config)
         finetuning.warn_of_other_size(config, teacher, "teacher was")
-        source = _usable_labels(config, inputs.open_source(config, config.data.split))
+        source = _usable_labels(
+            config, input_pipeline.open_source(config, config.data.split)
+        )
         if source.num_classes not in (None, num_classes):
             raise ConfigError(
                 f"config.data.dataset={config.data.dataset!r}: has "

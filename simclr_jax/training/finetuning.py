@@ -15,14 +15,15 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import models, optim, parallel
-from simclr_jax.data import subsets
+from simclr_jax.config import rules
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.records import Source
+from simclr_jax.data.sources import subsets
+from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
-from simclr_jax.training import inputs, loop, recipe, validation
-from simclr_jax.training.objective import Objective, Supervised
+from simclr_jax.training import build, input_pipeline, loop
+from simclr_jax.training.objectives import Objective, Supervised
 from simclr_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -72,9 +73,9 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.Job:
     """
     with processes.together():
         config = adopt(config, weights)
-        validation.validate(config)
+        rules.validate(config)
         check_head(config.finetune.layer, weights.model.head)
-        source = inputs.open_labelled(
+        source = input_pipeline.open_labelled(
             config, config.data.split, why="fine-tuning needs them"
         )
         source = subsets.class_balanced(
@@ -100,7 +101,7 @@ def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.Confi
     config = config.copy_and_resolve_references()
     encoder, head = weights.model.encoder, weights.model.head
     with config.unlocked(), config.ignore_type():
-        for key in recipe.encoder_settings(config):
+        for key in build.encoder_settings(config):
             if key != "dtype":  # how it is computed is the config's to say
                 config.encoder[key] = getattr(encoder, key)
         for key in ("kind", "num_layers", "hidden_dim", "output_dim"):
@@ -152,9 +153,9 @@ def ready(
     config: config_dict.ConfigDict, source: Source
 ) -> tuple[config_dict.ConfigDict, Source]:
     """(the config resolved, the images held in memory where they should be)."""
-    inputs.make_buffers(config, batch_size=config.batch.batch_size, num_views=1)
-    source = inputs.hold_in_memory(config, source)
-    return validation.resolve(config, num_examples=source.num_examples), source
+    input_pipeline.make_buffers(config, batch_size=config.batch.batch_size, num_views=1)
+    source = input_pipeline.hold_in_memory(config, source)
+    return rules.resolve(config, num_examples=source.num_examples), source
 
 
 def make_supervised(
@@ -166,7 +167,7 @@ def make_supervised(
     kept_layers: int,
     frozen_through: int = -1,
     frozen_batch_norm: bool = False,
-) -> recipe.Recipe:
+) -> build.Recipe:
     """A recipe with a new classifier on what is kept of the head.
 
     Args:
@@ -179,30 +180,30 @@ def make_supervised(
       frozen_batch_norm: use the running statistics in training and leave them, and
         BatchNorm's scales and offsets, as they are.
     """
-    schedule = recipe.make_schedule(config)
+    schedule = build.make_schedule(config)
     model = models.SimCLR(
-        encoder=recipe.make_encoder(
-            recipe.encoder_settings(config),
+        encoder=build.make_encoder(
+            build.encoder_settings(config),
             frozen_through=frozen_through,
             frozen_batch_norm=frozen_batch_norm,
-            **recipe.execution_settings(config, mesh.devices.flat[0].platform),
+            **build.execution_settings(config, mesh.devices.flat[0].platform),
         ),
-        head=recipe.make_head(
-            recipe.head_settings(config)
+        head=build.make_head(
+            build.head_settings(config)
             | {"kept_layers": kept_layers, "frozen_batch_norm": frozen_batch_norm}
         ),
         num_classes=num_classes,
         fine_tuned=True,
     )
-    optimizer = recipe.make_optimizer(config.optimizer, schedule)
+    optimizer = build.make_optimizer(config.optimizer, schedule)
     if frozen_through >= 0 or frozen_batch_norm:
         optimizer = _freeze(optimizer, frozen_through, frozen_batch_norm)
-    return recipe.Recipe(
+    return build.Recipe(
         model=model,
         objective=objective,
         optimizer=optimizer,
         schedule=schedule,
-        num_micro_batches=recipe.count_micro_batches(config),
+        num_micro_batches=build.count_micro_batches(config),
         shard_state=config.parallel.shard_state,
     )
 

@@ -12,24 +12,18 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, optim, parallel
-from simclr_jax.data.records import Source
+from simclr_jax.config import rules
+from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped, TrainingDiverged
 from simclr_jax.parallel import processes
-from simclr_jax.training import (
-    bottleneck,
-    inputs,
-    recipe,
-    run_directory,
-    step,
-    validation,
-    views,
-)
-from simclr_jax.training.checkpoints import Checkpoints, describe
-from simclr_jax.training.health import HealthMonitor
-from simclr_jax.training.objective import Metrics
+from simclr_jax.runs import directory
+from simclr_jax.runs.checkpoints import Checkpoints, describe
+from simclr_jax.runs.health import HealthMonitor
+from simclr_jax.runs.metrics_writer import MetricsWriter, progress_line
+from simclr_jax.training import bottleneck, build, device_views, input_pipeline, step
+from simclr_jax.training.objectives import Metrics
+from simclr_jax.training.preemption import StopRequest
 from simclr_jax.training.step import Teacher, TrainState
-from simclr_jax.training.stopping import StopRequest
-from simclr_jax.training.writers import MetricsWriter, progress_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +45,7 @@ class Job:
 
     config: config_dict.ConfigDict
     source: Source
-    parts: recipe.Recipe
+    parts: build.Recipe
     mesh: Mesh
     health: HealthMonitor | None = None
     begin: jax.tree_util.Partial | None = None
@@ -80,13 +74,13 @@ def train(
       RunStopped: SIGTERM came; the state is saved.
     """
     with processes.together():
-        validation.validate(config)
-        source = inputs.open_source(config, config.data.split)
-        inputs.make_buffers(config, batch_size=config.batch.batch_size)
-        source = inputs.hold_in_memory(config, source)
-        config = validation.resolve(config, num_examples=source.num_examples)
+        rules.validate(config)
+        source = input_pipeline.open_source(config, config.data.split)
+        input_pipeline.make_buffers(config, batch_size=config.batch.batch_size)
+        source = input_pipeline.hold_in_memory(config, source)
+        config = rules.resolve(config, num_examples=source.num_examples)
         mesh = parallel.create_mesh()
-        parts = recipe.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
+        parts = build.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
     # With labels, few directions of z are no bad sign.
     health = HealthMonitor(rank_tells=not losses.LOSSES[config.loss.name].needs_labels)
     job = Job(config, source, parts, mesh, health)
@@ -97,11 +91,11 @@ def run(job: Job, workdir: str, *, allow_config_change: bool = False) -> TrainSt
     """Makes the steps of a training that are yet to be made; see `train`."""
     config, source, parts, mesh = job.config, job.source, job.parts, job.mesh
     with processes.together():
-        validation.check_devices(config, jax.device_count(), "batch")
-        run_directory.check(workdir, config, allow_config_change=allow_config_change)
+        rules.check_devices(config, jax.device_count(), "batch")
+        directory.check(workdir, config, allow_config_change=allow_config_change)
     _require_same_run(config, source)
     with contextlib.ExitStack() as stack:
-        run_directory.make_folder(workdir)
+        directory.make_folder(workdir)
         checkpoints = Checkpoints(
             workdir,
             keep_last=config.checkpoint.keep_last,
@@ -110,10 +104,10 @@ def run(job: Job, workdir: str, *, allow_config_change: bool = False) -> TrainSt
         stack.callback(checkpoints.close)
         state = _initial_or_restored(job, checkpoints)
         # Only now: a config whose state cannot be restored must not replace another.
-        run_directory.write_config(workdir, config)
+        directory.write_config(workdir, config)
         start_step = int(state.step)
         _log_start(config, source, state)
-        batches = inputs.global_batches(
+        batches = input_pipeline.global_batches(
             config, source, start_step, mesh, num_views=parts.objective.num_views
         )
         writer = MetricsWriter(
@@ -132,7 +126,7 @@ def _require_same_run(config: config_dict.ConfigDict, source: Source) -> None:
     """Checks that all processes are about to do the same thing on the same images."""
     processes.require_equal(
         "a config of the fingerprint",
-        validation.fingerprint(run_directory.as_json(config)),
+        rules.fingerprint(directory.as_json(config)),
     )
     processes.require_equal(
         f"the training images of {config.data.dataset}:",
@@ -192,7 +186,7 @@ def _run_steps(
     config, parts, mesh = job.config, job.parts, job.mesh
     description = describe(config, parts.model)
     total_steps = config.schedule.train_steps
-    made = views.of_config(config, mesh, num_views=parts.objective.num_views)
+    made = device_views.of_config(config, mesh, num_views=parts.objective.num_views)
     fixed = () if job.teacher is None else (job.teacher,)
     advance = step.compile_step(parts, mesh, made, taught=bool(fixed))
     pending: tuple[int, Metrics] | None = None

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.simclr import Outputs, Tree
-from simclr_jax.training import objective
-from simclr_jax.training.recipe import Recipe
+from simclr_jax.training import objectives
+from simclr_jax.training.build import Recipe
 
 
 def gradients(
     recipe: Recipe, params: Tree, batch_stats: Tree, batch: dict[str, jax.Array]
-) -> tuple[Tree, Tree, objective.Metrics]:
+) -> tuple[Tree, Tree, objectives.Metrics]:
     """Two passes over the micro-batches of `recipe.num_micro_batches`.
 
     Args:
@@ -46,7 +46,7 @@ def gradients(
     def apply(params: Tree, index: jax.Array) -> tuple[Outputs, Tree]:
         own = jax.lax.dynamic_index_in_dim(images, index, axis=1, keepdims=False)
         return recipe.model.apply(
-            params, batch_stats, objective.as_float(own), train=True
+            params, batch_stats, objectives.as_float(own), train=True
         )
 
     def embed(mean: Tree, index: jax.Array) -> tuple[Tree, Outputs]:

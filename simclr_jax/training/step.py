@@ -13,11 +13,10 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.models.simclr import Tree
-from simclr_jax.training import micro_batches, objective
-from simclr_jax.training import views as device_views
-from simclr_jax.training.objective import NUM_VIEWS, Metrics
-from simclr_jax.training.recipe import Recipe, make_loss, make_recipe
-from simclr_jax.training.views import DeviceViews
+from simclr_jax.training import device_views, micro_batches, objectives
+from simclr_jax.training.build import Recipe, make_loss, make_recipe
+from simclr_jax.training.device_views import DeviceViews
+from simclr_jax.training.objectives import NUM_VIEWS, Metrics
 
 # Images [N, H, W, 3] in [0, 1] -> logits; its weights are the leaves of the pytree.
 Teacher = jax.tree_util.Partial
@@ -80,7 +79,7 @@ def train_step(
     if views is not None:
         batch = views(batch, state.step)
     if teacher is not None:
-        images = objective.as_float(batch["images"])
+        images = objectives.as_float(batch["images"])
         batch = batch | {"teacher_logits": jax.lax.stop_gradient(teacher(images))}
     differentiate = micro_batches.gradients if recipe.num_micro_batches > 1 else _whole
     gradients, batch_stats, metrics = differentiate(
@@ -110,7 +109,7 @@ def _whole(
 
     def total(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
         outputs, new_stats = recipe.model.apply(
-            params, batch_stats, objective.as_float(batch["images"]), train=True
+            params, batch_stats, objectives.as_float(batch["images"]), train=True
         )
         value, metrics = recipe.objective(outputs, params, batch)
         return value, (new_stats, metrics)

@@ -25,9 +25,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from absl import flags
 
-from simclr_jax import command
+from simclr_jax import cli
 
-_CONFIG = command.define_config()
+_CONFIG = cli.define_config()
 _STEPS = flags.DEFINE_integer("steps", 10_000, "Batches that are made.", lower_bound=1)
 _WARM_UP_STEPS = flags.DEFINE_integer("warm_up_steps", 50, "Of them, the first ones.")
 _MIB = 2**20
@@ -54,22 +54,22 @@ def give_back() -> None:
 
 def main() -> None:
     """Runs the command line."""
-    from simclr_jax.training import inputs
+    from simclr_jax.training import input_pipeline
 
     config = _CONFIG.value
     steps = _STEPS.value
     warm_up_steps = min(_WARM_UP_STEPS.value, steps)
-    source = inputs.open_source(config, config.data.split)
-    source = inputs.hold_in_memory(config, source)
-    buffers = inputs.make_buffers(config, batch_size=config.batch.batch_size)
+    source = input_pipeline.open_source(config, config.data.split)
+    source = input_pipeline.hold_in_memory(config, source)
+    buffers = input_pipeline.make_buffers(config, batch_size=config.batch.batch_size)
     config.schedule.train_steps = 1
-    for _ in inputs.local_batches(config, source, start_step=0):
+    for _ in input_pipeline.local_batches(config, source, start_step=0):
         pass
     give_back()
     forget_peak()
     config.schedule.train_steps = steps
     program, warm, start = resident(), 0, time.perf_counter()
-    batches = inputs.local_batches(config, source, start_step=0)
+    batches = input_pipeline.local_batches(config, source, start_step=0)
     for step, batch in enumerate(batches, start=1):
         if step == warm_up_steps:
             warm = resident()
@@ -101,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=("config",))
+    cli.run(main, required=("config",))

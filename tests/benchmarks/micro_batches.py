@@ -23,9 +23,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import jax
 import numpy as np
 
-from configs import smoke
 from simclr_jax import models, parallel
-from simclr_jax.training import micro_batches, recipe, step, validation
+from simclr_jax.config import rules
+from simclr_jax.configs import smoke
+from simclr_jax.training import build, micro_batches, step
 
 BATCH, SIZE, CLASSES, ROUNDS = 256, 32, 10, 3
 MICRO_BATCHES = (None, 64, 32)
@@ -41,7 +42,7 @@ class Frozen(models.SimCLR):
         return super().apply(params, batch_stats, images, train=False)
 
 
-def make_recipe(micro_batch_size: int | None) -> recipe.Recipe:
+def make_recipe(micro_batch_size: int | None) -> build.Recipe:
     config = smoke.get_config()
     config.update_from_flattened_dict(
         {
@@ -51,12 +52,12 @@ def make_recipe(micro_batch_size: int | None) -> recipe.Recipe:
             "batch.micro_batch_size": micro_batch_size,
         }
     )
-    config = validation.resolve(config, num_examples=10 * BATCH)
+    config = rules.resolve(config, num_examples=10 * BATCH)
     mesh = parallel.create_mesh(jax.devices()[:1])
-    return recipe.make_recipe(config, num_classes=CLASSES, mesh=mesh)
+    return build.make_recipe(config, num_classes=CLASSES, mesh=mesh)
 
 
-def frozen_gradient(parts: recipe.Recipe, state: step.TrainState, batch: Any) -> Any:
+def frozen_gradient(parts: build.Recipe, state: step.TrainState, batch: Any) -> Any:
     model = Frozen(**{f.name: getattr(parts.model, f.name) for f in FIELDS})
     parts = dataclasses.replace(parts, model=model)
     function = micro_batches.gradients if parts.num_micro_batches > 1 else step._whole

@@ -30,11 +30,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import numpy as np
 
-from configs import base
-from simclr_jax.data import folders, storage
-from simclr_jax.data.shards import ShardSource
-from simclr_jax.preparation import preparing
-from simclr_jax.training import inputs
+from simclr_jax.configs import base
+from simclr_jax.data.sources import storage
+from simclr_jax.data.sources.prepared import ShardSource
+from simclr_jax.prepare import preparing
+from simclr_jax.training import input_pipeline
 
 KEPT = 0.95
 SHARD_MB = 64
@@ -84,7 +84,7 @@ class Rate:
 def make_dataset(images: str, num_records: int, folder: pathlib.Path) -> str:
     """Prepares the images of a folder, as often as needed."""
     files = [p for p in sorted(pathlib.Path(images).rglob("*")) if p.is_file()]
-    files = [p for p in files if p.suffix.lower() in folders.IMAGE_SUFFIXES]
+    files = [p for p in files if p.suffix.lower() in folder.IMAGE_SUFFIXES]
     if not files:
         raise SystemExit(f"--images={images}: holds no images")
     (folder / "images").mkdir()
@@ -111,7 +111,7 @@ def measure(
     config.data.parallel_reads = parallel_reads
     source = Counting(dataset, split="train")
     with store:
-        batches = inputs.local_batches(config, source, start_step=0)
+        batches = input_pipeline.local_batches(config, source, start_step=0)
         start = time.perf_counter()
         while time.perf_counter() - start < args.warm_up_secs:
             next(batches)

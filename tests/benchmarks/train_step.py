@@ -44,11 +44,11 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
 
     from simclr_jax import losses, models, optim, parallel
     from simclr_jax.parallel import host_memory
-    from simclr_jax.training import objective, recipe, step
+    from simclr_jax.training import build, objectives, step
 
     host_memory.keep_freed_memory()  # as the commands do
     depth, stem, side, batch_size = NETS[net]
-    parts = recipe.Recipe(
+    parts = build.Recipe(
         model=models.SimCLR(
             encoder=models.create_encoder(
                 depth=depth, stem=stem, convolutions=convolutions
@@ -57,7 +57,7 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
                 num_layers=HIDDEN_LAYERS + 1, output_dim=OUTPUT_DIM
             ),
         ),
-        objective=objective.Contrastive(
+        objective=objectives.Contrastive(
             loss=lambda z, labels: losses.nt_xent(z, temperature=TEMPERATURE),
             temperature=TEMPERATURE,
         ),

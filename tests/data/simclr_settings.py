@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from simclr_jax.data import draws
+from simclr_jax.data.sampling import draws
 from simclr_jax.data.tf_cpu import tf
 
 AREA_AND_RATIO = {

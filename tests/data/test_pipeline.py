@@ -7,19 +7,13 @@ import pytest
 from PIL import Image
 from simclr_settings import CROP
 
-from simclr_jax.data import (
-    augment,
-    boxes,
-    draws,
-    folders,
-    order,
-    pipeline,
-    records,
-    sources,
-)
+from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.composition import Composition
+from simclr_jax.data.sampling import boxes, draws, order
+from simclr_jax.data.sources import base, registry
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.views import definition
+from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError
 
 SETTINGS = {
@@ -37,14 +31,14 @@ SEED, COUNT = 5, 29
 def _arrays(count, *, labelled=True):
     images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
     labels = np.arange(count) if labelled else None
-    return sources.ArraySource(images, labels, name="arrays")
+    return registry.ArraySource(images, labels, name="arrays")
 
 
 def _numbered(count):
     """Images whose pixels are their number; a view of which keeps it."""
     numbers = np.arange(count, dtype=np.uint8)[:, None, None, None]
     images = np.broadcast_to(numbers, (count, 2, 2, 3)).copy()
-    return sources.ArraySource(images, np.arange(count), name="numbered")
+    return registry.ArraySource(images, np.arange(count), name="numbered")
 
 
 def _buffers(threads):
@@ -84,7 +78,7 @@ def files(tmp_path_factory):
         (folder / f"{number:02}").mkdir()
         suffix = "png" if number % 5 == 0 else "jpg"
         Image.fromarray(image).save(folder / f"{number:02}" / f"image.{suffix}")
-    return folders.FolderSource(str(folder))
+    return folder.FolderSource(str(folder))
 
 
 @pytest.fixture(scope="module", params=["pixels", "files"])
@@ -235,12 +229,14 @@ def test_unlabelled_images_have_label_minus_1():
 def _as_defined(source, index, key, uniform, composition):
     """The views of one image, an operation after the other."""
     found, labels = source.read(np.array([index]))
-    image, _ = records.decode(source, tf.constant(found[0]), labels[0])
-    view = augment.compose(composition.operations, composition.settings, image_size=8)
+    image, _ = base.decode(source, tf.constant(found[0]), labels[0])
+    view = definition.compose(
+        composition.operations, composition.settings, image_size=8
+    )
     if source.encoded:
         seeds = order.view_seeds(key)
         where = [
-            augment.random_crop_box(
+            definition.random_crop_box(
                 tf.shape(image), tf.constant(seed), **SETTINGS["crop"]
             )
             for seed in seeds
@@ -293,9 +289,9 @@ def test_without_a_crop_the_whole_image_is_resized(source):
     (batch,) = _batches(source, whole, stop_step=1)
     for views, index in zip(batch["images"], batch["labels"], strict=True):
         found, labels = source.read(np.array([index]))
-        image, _ = records.decode(source, tf.constant(found[0]), labels[0])
+        image, _ = base.decode(source, tf.constant(found[0]), labels[0])
         box = (0, 0, *image.shape[:2])
-        expected = augment.to_uint8(augment.crop_and_resize(image, box, (8, 8)))
+        expected = definition.to_uint8(definition.crop_and_resize(image, box, (8, 8)))
         for view in views:
             np.testing.assert_allclose(view.astype(int), expected, atol=1)
 
@@ -405,7 +401,7 @@ def test_hosts_share_the_evaluation(count, num_hosts):
 
 
 def test_evaluation_of_unlabelled_images():
-    source = sources.ArraySource(_numbered(5)._images, name="numbered")
+    source = registry.ArraySource(_numbered(5)._images, name="numbered")
     (batch,) = _evaluate(source, batch_size=8)
     np.testing.assert_array_equal(batch["labels"], -1)
     assert batch["mask"].sum() == 5

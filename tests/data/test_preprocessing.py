@@ -5,9 +5,9 @@ import pytest
 from fidelity import TENSORFLOW
 from PIL import Image
 
-from simclr_jax.data import augment
 from simclr_jax.data.preprocessing import RESIZES, Preprocessing, resize_bicubic
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.views import definition
 
 TOLERANCE = 2e-6
 
@@ -17,7 +17,7 @@ def _numpy(image, size, proportion, resize="bicubic"):
 
 
 def _tensorflow(image, size, proportion, resize="bicubic"):
-    return augment.center_crop_and_resize(
+    return definition.center_crop_and_resize(
         image, image_size=size, crop_proportion=proportion, resize=resize
     ).numpy()
 

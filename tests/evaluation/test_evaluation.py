@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import smoke
 from simclr_jax import parallel
+from simclr_jax.config import rules
+from simclr_jax.configs import smoke
 from simclr_jax.errors import DataError, EncoderChanged
-from simclr_jax.evaluation import encoder, features, knn, linear, linear_sgd, protocols
-from simclr_jax.training import checkpoints, recipe, step, validation
+from simclr_jax.evaluation import features, knn, linear, linear_sgd, protocols
+from simclr_jax.runs import checkpoints
+from simclr_jax.training import build, step
+from simclr_jax.weights import encoder
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +118,8 @@ def tiny_config():
 
 
 def make_pretrained():
-    config = validation.resolve(tiny_config(), num_examples=100)
-    model = recipe.make_model(config, num_classes=18, platform="cpu")
+    config = rules.resolve(tiny_config(), num_examples=100)
+    model = build.make_model(config, num_classes=18, platform="cpu")
     images = np.zeros((1, 8, 8, 3), np.float32)
     params, batch_stats = jax.jit(model.init)(jax.random.key(5), images)
     variables, heads = checkpoints.split_variables(
@@ -189,8 +192,8 @@ def test_a_protocol_that_changes_the_encoder_fails_loudly(
 
 def test_the_untrained_baseline_has_the_weights_that_training_started_from():
     pretrained = make_pretrained()
-    config = validation.resolve(tiny_config(), num_examples=100)
-    parts = recipe.make_recipe(config, num_classes=7)
+    config = rules.resolve(tiny_config(), num_examples=100)
+    parts = build.make_recipe(config, num_classes=7)
     init = functools.partial(step.init_state, parts, image_size=8)
     state = jax.jit(init)(jax.random.key(config.seed))
     started_from = {

@@ -2,10 +2,10 @@
 
 import pytest
 
-from configs import base
+from simclr_jax.config import rules
+from simclr_jax.configs import base
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation.overrides import with_overrides
-from simclr_jax.training import validation
 
 CONFIG = {
     "evaluation": {"knn_k": [200, 20], "l2_penalties": [0.1], "sgd_epochs": 90.0},
@@ -68,11 +68,11 @@ def test_numbers_of_neighbours_are_checked(ks):
     with config.ignore_type():
         config.evaluation.knn_k = ks
     with pytest.raises(ConfigError, match=r"config\.evaluation\.knn_k=.* at least 1"):
-        validation.validate(config)
+        rules.validate(config)
 
 
 def test_one_number_of_neighbours_is_valid():
     config = base.get_config()
     with config.ignore_type():
         config.evaluation.knn_k = 20
-    validation.validate(config)
+    rules.validate(config)

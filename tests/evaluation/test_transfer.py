@@ -9,9 +9,9 @@ import pytest
 from test_evaluation import make_pretrained
 from tfds_files import prepare_labelled
 
-from configs import base
 from simclr_jax import parallel
-from simclr_jax.data import sources, subsets
+from simclr_jax.configs import base
+from simclr_jax.data.sources import registry, subsets
 from simclr_jax.errors import ConfigError, DataError, NotPrepared
 from simclr_jax.evaluation import features, linear, metrics, protocols, tasks, transfer
 from simclr_jax.evaluation.transfer_datasets import DATASETS
@@ -256,19 +256,19 @@ def test_imagenet_has_official_shares(tmp_path):
 
 def test_several_splits_are_read_one_after_the_other(data_dir):
     settings = {"data_dir": str(data_dir)}
-    both = sources.open_tfds("oxford_flowers102", split="train+validation", **settings)
+    both = registry.open_tfds("oxford_flowers102", split="train+validation", **settings)
     parts = [
-        subsets.labels(sources.open_tfds("oxford_flowers102", split=split, **settings))
+        subsets.labels(registry.open_tfds("oxford_flowers102", split=split, **settings))
         for split in ("train", "validation")
     ]
     np.testing.assert_array_equal(subsets.labels(both), np.concatenate(parts))
     with pytest.raises(DataError, match=r"'train\+val' of .* must be one of train, "):
-        sources.open_tfds("oxford_flowers102", split="train+val", **settings)
+        registry.open_tfds("oxford_flowers102", split="train+val", **settings)
 
 
 def open_voc(data_dir, **settings):
     keys = {"label_key": "labels", "certain_key": "labels_no_difficult"} | settings
-    return sources.open_tfds("voc/2007", split="train", data_dir=str(data_dir), **keys)
+    return registry.open_tfds("voc/2007", split="train", data_dir=str(data_dir), **keys)
 
 
 def test_difficult_objects_do_not_count(data_dir):
@@ -293,7 +293,7 @@ def test_images_of_no_class_have_vectors_too(tmp_path):
 
 
 def test_lists_of_classes_are_no_class(data_dir):
-    listed = sources.open_tfds(
+    listed = registry.open_tfds(
         "voc/2007", split="train", data_dir=str(data_dir), label_key="labels"
     )
     assert listed.num_classes is None

@@ -313,7 +313,7 @@ def test_images_split_over_devices_stay_where_they_are(formulation, monkeypatch)
 
 
 _COMPILE_FOR_TPU = """
-from simclr_jax.planning import topologies as slices
+from simclr_jax.plan import topologies as slices
 slices.prepare_environment()
 import json, re, sys
 sys.path.insert(0, {folder!r})

@@ -12,16 +12,17 @@ import numpy as np
 from absl import app, flags
 from jobs import checksum
 
-from configs import smoke
-from simclr_jax import command, parallel
+from simclr_jax import cli, parallel
+from simclr_jax.config import rules
+from simclr_jax.configs import smoke
 from simclr_jax.parallel import processes
-from simclr_jax.training import inputs, recipe, step, validation
+from simclr_jax.training import build, input_pipeline, step
 
 _OUTPUT = flags.DEFINE_string("output", None, "The npz file.", required=True)
 _OVERRIDES = flags.DEFINE_string("overrides", "{}", "JSON, on top of the smoke config.")
 _KEEP = flags.DEFINE_list("keep", ["1"], "Steps after which the state is kept.")
 _NOISE = flags.DEFINE_float("noise", 0.0, "Relative noise on the images.")
-command.define_processes()
+cli.define_processes()
 
 
 def noisy(images: np.ndarray, relative: float, seed: int) -> np.ndarray:
@@ -38,20 +39,20 @@ def flat(name: str, tree) -> dict[str, np.ndarray]:
 
 
 def main(_) -> None:
-    command.start_processes("unused")
+    cli.start_processes("unused")
     config = smoke.get_config()
     config.update_from_flattened_dict(json.loads(_OVERRIDES.value))
-    source = inputs.open_source(config, config.data.split)
-    config = validation.resolve(config, num_examples=source.num_examples)
+    source = input_pipeline.open_source(config, config.data.split)
+    config = rules.resolve(config, num_examples=source.num_examples)
     mesh = parallel.create_mesh()
-    parts = recipe.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
+    parts = build.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
     advance = step.compile_step(parts, mesh)
     state = step.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
     )
     arrays = flat("params0", parallel.fetch(mesh, state.params))
     checksums, history = [], []
-    batches = inputs.local_batches(config, source, start_step=0)
+    batches = input_pipeline.local_batches(config, source, start_step=0)
     for number in range(1, config.schedule.train_steps + 1):
         batch = parallel.shard_batch(mesh, next(batches))
         whole = parallel.fetch(mesh, batch)

@@ -10,8 +10,8 @@ import os
 from absl import app, flags
 from jobs import checksum
 
-from configs import smoke
-from simclr_jax import command, parallel
+from simclr_jax import cli, parallel
+from simclr_jax.configs import smoke
 from simclr_jax.parallel import processes
 from simclr_jax.training import loop
 
@@ -19,11 +19,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.", required=T
 _BATCHES = flags.DEFINE_string("batches", None, "File of checksums.", required=True)
 _OVERRIDE = flags.DEFINE_string("changes", "{}", "JSON, on top of the smoke config.")
 _DIE_AT = flags.DEFINE_integer("die_at", None, "Number of the batch to die at.")
-command.define_processes()
+cli.define_processes()
 
 
 def main(_) -> None:
-    command.start_processes(_WORKDIR.value, ends_in_order=True)
+    cli.start_processes(_WORKDIR.value, ends_in_order=True)
     config = smoke.get_config()
     config.update_from_flattened_dict(json.loads(_OVERRIDE.value))
     seen = 0

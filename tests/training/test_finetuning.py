@@ -10,16 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base, finetune
-from configs import distill as distill_config
 from simclr_jax import models, optim, parallel
+from simclr_jax.configs import base, finetune
+from simclr_jax.configs import distill as distill_config
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import ConfigError, DataError
-from simclr_jax.evaluation import encoder as encoders
 from simclr_jax.evaluation import protocols
 from simclr_jax.models import Outputs
-from simclr_jax.training import distillation, finetuning, loop, objective, step
-from simclr_jax.training.writers import read_metrics
+from simclr_jax.runs.metrics_writer import read_metrics
+from simclr_jax.training import distillation, finetuning, loop, objectives, step
+from simclr_jax.weights import encoder as encoders
 
 SIZE, CLASSES, IMAGES = 8, 4, 64
 CREATE_MESH = parallel.create_mesh
@@ -274,7 +274,7 @@ def test_distillation_loss_is_the_equation():
     logits, teacher = rng.normal(size=(2, 6, 3)) * 3
     labels = np.array([0, 1, 2, -1, -1, 0])
     kernel = rng.normal(size=(4, 3))
-    parts = objective.Distillation(
+    parts = objectives.Distillation(
         temperature=2.0, labelled_weight=0.3, classifier_weight_decay=0.1
     )
 

@@ -5,7 +5,7 @@ import json
 import commands
 import pytest
 
-from simclr_jax.training import writers
+from simclr_jax.runs import metrics_writer
 
 STEPS = 80
 VARIANTS = {
@@ -43,7 +43,7 @@ def test_it_learns(name, tmp_path):
         optimized=True,
     )
     assert code == 0, err
-    last = writers.read_metrics(run / writers.FILE_NAME)[-1]
+    last = metrics_writer.read_metrics(run / metrics_writer.FILE_NAME)[-1]
     assert last["step"] == STEPS
     if "semi-hard" in name:
         # The loss of mined negatives has no chance level; view 1 finds its view 2 among

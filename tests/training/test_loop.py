@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs import smoke
 from simclr_jax import load, parallel
+from simclr_jax.configs import smoke
 from simclr_jax.errors import (
     CheckpointError,
     CheckpointNotFound,
     ConfigError,
     TrainingDiverged,
 )
-from simclr_jax.training import checkpoints, loop, recipe, step, writers
+from simclr_jax.runs import checkpoints, metrics_writer
+from simclr_jax.training import build, loop, step
 
 
 def tiny_config(**overrides):
@@ -45,7 +46,7 @@ def finished_run(tmp_path_factory):
 
 def test_every_logged_step_has_every_metric(finished_run):
     workdir, _ = finished_run
-    records = writers.read_metrics(workdir / writers.FILE_NAME)
+    records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     wanted = {
         "loss",
@@ -162,7 +163,7 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(tmp_path):
     config = tiny_config()
     config.encoder.stem = "cifar"
     config.schedule.warmup_steps = 0
-    parts = recipe.make_recipe(config, num_classes=None)
+    parts = build.make_recipe(config, num_classes=None)
     mesh = parallel.create_mesh(jax.devices()[:1])
     state = step.compile_init(parts, mesh, image_size=8)(jax.random.key(0))
     store = checkpoints.Checkpoints(str(tmp_path), keep_last=2, keep_every_steps=4)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import simclr_jax
-from simclr_jax.training import writers
+from simclr_jax.runs import metrics_writer
 
 JOB = str(pathlib.Path(__file__).with_name("mesh_job.py"))
 TINY = {
@@ -190,7 +190,7 @@ def test_a_run_of_four_processes_goes_on_with_fewer(
     go_on(workdir, batches, num_processes=num_processes, devices_each=devices_each)
     assert first_batches == list(one["batches"][:13])
     assert batches.read_text().split() == list(one["batches"][10:])
-    records = writers.read_metrics(workdir / writers.FILE_NAME)
+    records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
     assert [record["step"] for record in records] == list(range(1, 21))
     off = np.abs([record["loss"] for record in records] - one["loss"]).max()
     assert off < SAMPLES * floor["loss"]

@@ -10,7 +10,7 @@ import pytest
 
 from simclr_jax import losses, models, optim, parallel
 from simclr_jax.models import SimCLR
-from simclr_jax.training import micro_batches, objective, recipe, step
+from simclr_jax.training import build, micro_batches, objectives, step
 
 NUM_IMAGES, SIZE, CLASSES = 32, 16, 5
 
@@ -29,9 +29,9 @@ def make_recipe(num_micro_batches, *, frozen=False, **changes):
         head=models.create_projection_head(num_layers=2, output_dim=16),
         num_classes=CLASSES,
     )
-    parts = recipe.Recipe(
+    parts = build.Recipe(
         model=model,
-        objective=objective.Contrastive(
+        objective=objectives.Contrastive(
             loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
             temperature=0.5,
             probe_weight_decay=1e-2,
@@ -91,7 +91,7 @@ def of_the_same_model(params, stats, batch, parts):
     pieces, new_stats = [], []
     for i in range(number):
         # The documented assignment: image p is in micro-batch p mod n.
-        images = objective.as_float(batch["images"][i::number])
+        images = objectives.as_float(batch["images"][i::number])
         outputs, updated = parts.model.apply(params, stats, images, train=True)
         pieces.append(jax.tree.map(lambda x: x.reshape(-1, 2, x.shape[-1]), outputs))
         new_stats.append(updated)

@@ -10,20 +10,20 @@ import optax
 import pytest
 
 from simclr_jax import losses, models, optim, parallel
-from simclr_jax.training import objective, recipe, step
+from simclr_jax.training import build, objectives, step
 
 NUM_IMAGES, SIZE, CLASSES = 16, 16, 5
 
 
-def make_recipe(optimizer: optax.GradientTransformation) -> recipe.Recipe:
+def make_recipe(optimizer: optax.GradientTransformation) -> build.Recipe:
     model = models.SimCLR(
         encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
         head=models.create_projection_head(num_layers=2, output_dim=16),
         num_classes=CLASSES,
     )
-    return recipe.Recipe(
+    return build.Recipe(
         model=model,
-        objective=objective.Contrastive(
+        objective=objectives.Contrastive(
             loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
             temperature=0.5,
             chance=losses.chance_level(NUM_IMAGES),
@@ -49,7 +49,7 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def initial_state(parts: recipe.Recipe) -> step.TrainState:
+def initial_state(parts: build.Recipe) -> step.TrainState:
     """A state with every branch open: no BatchNorm scale is left at zero."""
     init = step.compile_init(parts, compiled(parts, 1)[0], image_size=SIZE)
     state = jax.device_get(init(jax.random.key(0)))
@@ -58,13 +58,13 @@ def initial_state(parts: recipe.Recipe) -> step.TrainState:
 
 
 @functools.cache
-def compiled(parts: recipe.Recipe, num_devices: int):
+def compiled(parts: build.Recipe, num_devices: int):
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     return mesh, step.compile_step(parts, mesh)
 
 
 def run(
-    parts: recipe.Recipe, num_devices: int, num_steps: int, perturbation: float = 0.0
+    parts: build.Recipe, num_devices: int, num_steps: int, perturbation: float = 0.0
 ) -> tuple[step.TrainState, dict[str, np.ndarray]]:
     mesh, advance = compiled(parts, num_devices)
     state = initial_state(parts)
@@ -219,7 +219,7 @@ def test_bfloat16_trains_with_float32_state(depth):
     parts = dataclasses.replace(
         LARS,
         model=model,
-        objective=objective.Contrastive(
+        objective=objectives.Contrastive(
             loss=lambda z, labels: losses.nt_xent(z, temperature=0.05),
             temperature=0.05,
         ),

@@ -17,7 +17,7 @@ import pytest
 import reference_weights
 
 from simclr_jax import losses, models, optim
-from simclr_jax.training import objective, recipe, step
+from simclr_jax.training import build, objectives, step
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 WITH_PROBE, WITHOUT = "head_lr0.1_refinit", "nohead_lr0.01_formula"
@@ -96,9 +96,9 @@ def make_recipe(golden, num_classes):
         golden[name].item() for name in ("temperature", "learning_rate", "weight_decay")
     )
     encoder = models.create_encoder(depth=18, stem="cifar", first_group_projection=True)
-    return recipe.Recipe(
+    return build.Recipe(
         model=models.SimCLR(encoder, models.create_projection_head(), num_classes),
-        objective=objective.Contrastive(
+        objective=objectives.Contrastive(
             # Google adds the two directions up.
             loss=lambda z, labels: 2 * losses.nt_xent(z, temperature=temperature),
             temperature=temperature,

@@ -11,10 +11,11 @@ from input_sides.task import Batches, Task
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
 
-from configs import base
-from simclr_jax.data import records, sources
+from simclr_jax.configs import base
+from simclr_jax.data.sources import base as source_base
+from simclr_jax.data.sources import registry
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.training import inputs
+from simclr_jax.training import input_pipeline
 
 
 class _Files:
@@ -33,7 +34,7 @@ class _Files:
         self.record_spec = tf.TensorSpec((None,), tf.string)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.full(len(indices), records.NO_LABEL, np.int32)
+        labels = np.full(len(indices), source_base.NO_LABEL, np.int32)
         return self._contents[indices], labels
 
     def unpack(
@@ -54,24 +55,24 @@ def batches(task: Task, settings: Mapping[str, Any]) -> Batches:
         kept = [name for name in config.augment.operations if name != "blur"]
         config.augment.operations = tuple(kept)
     config.update_from_flattened_dict(settings)
-    source: records.Source
+    source: source_base.Source
     if task.are_files:
         source = _Files(task.records)
     else:
-        source = sources.ArraySource(np.stack(task.records), name="memory")
+        source = registry.ArraySource(np.stack(task.records), name="memory")
     config.batch.batch_size = task.batch_size
     config.schedule.train_steps = 2**31
     config.data.threads = 1
-    for batch in inputs.local_batches(config, source, start_step=0):
+    for batch in input_pipeline.local_batches(config, source, start_step=0):
         yield batch["images"]
 
 
 def write_cifar(folder: str, num_images: int, file: pathlib.Path) -> None:
     """Decodes the first images of CIFAR-10, prepared by TFDS, into an .npy file."""
-    source = sources.open_source("cifar10", split="train", data_dir=folder)
+    source = registry.open_source("cifar10", split="train", data_dir=folder)
     encoded, labels = source.read(np.arange(num_images))
     images = [
-        records.decode(source, record, label)[0].numpy()
+        source_base.decode(source, record, label)[0].numpy()
         for record, label in zip(encoded, labels, strict=True)
     ]
     np.save(file, np.stack(images))

@@ -1,0 +1,1 @@
+"""Rates of the input pipeline and of the train step."""

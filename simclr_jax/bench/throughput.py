@@ -1,0 +1,234 @@
+"""Which side of a run waits for the other: the input pipeline or the devices."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import config_dict
+
+from simclr_jax import parallel
+from simclr_jax.bench import stages
+from simclr_jax.config import rules
+from simclr_jax.data.sources.base import Source
+from simclr_jax.errors import DataError
+from simclr_jax.training import (
+    bottleneck,
+    build,
+    device_views,
+    input_pipeline,
+    objectives,
+    step,
+)
+
+_WARM_UP_STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """What the input pipeline of one place costs.
+
+    Attributes:
+      place: 'host', 'split' or 'accelerator'.
+      stage_secs: processor seconds an image, with all its views, by stage.
+      unavailable: why there is no such mode for this dataset; None if there is.
+    """
+
+    place: str
+    stage_secs: Mapping[str, float]
+    unavailable: str | None = None
+
+    @property
+    def images_per_core_sec(self) -> float:
+        """Images that one core makes in a second; infinite where it makes none."""
+        total = sum(self.stage_secs.values())
+        return 1.0 / total if total else float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the train step does with views that are there.
+
+    Attributes:
+      kind: of the devices.
+      count: of all devices of this process.
+      images_per_sec: of all of them together.
+      compile_secs: of the step.
+    """
+
+    kind: str
+    count: int
+    images_per_sec: float
+    compile_secs: float
+
+
+def measure_hosts(
+    config: config_dict.ConfigDict, source: Source, *, secs: float
+) -> list[Host]:
+    """The input pipeline of all places where views can be made.
+
+    Args:
+      config: valid.
+      source: the training images, in memory if they fit.
+      secs: to spend on each stage.
+    """
+    made_of = device_views.make_composition(config)
+    costs = stages.measure(
+        source,
+        made_of,
+        seed=config.seed,
+        batch_size=min(config.batch.batch_size, source.num_examples),
+        num_views=objectives.NUM_VIEWS,
+        secs=secs,
+    )
+    crops: dict[str, float] = {
+        name: costs[name] for name in ("read", "decode", "crop") if name in costs
+    }
+    split = {**crops, "pack": costs["pack"]}
+    nothing: dict[str, float] = {}
+    why = None
+    try:
+        input_pipeline.hold_in_memory(_placed(config, "accelerator"), source)
+    except DataError as error:
+        why = str(error).partition(": ")[2]
+    return [
+        Host("host", costs),
+        Host("split", split),
+        Host("accelerator", nothing, unavailable=why),
+    ]
+
+
+def _placed(config: config_dict.ConfigDict, place: str) -> config_dict.ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.augment.device = place
+    return config
+
+
+def measure_device(
+    config: config_dict.ConfigDict, source: Source, place: str, *, secs: float
+) -> Device:
+    """Runs the train step of a config again and again on one batch.
+
+    Args:
+      config: valid.
+      source: the training images.
+      place: where views are made.
+      secs: to go on for.
+    """
+    config = rules.resolve(_placed(config, place), num_examples=source.num_examples)
+    mesh = parallel.create_mesh()
+    parts = build.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
+    made = device_views.of_config(config, mesh)
+    advance = step.compile_step(parts, mesh, made)
+    state = step.compile_init(parts, mesh, image_size=config.image_size)(
+        jax.random.key(config.seed)
+    )
+    if place == "accelerator":
+        batch = next(input_pipeline.global_batches(config, source, 0, mesh))
+    else:
+        batch = _synthetic_batch(config, made, mesh)
+    start = time.monotonic()
+    for _ in range(_WARM_UP_STEPS):
+        state, _ = jax.block_until_ready(advance(state, batch))
+    compile_secs = time.monotonic() - start
+    count, start = 0, time.monotonic()
+    while count == 0 or time.monotonic() - start < secs:
+        state, _ = jax.block_until_ready(advance(state, batch))
+        count += 1
+    rate = count * config.batch.batch_size / (time.monotonic() - start)
+    devices = jax.local_devices()
+    return Device(devices[0].device_kind, len(devices), rate, compile_secs)
+
+
+def _synthetic_batch(
+    config: config_dict.ConfigDict, made: device_views.DeviceViews | None, mesh: Any
+) -> dict[str, jax.Array]:
+    size, batch_size = config.image_size, config.batch.batch_size
+    generator = np.random.default_rng(0)
+    shape = (batch_size, objectives.NUM_VIEWS, size, size, 3)
+    batch = {
+        "images": generator.integers(0, 256, shape, np.uint8),
+        "labels": np.zeros(batch_size, np.int32),
+    }
+    if made:
+        draws = made.input_shapes(None)["draws"]
+        batch["draws"] = generator.random(draws.shape, np.float32)
+    return parallel.shard_batch(mesh, batch)
+
+
+def table(
+    hosts: list[Host], devices: Mapping[str, Device], *, num_cores: int
+) -> list[str]:
+    """Lines for people."""
+    lines = ["input pipeline, one core: ms of processor time an image, by stage"]
+    names = [name for name in stages.STAGES if name in hosts[0].stage_secs]
+    columns = ["mode", *names, "images/s a core"]
+    if devices:
+        columns += ["device images/s", "cores a device"]
+        columns.append(f"bottleneck, {num_cores} cores")
+    rows = [columns]
+    for host in hosts:
+        if host.unavailable:
+            rows.append([host.place, f"not possible: {host.unavailable}"])
+            continue
+        cells = [
+            f"{host.stage_secs[name] * 1e3:.3f}" if name in host.stage_secs else "-"
+            for name in names
+        ]
+        rate = host.images_per_core_sec
+        row = [host.place, *cells, f"{rate:.0f}" if rate < float("inf") else "-"]
+        device = devices.get(host.place)
+        if device:
+            verdict = bottleneck.of_rates(rate * num_cores, device.images_per_sec)
+            needed = device.images_per_sec / device.count / rate
+            row += [f"{device.images_per_sec:.0f}", f"{needed:.2f}", verdict]
+        rows.append(row)
+    widths = [
+        max(len(row[i]) for row in rows if i < len(row) and len(row) > 2)
+        for i in range(len(columns))
+    ]
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        for row in rows
+    ]
+    return [line.rstrip() for line in lines]
+
+
+def measure(
+    config: config_dict.ConfigDict,
+    *,
+    places: list[str],
+    secs: float,
+    with_device: bool,
+    report: Callable[[str], None],
+) -> tuple[list[Host], dict[str, Device]]:
+    """All that the command shows.
+
+    Args:
+      config: as in `configs/base.py`.
+      places: of `composition.PLACES`.
+      secs: to spend on each stage, and on each train step.
+      with_device: also run the train step.
+      report: takes lines of progress.
+
+    Raises:
+      ConfigError, DataError: the config or dataset cannot be run.
+    """
+    rules.validate(config)
+    source = input_pipeline.open_source(config, config.data.split)
+    source = input_pipeline.hold_in_memory(_placed(config, "host"), source)
+    rules.resolve(config, num_examples=source.num_examples)
+    report("measuring the input pipeline")
+    hosts = [
+        host
+        for host in measure_hosts(config, source, secs=secs)
+        if host.place in places
+    ]
+    devices = {}
+    for host in hosts if with_device else []:
+        if not host.unavailable:
+            report(f"compiling and running the train step, views from: {host.place}")
+            devices[host.place] = measure_device(config, source, host.place, secs=secs)
+    return hosts, devices

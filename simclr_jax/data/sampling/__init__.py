@@ -1,0 +1,1 @@
+"""Which images a step sees, and the random numbers of their views."""

@@ -1,0 +1,138 @@
+"""Parts of a labelled dataset, such as the 1 and 10 % that fine-tuning is measured on.
+
+ImageNet's official subsets are datasets of their own (`imagenet2012_subset/1pct` and
+`10pct` in TFDS); elsewhere a subset is drawn here.
+"""
+
+import math
+
+import numpy as np
+
+from simclr_jax.data import pipeline
+from simclr_jax.data.sampling import order
+from simclr_jax.data.sources.base import NO_LABEL, Source
+from simclr_jax.data.tf_cpu import tf
+from simclr_jax.errors import DataError
+
+
+class Subset:
+    """Some images of another source, with its labels or other ones."""
+
+    def __init__(
+        self,
+        source: Source,
+        indices: np.ndarray,
+        *,
+        name: str,
+        new_labels: np.ndarray | None = None,
+    ) -> None:
+        """Wraps a source.
+
+        Args:
+          source: has the images.
+          indices: their numbers in it, in the order of the subset.
+          name: for messages.
+          new_labels: int32, one for each of `indices`; the source's when None.
+        """
+        self.name = name
+        self.num_examples = len(indices)
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.record_spec = source.record_spec
+        self.encoded = source.encoded
+        self.image_shape = source.image_shape
+        self.indices = indices
+        self.labels = new_labels
+        if new_labels is None and source.labels is not None:
+            self.labels = source.labels[indices]
+        self._source = source
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source`."""
+        records, found = self._source.read(self.indices[indices])
+        return records, found if self.labels is None else self.labels[indices]
+
+    def unpack(
+        self, record: tf.Tensor, label: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """See `Source`."""
+        # Some sources keep labels in their records, and give those.
+        image, found = self._source.unpack(record, label)
+        return image, found if self.labels is None else label
+
+    def describe(self, index: int) -> str:
+        """See `Source`."""
+        return self._source.describe(int(self.indices[index]))
+
+
+def labels(source: Source) -> np.ndarray:
+    """The labels of all images, int32 [N]; decodes none.
+
+    Raises:
+      DataError: a record, in which a label lies, cannot be read.
+    """
+    if source.labels is not None:
+        return source.labels
+    batches = pipeline.label_batches(source)
+    return np.concatenate([batch["labels"] for batch in batches])
+
+
+def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
+    """A random share of each class, at least one image of it.
+
+    The same images for the same seed, however they are read; a larger fraction holds
+    those of a smaller one. Classes keep their proportions.
+
+    Args:
+      source: labelled.
+      fraction: in (0, 1]; 1 gives the source itself.
+      seed: of the draw.
+
+    Raises:
+      DataError: there are no labels, or an image has none.
+    """
+    if fraction == 1:
+        return source
+    indices = _chosen(source, labels(source), fraction, seed=seed)
+    return Subset(source, indices, name=f"{100 * fraction:g} % of {source.name}")
+
+
+def hide_labels(source: Source, fraction: float, *, seed: int) -> Source:
+    """All images, of which only a share of each class still has its label.
+
+    Those that `class_balanced` takes; the others have the label -1.
+    """
+    if fraction == 1:
+        return source
+    of_images = labels(source)
+    visible = np.full_like(of_images, NO_LABEL)
+    chosen = _chosen(source, of_images, fraction, seed=seed)
+    visible[chosen] = of_images[chosen]
+    everything = np.arange(source.num_examples)
+    return Subset(source, everything, name=source.name, new_labels=visible)
+
+
+def _chosen(
+    source: Source, of_images: np.ndarray, fraction: float, *, seed: int
+) -> np.ndarray:
+    """Numbers of a share of each class, ascending."""
+    if source.num_classes is None:
+        raise DataError(
+            f"dataset {source.name}: has no labels, of which a share could be taken"
+        )
+    if of_images.min() < 0:
+        index = int(np.argmin(of_images))
+        raise DataError(f"{source.describe(index)}: has no label")
+    ranks = order.permute(
+        np.arange(source.num_examples),
+        seed=seed,
+        epoch=np.array(0),
+        size=source.num_examples,
+    )
+    shuffled = np.argsort(ranks)
+    chosen = [
+        members[: math.ceil(fraction * len(members))]
+        for number in range(source.num_classes)
+        if len(members := shuffled[of_images[shuffled] == number])
+    ]
+    return np.sort(np.concatenate(chosen))

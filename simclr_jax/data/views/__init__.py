@@ -1,0 +1,1 @@
+"""What a view is, and how it is made on hosts and on accelerators."""

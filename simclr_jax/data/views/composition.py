@@ -1,0 +1,65 @@
+"""What a view is made of, and where each part of it is made."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from simclr_jax.data.sampling import boxes, draws
+
+# Where views are made: all on the host; crops on the host and the rest on the
+# accelerator; all on the accelerator, which then holds the dataset.
+PLACES = ("host", "split", "accelerator")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Composition:
+    """A composition of augmentations; equal ones compare equal.
+
+    Attributes:
+      operations: names in `draws.COUNTS`, in the order in which they apply; 'crop' is
+        the first or none, and without it the whole image is resized.
+      settings: for each name the keyword arguments of its operation.
+      image_size: side of a view in pixels.
+    """
+
+    operations: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    image_size: int
+
+    @property
+    def num_draws(self) -> int:
+        """Uniform numbers of a view, D."""
+        return draws.count(self.operations)
+
+    @property
+    def crop_settings(self) -> Mapping[str, Any] | None:
+        """The arguments of `augment.random_crop_box`; None for whole images."""
+        return self.settings["crop"] if "crop" in self.operations else None
+
+    def box_draws(self, shape: tuple[int, int]) -> boxes.BoxDraws | None:
+        """How boxes are drawn in images of one (height, width)."""
+        if self.crop_settings is None:
+            return None
+        return boxes.BoxDraws(shape, **self.crop_settings)
+
+    def without(self, name: str) -> "Composition":
+        """The same less one operation."""
+        kept = tuple(other for other in self.operations if other != name)
+        return dataclasses.replace(self, operations=kept)
+
+    def crop_alone(self) -> "Composition":
+        """What the host does of a split composition."""
+        kept = tuple(name for name in self.operations if name == "crop")
+        return dataclasses.replace(self, operations=kept)
+
+    def _identity(self) -> str:
+        named = {name: dict(self.settings[name]) for name in self.operations}
+        return repr((self.operations, named, self.image_size))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Composition):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())

@@ -1,0 +1,807 @@
+"""SimCLR's augmentations of one view, as machine code for a core of the host.
+
+The arithmetic of `augment.py` once more, compiled by Numba. A view is made row by row,
+and a row, as three planes, goes through all operations while it lies in the core's
+nearest cache. Only two operations need more than a row: contrast, which asks for the
+mean of all, and the second half of blur. Up to such a `barrier` runs a pass over all
+rows. What a view's draws do not ask for costs nothing.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from simclr_jax.data.sampling.draws import COUNTS
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """Compiles for this machine's processor, once: the result is kept on disk.
+
+    Sums are not reordered, so all machines that multiply and add in one instruction
+    have the same results.
+    """
+    options |= {"nogil": True, "error_model": "numpy"}
+    options["fastmath"] = {"contract", "nnan", "nsz"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        # Neither the package's folder nor the user's cache can be written.
+        return numba.njit(**options)(function)
+
+
+_inlined = functools.partial(_compiled, forceinline=True)
+Array = np.ndarray
+# Red, green and blue, each float32 [n S]: n rows of a view, one behind the other.
+_Strip = tuple[Array, Array, Array]
+_F = np.float32
+_ONE, _ZERO = np.float32(1), np.float32(0)
+
+# The operations that a program can hold.
+OPERATIONS = ("flip", "color_jitter", "grayscale", "blur")
+_FLIP, _JITTER, _GRAYSCALE, _BLUR_OP = range(len(OPERATIONS))
+# A line of a program: which operation, the first of its draws, its probability, four
+# ranges as (low, width), and a number: the radius of the largest blur, or whether
+# brightness is added.
+PROGRAM_WIDTH = 12
+RANGES, NUMBER = 3, 11
+# Draws of the operations; written out, since the cache looks at this file alone.
+_COUNTS = (1, 9, 1, 2)
+assert tuple(COUNTS[name] for name in OPERATIONS) == _COUNTS
+
+# The steps that a view takes in fact. The adjustments of a jitter are numbered as in
+# `draws.jitter_factors`.
+_BRIGHTEN, _CONTRAST, _SATURATE, _TURN, _FLIP_ROW, _GREY, _BLUR = range(7)
+_MOST_STEPS = 4 * len(OPERATIONS)  # of a program that has each once, and more
+
+# Where the rows of the first pass come from: cut out of an image and resized, or views
+# as they are.
+_RESIZED, _AS_THEY_ARE = -1, -2
+_END = -3  # the rows of the last pass go out
+
+_GRAY_WEIGHTS = (_F(0.2989), _F(0.5870), _F(0.1140))  # as the reference
+_TABLE_SIZE = 1024  # sub-pixel positions of TensorFlow's bicubic weights
+_TINY = 1e-30
+_LEVEL = _F(1 / 255)
+# Taps beyond 3.5 standard deviations weigh 2e-3 of the middle one and less, all of them
+# together 5e-4 of the sum: an eighth of a level at most, in each direction.
+BLUR_REACH = 3.5
+
+
+@_compiled
+def _unit(x: Any) -> Any:
+    """Clipped to [0, 1]."""
+    return min(max(x, _ZERO), _ONE)
+
+
+# Crop and resize ----------------------------------------------------------------------
+
+
+class _Taps(NamedTuple):
+    """Bicubic resizing of an axis to S pixels.
+
+    Attributes:
+      first: int32 [S], the first of the four pixels that each is made of; it can lie
+        outside the part, and then weighs nothing.
+      weight: float32 [4, S].
+    """
+
+    first: Array
+    weight: Array
+
+
+@_compiled
+def _near(x: Any) -> Any:
+    """Keys' cubic with a = -0.5 at distances up to 1."""
+    return (_F(1.5) * x - _F(2.5)) * x * x + _ONE
+
+
+@_compiled
+def _far(x: Any) -> Any:
+    """The same at distances from 1 to 2."""
+    return ((_F(-0.5) * x + _F(2.5)) * x - _F(4)) * x + _F(2)
+
+
+@_compiled
+def _set_taps(taps: _Taps, length: int) -> None:
+    """TensorFlow's bicubic resizing of `length` pixels.
+
+    Half-pixel centres, no antialiasing, Keys' cubic with a = -0.5 looked up at 1024
+    positions, taps outside the part dropped and the others scaled to sum 1.
+    """
+    first, weight = taps
+    one, two, three, four = weight[0], weight[1], weight[2], weight[3]
+    scale = _F(length) / _F(first.size)
+    for i in range(first.size):
+        centre = (_F(i) + _F(0.5)) * scale - _F(0.5)
+        base = np.floor(centre)
+        at = np.int32(base)
+        x = np.rint((centre - base) * _F(_TABLE_SIZE)) * _F(1 / _TABLE_SIZE)
+        v = _far(_ONE + x) if at >= 1 else _ZERO
+        w = _near(x) if at >= 0 else _ZERO
+        s = _near(_ONE - x) if at + 1 < length else _ZERO
+        t = _far(_F(2) - x) if at + 2 < length else _ZERO
+        total = v + w + s + t
+        first[i] = at - 1
+        one[i], two[i], three[i], four[i] = v / total, w / total, s / total, t / total
+
+
+@_compiled
+def _mirror(taps: _Taps) -> None:
+    """As if the result were mirrored."""
+    taps.first[:] = taps.first[::-1].copy()
+    taps.weight[:] = taps.weight[:, ::-1].copy()
+
+
+# Pixels of `line` on either side of a row, which taps outside a crop reach.
+_BORDER = 3
+
+
+@_inlined
+def _weighed(line: Array, i: Any, v: Any, w: Any, s: Any, t: Any) -> Any:
+    """Four neighbours of one colour, times four weights."""
+    second, third, fourth = i + np.uint64(3), i + np.uint64(6), i + np.uint64(9)
+    return v * line[i] + w * line[second] + s * line[third] + t * line[fourth]
+
+
+@_inlined
+def _resize_row(row: _Strip, y: int, origin: Any, work: Any) -> None:
+    """Row y of a crop, resized, in [0, 1] but for bicubic overshoot."""
+    image, box, _, _ = origin
+    rows, columns, line = work.rows, work.columns, work.line
+    r, g, b = row
+    left, stop, bottom = 3 * box[1], 3 * (box[1] + box[3]), box[0] + box[2] - 1
+    top = box[0] + rows.first[y]
+    one = image[min(max(top, box[0]), bottom), left:stop]
+    two = image[min(max(top + 1, box[0]), bottom), left:stop]
+    three = image[min(max(top + 2, box[0]), bottom), left:stop]
+    four = image[min(max(top + 3, box[0]), bottom), left:stop]
+    v, w = rows.weight[0, y] * _LEVEL, rows.weight[1, y] * _LEVEL
+    s, t = rows.weight[2, y] * _LEVEL, rows.weight[3, y] * _LEVEL
+    inner = line[3 * _BORDER :]
+    for i in range(stop - left):
+        inner[i] = v * _F(one[i]) + w * _F(two[i]) + s * _F(three[i]) + t * _F(four[i])
+    for x in range(r.shape[0]):
+        # Unsigned, or each index would be looked at for whether it counts from the end.
+        start = np.uint64(3 * (columns.first[x] + _BORDER))
+        v, w = columns.weight[0, x], columns.weight[1, x]
+        s, t = columns.weight[2, x], columns.weight[3, x]
+        r[x] = _weighed(line, start, v, w, s, t)
+        g[x] = _weighed(line, start + np.uint64(1), v, w, s, t)
+        b[x] = _weighed(line, start + np.uint64(2), v, w, s, t)
+
+
+# Operations on a row ------------------------------------------------------------------
+
+
+@_compiled
+def _flip(x: Array, size: int, spare: Array) -> None:
+    """Mirrors each row of `size`."""
+    for start in range(0, x.shape[0], size):
+        row = x[start : start + size]
+        for i in range(size):
+            spare[i] = row[i]
+        for i in range(size):
+            row[i] = spare[size - 1 - i]
+
+
+@_compiled
+def _brighten(x: Array, factor: Any, shift: Any) -> None:
+    """Multiplies and adds."""
+    for i in range(x.shape[0]):
+        x[i] = _unit(x[i] * factor + shift)
+
+
+@_compiled
+def _contrast(x: Array, factor: Any, mean: Any) -> None:
+    """Scales the distance to the plane's mean."""
+    for i in range(x.shape[0]):
+        x[i] = _unit((x[i] - mean) * factor + mean)
+
+
+@_compiled
+def _saturate(strip: _Strip, factor: Any) -> None:
+    """Multiplies S of HSV, which stays within [0, 1].
+
+    S is the chroma over the largest channel, which stays as it is, so the distances to
+    it scale as S does.
+    """
+    r, g, b = strip
+    for i in range(r.shape[0]):
+        high = max(max(r[i], g[i]), b[i])
+        chroma = high - min(min(r[i], g[i]), b[i])
+        # Chroma is 0 in greys, which any scale leaves alone; without a positive channel
+        # a pixel is black after clipping.
+        scale = min(factor, high / max(chroma, _F(_TINY)))
+        r[i] = _unit(high - (high - r[i]) * scale)
+        g[i] = _unit(high - (high - g[i]) * scale)
+        b[i] = _unit(high - (high - b[i]) * scale)
+
+
+@_compiled
+def _turn(strip: _Strip, turns: Any) -> None:
+    """Turns the hue by full circles, from -5/6 to 1.
+
+    The smallest and the largest channel keep their values; which they are changes.
+    """
+    r, g, b = strip
+    for i in range(r.shape[0]):
+        high = max(max(r[i], g[i]), b[i])
+        low = min(min(r[i], g[i]), b[i])
+        chroma = high - low
+        double, circle = _F(2) * chroma, _F(6) * chroma
+        # In sixths of a circle, red 0, green 2, blue 4, and all times the chroma, so
+        # that nothing is divided.
+        hue = r[i] - g[i] + _F(4) * chroma
+        hue = b[i] - r[i] + double if g[i] == high else hue
+        hue = g[i] - b[i] if r[i] == high else hue
+        hue += turns * circle
+        hue = hue + circle if hue < _ZERO else hue
+        hue = hue - circle if hue >= circle else hue
+        red = abs(hue - _F(3) * chroma) - chroma
+        green = double - abs(hue - double)
+        blue = double - abs(hue - _F(4) * chroma)
+        r[i] = _unit(low + min(max(red, _ZERO), chroma))
+        g[i] = _unit(low + min(max(green, _ZERO), chroma))
+        b[i] = _unit(low + min(max(blue, _ZERO), chroma))
+
+
+@_compiled
+def _grey(strip: _Strip) -> None:
+    """Luma, into the red plane."""
+    r, g, b = strip
+    red, green, blue = _GRAY_WEIGHTS
+    for i in range(r.shape[0]):
+        r[i] = red * r[i] + green * g[i] + blue * b[i]
+
+
+# Blur ---------------------------------------------------------------------------------
+
+
+class _Blur(NamedTuple):
+    """A Gaussian: float32 weights of the middle tap and of `radius` to either side."""
+
+    weight: Array
+    radius: int
+
+
+@_compiled
+def _gaussian(sigma: Any, largest: Any, weight: Array) -> _Blur:
+    """The taps that sigma needs, scaled to sum 1; `weight` [S] is filled with them.
+
+    `largest` must be below S, as it is for kernels no larger than the view.
+    """
+    radius = int(min(math.ceil(sigma * _F(BLUR_REACH)), largest, weight.size - 1))
+    weight[0] = total = _ONE
+    for k in range(1, radius + 1):
+        weight[k] = np.exp(-_F(k * k) / (_F(2) * sigma * sigma))
+        total += _F(2) * weight[k]
+    for k in range(radius + 1):
+        weight[k] /= total
+    return _Blur(weight, radius)
+
+
+@_inlined
+def _add_pair(x: Array, w: Any, one: Array, two: Array) -> None:
+    """Two rows that lie on either side of x, times their weight."""
+    for i in range(x.shape[0]):
+        x[i] += w * (one[i] + two[i])
+
+
+@_inlined
+def _add_pairs(
+    x: Array, v: Any, one: Array, two: Array, w: Any, three: Array, four: Array
+) -> None:
+    """Two pairs at once, for which x is read and written once."""
+    for i in range(x.shape[0]):
+        x[i] += v * (one[i] + two[i]) + w * (three[i] + four[i])
+
+
+@_compiled
+def _blur_along(x: Array, blur: _Blur, spare: Array) -> None:
+    """A row, zeros beside it. What bicubic resizing overshot is cut off first."""
+    weight, radius = blur
+    size = x.shape[0]
+    for i in range(radius):
+        spare[i] = spare[radius + size + i] = _ZERO
+    middle = spare[radius : radius + size]
+    for i in range(size):
+        middle[i] = _unit(x[i])
+        x[i] = weight[0] * middle[i]
+    for k in range(1, radius, 2):
+        one, two = spare[radius - k :], spare[radius + k :]
+        three, four = spare[radius - k - 1 :], spare[radius + k + 1 :]
+        _add_pairs(x, weight[k], one, two, weight[k + 1], three, four)
+    if radius % 2:
+        _add_pair(x, weight[radius], spare, spare[2 * radius :])
+
+
+@_compiled
+def _blur_across(plane: Array, y: int, blur: _Blur, x: Array) -> None:
+    """Row y of a plane blurred along its other axis, zeros above and below."""
+    weight, radius = blur
+    size = x.shape[0]
+    middle, w = plane[y], weight[0]
+    for i in range(size):
+        x[i] = w * middle[i]
+    both = min(radius, y, size - 1 - y)  # taps that lie inside on both sides
+    for k in range(1, both, 2):
+        one, two = plane[y - k], plane[y + k]
+        three, four = plane[y - k - 1], plane[y + k + 1]
+        _add_pairs(x, weight[k], one, two, weight[k + 1], three, four)
+    if both % 2:
+        _add_pair(x, weight[both], plane[y - both], plane[y + both])
+    for k in range(both + 1, radius + 1):
+        for other in (y - k, y + k):
+            if 0 <= other < size:
+                row, w = plane[other], weight[k]
+                for i in range(size):
+                    x[i] += w * row[i]
+
+
+# Steps --------------------------------------------------------------------------------
+
+
+class _Steps(NamedTuple):
+    """What is done with a view.
+
+    Attributes:
+      what: int32 [n], of the steps above.
+      how: float32 [n, 2], their factors; of blur sigma and the largest radius.
+    """
+
+    what: Array
+    how: Array
+
+
+@_compiled
+def _steps(u: Array, program: Array, room: _Steps) -> _Steps:
+    """What the draws [D] of a view make of a program, in the room for most steps."""
+    what, how = room
+    how[:] = _ZERO
+    number = 0
+    for line in program:
+        own = u[int(line[1]) :]
+        if own[0] >= line[2]:
+            continue
+        if line[0] == _JITTER:
+            number = _jitter_steps(own, line, number, what, how)
+            continue
+        if line[0] == _FLIP:
+            what[number] = _FLIP_ROW
+        elif line[0] == _GRAYSCALE:
+            what[number] = _GREY
+        else:
+            what[number] = _BLUR
+            how[number, 0] = line[RANGES] + own[1] * line[RANGES + 1]
+            how[number, 1] = line[NUMBER]
+        number += 1
+    return _Steps(what[:number], how[:number])
+
+
+@_compiled
+def _barrier(steps: _Steps, first: int) -> int:
+    """The next step, from the first on, that needs all rows; or how many there are."""
+    barrier = first
+    while barrier < steps.what.size and _CONTRAST != steps.what[barrier] != _BLUR:
+        barrier += 1
+    return barrier
+
+
+@_compiled
+def _jitter_steps(own: Array, line: Array, number: int, what: Array, how: Array) -> int:
+    """The four adjustments in the order of the draws 5 to 8; the number of steps."""
+    done = 0
+    for _ in range(4):
+        adjustment = -1
+        for k in range(4):
+            first = adjustment < 0 or own[5 + k] < own[5 + adjustment]
+            if not (done >> k) & 1 and first:
+                adjustment = k
+        done |= 1 << adjustment
+        low, width = line[RANGES + 2 * adjustment], line[RANGES + 2 * adjustment + 1]
+        what[number] = adjustment
+        how[number, 0] = low + own[1 + adjustment] * width
+        if adjustment == _BRIGHTEN and line[NUMBER] != _ZERO:
+            how[number, 1] = how[number, 0]
+            how[number, 0] = _ONE
+        number += 1
+    return number
+
+
+@_inlined
+def _adjust(
+    strip: _Strip, what: int, how: Array, grey: bool, size: int, spare: Array
+) -> bool:
+    """One step on a strip. Where it is grey red alone counts; returns whether it is."""
+    channels = 1 if grey else 3
+    if what == _FLIP_ROW:
+        for c in range(channels):
+            _flip(strip[c], size, spare)
+    elif what == _BRIGHTEN:
+        for c in range(channels):
+            _brighten(strip[c], how[0], how[1])
+    elif grey:
+        # Saturation, hue and grey leave greys alone, but for clipping.
+        _brighten(strip[0], _ONE, _ZERO)
+    elif what == _SATURATE:
+        _saturate(strip, how[0])
+    elif what == _TURN:
+        _turn(strip, how[0])
+    else:
+        _grey(strip)
+        return True
+    return grey
+
+
+# Passes -------------------------------------------------------------------------------
+
+
+class _Work(NamedTuple):
+    """Memory to work in.
+
+    Attributes:
+      planes: float32 [2, 3, S S]; two, since rows that are blurred across still need
+        those above.
+      sums: float32 [3, _strip_rows(S) S], of a strip's pixels.
+      means: float32 [3], of the planes.
+      spare: float32 [3 S], for a row and what a blur sees on either side of it.
+      rows: taps along height.
+      columns: taps along width.
+      weight: float32 [S], of a blur.
+      steps: room for most.
+      line: float32 [3 (width + 2 _BORDER)], a row of the crop, its borders 0.
+    """
+
+    planes: Array
+    sums: Array
+    means: Array
+    spare: Array
+    rows: _Taps
+    columns: _Taps
+    weight: Array
+    steps: _Steps
+    line: Array
+
+
+_STRIP = 256  # numbers of a plane in a strip of short rows
+
+
+@_compiled
+def _strip_rows(size: int) -> int:
+    """Rows of a strip: several short ones, as each call for one costs as much."""
+    return max(_STRIP // size, 1)
+
+
+@_compiled
+def memory_size(size: int, longest: int) -> int:
+    """Numbers in the `memory` of views of `size` and of crops as wide as `longest`."""
+    rows = 3 * _strip_rows(size) + 3 + 2 * (1 + 4) + 1  # sums, spare, taps, weight
+    of_view = (6 * size + rows) * size + 3 + 3 * _MOST_STEPS
+    return of_view + 3 * (longest + 2 * _BORDER)
+
+
+@_compiled
+def _divided(memory: Array, size: int, width: int) -> _Work:
+    """The parts of `memory` [memory_size(size, at least width)].
+
+    Not arrays of their own, whose users would be counted with each row.
+    """
+    planes, memory = memory[: 6 * size * size], memory[6 * size * size :]
+    strips = 3 * _strip_rows(size) * size
+    sums, memory = memory[:strips], memory[strips:]
+    means, memory = memory[:3], memory[3:]
+    spare, memory = memory[: 3 * size], memory[3 * size :]
+    first, memory = memory[: 2 * size].view(np.int32), memory[2 * size :]
+    tapped, memory = memory[: 8 * size].reshape((2, 4, size)), memory[8 * size :]
+    weight, memory = memory[:size], memory[size:]
+    what, memory = memory[:_MOST_STEPS].view(np.int32), memory[_MOST_STEPS:]
+    how, line = memory[: 2 * _MOST_STEPS], memory[2 * _MOST_STEPS :]
+    line = line[: 3 * (width + 2 * _BORDER)]
+    line[: 3 * _BORDER] = line[-3 * _BORDER :] = _ZERO
+    return _Work(
+        planes.reshape((2, 3, size * size)),
+        sums.reshape((3, strips // 3)),
+        means,
+        spare,
+        _Taps(first[:size], tapped[0]),
+        _Taps(first[size:], tapped[1]),
+        weight,
+        _Steps(what, how.reshape((_MOST_STEPS, 2))),
+        line,
+    )
+
+
+@_compiled
+def _take_made(made: Array, strip: _Strip) -> None:
+    """A strip of an interleaved view."""
+    r, g, b = strip
+    for x in range(r.shape[0]):
+        r[x], g[x], b[x] = made[3 * x], made[3 * x + 1], made[3 * x + 2]
+
+
+@_compiled
+def _add(x: Array, sums: Array) -> None:
+    """Adds a plane's strip to sums, pixel by pixel."""
+    for i in range(x.shape[0]):
+        sums[i] += x[i]
+
+
+@_compiled
+def _store_levels(strip: _Strip, to: Array) -> None:
+    """A strip, interleaved, to the nearest of 256 levels."""
+    r, g, b = strip
+    for x in range(r.shape[0]):
+        to[3 * x] = np.uint8(np.rint(_unit(r[x]) * _F(255)))
+        to[3 * x + 1] = np.uint8(np.rint(_unit(g[x]) * _F(255)))
+        to[3 * x + 2] = np.uint8(np.rint(_unit(b[x]) * _F(255)))
+
+
+@_compiled
+def _store_floats(strip: _Strip, to: Array) -> None:
+    """A strip, interleaved, as it is."""
+    r, g, b = strip
+    for x in range(r.shape[0]):
+        to[3 * x], to[3 * x + 1], to[3 * x + 2] = r[x], g[x], b[x]
+
+
+class _Origin(NamedTuple):
+    """What a view is made of, and its size; see `_make_view`."""
+
+    image: Array
+    box: Array
+    made: Array
+    size: int
+
+
+class _Pass(NamedTuple):
+    """One pass over all rows.
+
+    Attributes:
+      source: where rows come from: `_RESIZED`, `_AS_THEY_ARE`, or the barrier of the
+        pass before, which has its second half in this one.
+      target: the barrier of this pass, `_CONTRAST` or `_BLUR`, or `_END`.
+      factor: of contrast, where it is the source.
+      blur: where it is the source or the target; a view has but one.
+    """
+
+    source: int
+    target: int
+    factor: Any
+    blur: _Blur
+
+
+@_inlined
+def _take(
+    strip: _Strip,
+    y: int,
+    way: _Pass,
+    origin: _Origin,
+    work: _Work,
+    at: int,
+    channels: int,
+) -> None:
+    """A strip from where it comes from.
+
+    Args:
+      strip: to be filled.
+      y: its first row.
+      way: the pass.
+      origin: where the first pass has it from.
+      work: memory.
+      at: which of the two planes the pass before has left.
+      channels: 1 where those are grey, or 3.
+    """
+    size = origin.size
+    r, g, b = strip
+    if way.source == _RESIZED:
+        for start in range(0, r.size, size):
+            stop = start + size
+            row = (r[start:stop], g[start:stop], b[start:stop])
+            _resize_row(row, y + start // size, origin, work)
+    elif way.source == _AS_THEY_ARE:
+        _take_made(origin.made[3 * y * size :], strip)
+    elif way.source == _CONTRAST:
+        for c in range(channels):
+            _contrast(strip[c], way.factor, work.means[c])
+    else:
+        for c in range(channels):
+            plane = work.planes[at, c].reshape((size, size))
+            for start in range(0, r.size, size):
+                to = strip[c][start : start + size]
+                _blur_across(plane, y + start // size, way.blur, to)
+
+
+@_inlined
+def _leave(
+    strip: _Strip, grey: bool, way: _Pass, work: _Work, pixels: Array, floats: Array
+) -> None:
+    """A strip to where it goes; `pixels` and `floats` are its places, one of size 0."""
+    r, g, b = strip
+    channels = 1 if grey else 3
+    if way.target == _CONTRAST:
+        for c in range(channels):
+            _add(strip[c], work.sums[c])
+    elif way.target == _BLUR:
+        size = work.weight.size
+        for c in range(channels):
+            for start in range(0, r.size, size):
+                _blur_along(strip[c][start : start + size], way.blur, work.spare)
+    else:
+        if grey:
+            # Copies: three names of one plane would make the next loop slow.
+            for x in range(r.size):
+                g[x] = b[x] = r[x]
+        if pixels.size:
+            _store_levels(strip, pixels)
+        else:
+            _store_floats(strip, floats)
+
+
+@_compiled
+def _make_view(
+    image: Array,
+    box: Array,
+    made: Array,
+    u: Array,
+    program: Array,
+    size: int,
+    pixels: Array,
+    floats: Array,
+    memory: Array,
+) -> None:
+    """Makes one view.
+
+    Args:
+      image: uint8 [H, 3 W], which is cut and resized.
+      box: int32 (y, x, height, width) within it.
+      made: float32 [S S 3], a view so far, taken instead of the image if there is one;
+        else of size 0.
+      u: float32 [D], the draws.
+      program: float32 [lines, PROGRAM_WIDTH].
+      size: S.
+      pixels: uint8 [S S 3], the result in 256 levels, or of size 0.
+      floats: float32 [S S 3], the result as it is, or of size 0.
+      memory: float32 [memory_size(S, W)], to work in.
+    """
+    work = _divided(memory, size, box[3])
+    _set_taps(work.rows, box[2])
+    _set_taps(work.columns, box[3])
+    origin = _Origin(image, box, made, size)
+    steps = _steps(u, program, work.steps)
+    first, last, source = 0, steps.what.size, _RESIZED
+    if made.size:
+        source = _AS_THEY_ARE
+    elif last and steps.what[0] == _FLIP_ROW:
+        first = 1
+        _mirror(work.columns)  # which costs nothing
+    at, grey, step_rows = 0, False, _strip_rows(size)
+    factor, blur = _ONE, _Blur(work.weight, 0)
+    while source != _END:
+        barrier = _barrier(steps, first)
+        target = steps.what[barrier] if barrier < last else _END
+        if target == _BLUR:
+            sigma, largest = steps.how[barrier]
+            blur = _gaussian(sigma, largest, work.weight)
+        elif target == _CONTRAST:
+            work.sums[:] = _ZERO
+        way = _Pass(source, target, factor, blur)
+        to = 1 - at if source == _BLUR else at
+        # Strips that go out at once are not kept.
+        kept = target != _END or source == _CONTRAST
+        channels = 1 if grey else 3
+        planes = work.planes[to]
+        for y in range(0, size, step_rows):
+            length = min(step_rows, size - y) * size
+            start = y * size if kept else 0
+            strip = (
+                planes[0, start : start + length],
+                planes[1, start : start + length],
+                planes[2, start : start + length],
+            )
+            _take(strip, y, way, origin, work, at, channels)
+            grey = channels == 1
+            for step in range(first, barrier):
+                grey = _adjust(
+                    strip, steps.what[step], steps.how[step], grey, size, work.spare
+                )
+            out = 3 * y * size
+            _leave(strip, grey, way, work, pixels[out:], floats[out:])
+        if target == _CONTRAST:
+            factor = steps.how[barrier, 0]
+            for c in range(3):
+                work.means[c] = work.sums[c].sum() / _F(size * size)
+        first, source, at = barrier + 1, target, to
+
+
+# What `make_views` refuses.
+PROBLEMS = (
+    b"images, boxes, draws and program do not belong together",
+    b"a box does not lie within its image",
+)
+_NO_MATCH, _OUTSIDE = range(len(PROBLEMS))
+_NONE = -1
+
+
+@_compiled
+def _problem(
+    images: Array, boxes: Array, made: Array, draws: Array, program: Array
+) -> int:
+    """The number of what is wrong with the arguments of `make_views`, or -1.
+
+    Nothing after this looks at sizes again. Boxes do not matter where there is `made`.
+    """
+    number = boxes.shape[0]
+    if made.shape[0] not in (0, number) or program.shape[0] > len(OPERATIONS):
+        return _NO_MATCH
+    for line in program:
+        if not 0 <= line[0] < len(OPERATIONS) or line[1] < 0 or line[NUMBER] < 0:
+            return _NO_MATCH
+        needed = int(line[1]) + _COUNTS[int(line[0])]
+        if draws.shape[0] != number or draws.shape[1] < needed:
+            return _NO_MATCH
+    if made.shape[0] or not number:
+        return _NONE
+    if not images.shape[0] or number % images.shape[0]:
+        return _NO_MATCH
+    for n in range(number):
+        y, x, height, width = boxes[n]
+        if (
+            min(y, x) < 0
+            or min(height, width) < 1
+            or y + height > images.shape[1]
+            or 3 * (x + width) > images.shape[2]
+        ):
+            return _OUTSIDE
+    return _NONE
+
+
+@_compiled
+def make_views(
+    images: Array,
+    boxes: Array,
+    made: Array,
+    draws: Array,
+    program: Array,
+    size: int,
+    pixels: Array,
+    floats: Array,
+    memory: Array,
+) -> int:
+    """Makes N views of n images; see `_make_view`.
+
+    Args:
+      images: uint8 [n, H, 3 W]; each has N / n views.
+      boxes: int32 [N, 4].
+      made: float32 [N, S S 3], or [0, S S 3].
+      draws: float32 [N, D].
+      program: float32 [lines, PROGRAM_WIDTH].
+      size: S.
+      pixels: uint8 [N, S S 3], or [N, 0].
+      floats: float32 [N, S S 3], or [N, 0].
+      memory: float32 [memory_size(S, W)].
+
+    Returns:
+      The number of one of `PROBLEMS`, and then nothing was done, or -1.
+    """
+    problem = _problem(images, boxes, made, draws, program)
+    if problem != _NONE:
+        return problem
+    number = boxes.shape[0]
+    no_view = memory[:0]
+    for n in range(number):
+        _make_view(
+            images[0 if made.shape[0] else n * images.shape[0] // number],
+            boxes[n],
+            made[n] if made.shape[0] else no_view,
+            draws[n],
+            program,
+            size,
+            pixels[n],
+            floats[n],
+            memory,
+        )
+    return _NONE

@@ -1,0 +1,212 @@
+"""The lines that `doctor` prints: a check each, with a verdict.
+
+Every check runs on all processes, so each may hold collectives; what it says is what
+process 0 saw, unless another process failed.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+
+import simclr_jax
+from simclr_jax import parallel
+from simclr_jax.doctor import equivalence
+from simclr_jax.errors import ConfigError, InvalidInput, RunFailed, first_line
+from simclr_jax.parallel import processes
+from simclr_jax.runs import directory
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Of some machines only. Different compilers make programs that do not fit together.
+_OPTIONAL_LIBRARIES = (
+    "libtpu",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "tensorflow",
+    "tensorflow-cpu",
+)
+_LARGEST_CLOCK_SPREAD_SECS = 5.0
+_LEAST_FREE_GB = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One line.
+
+    Attributes:
+      name: what was checked.
+      ok: whether it is as it should be.
+      detail: what was seen, and if it is wrong, what to do.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class _Failed(RunFailed):
+    """A check that does not hold."""
+
+
+def run(workdir: str | None) -> Iterator[Verdict]:
+    """Runs all checks and gives their verdicts one by one.
+
+    Args:
+      workdir: a run directory to check too, there or not.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("environment", _environment),
+        ("devices", _devices),
+        ("hosts", _hosts),
+        ("versions", _versions),
+        ("clocks", _clocks),
+    ]
+    if workdir is not None:
+        checks.append(("run directory", lambda: _run_directory(workdir)))
+    for name, check in checks:
+        yield _judge(name, check)
+    yield from _equivalence()
+
+
+def _judge(name: str, check: Callable[[], str]) -> Verdict:
+    try:
+        return Verdict(name, True, check())
+    except (InvalidInput, RunFailed) as error:
+        return Verdict(name, False, str(error))
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _environment() -> str:
+    """Python and libraries of this process, all that are needed."""
+    with processes.together():
+        missing = [name for name in _LIBRARIES if _version(name) is None]
+        if missing:
+            raise _Failed(f"{', '.join(missing)}: not installed; bash launch/setup.sh")
+    return f"Python {platform.python_version()}, {_libraries()}"
+
+
+def _libraries() -> str:
+    found = [(name, _version(name)) for name in (*_LIBRARIES, *_OPTIONAL_LIBRARIES)]
+    return ", ".join(f"{name} {version}" for name, version in found if version)
+
+
+def _devices() -> str:
+    """Accelerators of one kind, and none left out by mistake."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    platforms = {device.platform for device in jax.devices()}
+    with processes.together():
+        if len(kinds) > 1:
+            raise _Failed(f"of different kinds: {', '.join(kinds)}; use one kind")
+        chips = [p for p in ("/dev/accel0", "/dev/vfio/0") if os.path.exists(p)]
+        if platforms == {"cpu"} and chips:
+            raise _Failed(
+                f"only CPUs, though {chips[0]} is there: install JAX for TPUs "
+                '(.venv/bin/pip install -U -e . "jax[tpu]"), unset JAX_PLATFORMS, and '
+                "end other programs that hold the chips"
+            )
+        if platforms == {"cpu"} and shutil.which("nvidia-smi"):
+            raise _Failed(
+                "only CPUs, though nvidia-smi is there: install JAX for GPUs "
+                '(.venv/bin/pip install -U -e . "jax[cuda13]") and unset JAX_PLATFORMS'
+            )
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    size = f", {memory / 1e9:.1f} GB each" if memory else ""
+    return f"{jax.device_count()} x {kinds[0]}{size}"
+
+
+def _hosts() -> str:
+    """Every process with the same number of devices."""
+    counts = processes.gather_texts(f"{processes.name()}|{jax.local_device_count()}")
+    numbers = {text.split("|")[1] for text in counts}
+    if len(numbers) > 1:
+        listed = "; ".join(
+            f"process {who} has {number}"
+            for who, number in (text.split("|") for text in counts)
+        )
+        raise _Failed(f"{listed}: all must have the same number of devices")
+    return f"{jax.process_count()} processes with {numbers.pop()} devices each"
+
+
+def code_digest() -> str:
+    """12 hex digits that name this package's source code."""
+    digest = hashlib.sha256()
+    folder = pathlib.Path(simclr_jax.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _versions() -> str:
+    """The same code and libraries on all hosts."""
+    code = code_digest()
+    processes.require_equal("Python", platform.python_version())
+    processes.require_equal("libraries", _libraries())
+    processes.require_equal("code of simclr_jax", code)
+    flags = re.sub(r"\s+", " ", os.environ.get("XLA_FLAGS", "")).strip()
+    processes.require_equal("XLA_FLAGS", flags or "(none)")
+    return f"the same everywhere; package {code}"
+
+
+def _clocks() -> str:
+    """Clocks close enough for logs to be read side by side."""
+    processes.barrier()
+    times = [float(text) for text in processes.gather_texts(f"{time.time():.3f}")]
+    spread = max(times) - min(times)
+    if spread > _LARGEST_CLOCK_SPREAD_SECS:
+        late, early = times.index(min(times)), times.index(max(times))
+        raise _Failed(
+            f"{spread:.1f} s apart (process {late} behind process {early}): set the "
+            "hosts' clocks by NTP"
+        )
+    return f"at most {spread:.2f} s apart"
+
+
+def _run_directory(workdir: str) -> str:
+    """One folder for all hosts, writable, with room for checkpoints."""
+    with processes.together():
+        directory.check_no_file(workdir)
+    existed = pathlib.Path(workdir).exists()
+    directory.make_folder(workdir)
+    free_gb = shutil.disk_usage(workdir).free / 1e9
+    processes.barrier()
+    if not existed and processes.is_main():
+        pathlib.Path(workdir).rmdir()
+    if free_gb < _LEAST_FREE_GB:
+        raise ConfigError(
+            f"--workdir={workdir}: {free_gb:.1f} GB are free; checkpoints want at "
+            f"least {_LEAST_FREE_GB:g}"
+        )
+    return f"{workdir} is the same folder on all hosts, {free_gb:.0f} GB free"
+
+
+def _equivalence() -> Iterator[Verdict]:
+    if jax.device_count() == 1:
+        yield Verdict("1 device = all", True, "there is only one")
+        return
+    try:
+        differences = equivalence.compare(parallel.create_mesh())
+    except jax.errors.JaxRuntimeError as error:
+        yield Verdict("1 device = all", False, f"cannot run: {first_line(error)}")
+        return
+    for difference in differences:
+        yield Verdict(
+            f"1 device = {jax.device_count()}",
+            difference.ok,
+            f"{difference.what}: differs by {difference.relative:.0e} "
+            f"(up to {difference.tolerance:.0e} is rounding)",
+        )

@@ -1,1 +1,0 @@
-"""The encoder of a run for use elsewhere, and what `simclr_jax.load` reads."""

@@ -1,0 +1,191 @@
+"""Compiles a config's train step for TPU slices and says what it needs there."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from simclr_jax import parallel
+from simclr_jax.config import rules
+from simclr_jax.errors import ConfigError
+from simclr_jax.plan import compiling, datasets, search, topologies
+from simclr_jax.plan.described import described, described_views
+from simclr_jax.plan.plans import Memory, Plan, Views
+from simclr_jax.plan.topologies import Topology
+from simclr_jax.training import build, step
+
+
+def make_planner(
+    config: config_dict.ConfigDict,
+    *,
+    loss_only: bool,
+    num_examples: int | None,
+    num_classes: int | None,
+    report: Callable[[str], None],
+) -> "Planner":
+    """Checks the config and finds out about its dataset.
+
+    Args:
+      config: as in `configs/base.py`.
+      loss_only: plan the loss and its gradient, not the train step.
+      num_examples: overrides the dataset's.
+      num_classes: overrides the dataset's.
+      report: takes lines of progress.
+
+    Raises:
+      ConfigError: a value cannot be right, or the dataset's size is not known.
+    """
+    rules.validate(config)
+    dataset = None
+    if not loss_only:
+        dataset = datasets.describe(
+            config, num_examples=num_examples, num_classes=num_classes
+        )
+    return Planner(config, dataset, report)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Plans for one config.
+
+    Attributes:
+      config: valid, not resolved.
+      dataset: the training images; None for the loss alone, which needs none.
+      report: takes lines of progress.
+    """
+
+    config: config_dict.ConfigDict
+    dataset: datasets.Dataset | None
+    report: Callable[[str], None]
+
+    def check(self, topology: Topology) -> None:
+        """Finds out what pretraining would refuse, before minutes of compilation.
+
+        Raises:
+          ConfigError: the config cannot run on so many devices.
+        """
+        resolved = self._resolve(self.config.batch.batch_size)
+        if self.dataset is not None:
+            rules.check_devices(resolved, topology.devices, "batch")
+            if self._dataset_shape() is None and self._on_accelerator():
+                raise ConfigError(
+                    "config.augment.device='accelerator': the images of "
+                    f"{resolved.data.dataset} are not known to have one size"
+                )
+            # Raises where the objective and the labels do not go together.
+            build.make_recipe(resolved, num_classes=self.dataset.num_classes)
+        elif resolved.batch.batch_size % topology.devices:
+            raise ConfigError(
+                f"config.batch.batch_size={resolved.batch.batch_size}: must be "
+                f"divisible by the {topology.devices} devices of {topology.name}"
+            )
+
+    def plan(self, topology: Topology, *, largest_batch: bool = False) -> Plan:
+        """Compiles for one slice.
+
+        Args:
+          topology: checked.
+          largest_batch: also look for the largest batch that fits.
+        """
+        devices = topologies.open_devices(topology)
+        batch_size = self.config.batch.batch_size
+        plans: dict[int, Plan] = {}
+
+        def try_batch(batch_size: int) -> search.Probe:
+            if batch_size not in plans:
+                plans[batch_size] = self._compile(topology, devices, batch_size)
+            tried = plans[batch_size]
+            return search.Probe(batch_size, tried.fits, tried.memory.peak)
+
+        try_batch(batch_size)
+        if not largest_batch:
+            return plans[batch_size]
+        found = search.largest_batch(
+            try_batch,
+            start=batch_size,
+            unit=math.lcm(topology.devices, self.config.batch.micro_batch_size or 1),
+            limit=self.dataset.num_examples if self.dataset else None,
+        )
+        return dataclasses.replace(plans[batch_size], largest_batch=found)
+
+    def about(self, libtpu: str) -> dict[str, Any]:
+        """What the plans were made of, for `report.as_json`."""
+        return {
+            "config": self.config.to_dict(),
+            "dataset": self.dataset and dataclasses.asdict(self.dataset),
+            "jax": jax.__version__,
+            "libtpu": libtpu,
+        }
+
+    def _resolve(self, batch_size: int) -> config_dict.ConfigDict:
+        config = self.config.copy_and_resolve_references()
+        config.batch.batch_size = batch_size
+        examples = batch_size if self.dataset is None else self.dataset.num_examples
+        return rules.resolve(config, num_examples=examples)
+
+    def _on_accelerator(self) -> bool:
+        return self.config.augment.device == "accelerator"
+
+    def _dataset_shape(self) -> tuple[int, int, int] | None:
+        """(N, H, W) of the training images, where they have one size."""
+        if self.dataset is None or self.dataset.image_shape is None:
+            return None
+        return (self.dataset.num_examples, *self.dataset.image_shape)
+
+    def _compile_views(
+        self, topology: Topology, config: config_dict.ConfigDict, mesh: Mesh
+    ) -> Views:
+        start = time.monotonic()
+        label = f"compiling the views for {topology.name}"
+        lowered = step.lower_views(config, mesh, dataset_shape=self._dataset_shape())
+        compiled = compiling.compile_program(lowered, label, self.report)
+        seconds = time.monotonic() - start
+        return described_views(compiled, topology, compile_seconds=seconds)
+
+    def _compile(self, topology: Topology, devices: list[Any], batch_size: int) -> Plan:
+        config = self._resolve(batch_size)
+        mesh = parallel.create_mesh(devices)
+        name = "loss" if self.dataset is None else "train step"
+        label = f"compiling the {name} for {topology.name}, batch {batch_size}"
+        self.report(label)
+        start = time.monotonic()
+        if self.dataset is None:
+            lowered = step.lower_loss(config, mesh)
+        else:
+            lowered = step.lower(
+                config,
+                mesh,
+                num_classes=self.dataset.num_classes,
+                dataset_shape=self._dataset_shape(),
+            )
+        available = compiling.available_memory(devices[0])
+        plan = Plan(
+            program_name=name,
+            topology=topology.name,
+            chips=topology.chips,
+            devices=topology.devices,
+            batch_size=batch_size,
+            fits=False,
+            memory=Memory(available),
+        )
+        try:
+            compiled = compiling.compile_program(lowered, label, self.report)
+        except compiling.DoesNotFit as verdict:
+            memory = Memory(available, verdict.needed)
+            plan = dataclasses.replace(plan, verdict=verdict.words, memory=memory)
+            outcome = f"does not fit ({verdict.words})"
+        else:
+            plan = described(plan, compiled, config, topology, self.dataset)
+            outcome = "done"
+            if self.dataset is not None and config.augment.device != "host":
+                plan = dataclasses.replace(
+                    plan, views=self._compile_views(topology, config, mesh)
+                )
+        seconds = time.monotonic() - start
+        self.report(f"{label}: {outcome} in {seconds:.0f} s")
+        return dataclasses.replace(plan, compile_seconds=seconds)

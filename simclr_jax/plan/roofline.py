@@ -1,0 +1,64 @@
+"""How long a step takes at least, by the published figures of the chips."""
+
+import dataclasses
+
+from simclr_jax.plan.program import Collective, Program
+from simclr_jax.plan.topologies import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds that parts of a step take at the chip's peak rates. Not measurements.
+
+    Attributes:
+      compute: convolutions and matrix products.
+      memory: traffic with HBM.
+      memory_if_all: the same if buffers that stay on the chip cost as much.
+      collectives: transfers between chips over all links at once, without latency.
+    """
+
+    compute: float
+    memory: float
+    memory_if_all: float
+    collectives: float
+
+    @property
+    def low(self) -> float:
+        """No step is faster: everything overlaps at peak rates."""
+        return max(self.compute, self.memory, self.collectives)
+
+    @property
+    def high(self) -> float:
+        """If on-chip buffers cost as much as HBM and collectives overlap nothing.
+
+        Still at peak rates, so a real step may take longer.
+        """
+        return max(self.compute, self.memory_if_all) + self.collectives
+
+
+def roofline(program: Program, topology: Topology) -> Roofline:
+    """Times of what one device does, at its share of the chip."""
+    chip = topology.chip
+    compute, memory = chip.bf16_flops / chip.devices, chip.hbm_bandwidth / chip.devices
+    return Roofline(
+        compute=program.mxu_flops / compute,
+        memory=program.hbm_bytes / memory,
+        memory_if_all=program.all_bytes / memory,
+        collectives=sum(
+            collective.count * _sent(collective, topology) / chip.ici_bandwidth
+            for collective in program.collectives
+        ),
+    )
+
+
+def _sent(collective: Collective, topology: Topology) -> float:
+    """Bytes that the links of one chip must carry away, by the best algorithm."""
+    per_chip = topology.chip.devices
+    chips = max(collective.devices / per_chip, 1.0)
+    others = (chips - 1) / chips
+    if collective.kind == "all-reduce":
+        return 2 * others * collective.bytes
+    if collective.kind in ("all-gather", "reduce-scatter"):
+        return others * collective.bytes
+    # Each device of the chip sends its own array.
+    return others * collective.bytes * per_chip

@@ -1,0 +1,88 @@
+"""Prepares a dataset of anybody's images for training.
+
+    python -m simclr_jax.prepare --input=PHOTOS --output=DIR
+    python -m simclr_jax.pretrain --config=configs/folder.py \
+      --config.data.dataset=prepared:DIR --config.data.split=train --workdir=RUN
+
+Files that training could not decode are left out and listed in DIR/broken.tsv. The same
+command goes on after an interruption; the result is the same bit for bit. Sub-folders
+are classes if all images lie in some; top folders named train, val, test and the like
+are splits. DIR is a dataset once manifest.json is in it; TensorFlow Datasets reads it
+too (tfds.builder_from_directory).
+"""
+
+import os
+
+from absl import flags
+
+from simclr_jax import cli
+
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "Images: a folder, a quoted glob, a .tar, .tar.gz or .zip file (local or gs://), "
+    "or a dataset of Hugging Face on disk (save_to_disk, parquet).",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the dataset.")
+_SPLIT = flags.DEFINE_string("split", "train", "Its split, if the input has none.")
+_VAL_FRACTION = flags.DEFINE_float(
+    "val_fraction", 0, "Share of the images, chosen by content, for a split 'val'."
+)
+_RESIZE_SHORT_SIDE = flags.DEFINE_integer(
+    "resize_short_side", None, "Shrinks larger images to this short side, in pixels."
+)
+_RESIZE_FILTER = flags.DEFINE_string("resize_filter", "lanczos", "Or bicubic.")
+_JPEG_QUALITY = flags.DEFINE_integer(
+    "jpeg_quality", 95, "Of JPEGs that are shrunk; other formats stay lossless."
+)
+_DROP_DUPLICATES = flags.DEFINE_bool(
+    "drop_duplicates",
+    False,
+    "Keeps the first of files with equal bytes (all are in DIR/duplicates.tsv).",
+)
+_SHARD_SIZE_MB = flags.DEFINE_float("shard_size_mb", 256, "Largest size of a shard.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", None, "Processes; by default one for each core.", lower_bound=1
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    # Nothing here needs an accelerator; workers inherit this before they import
+    # TensorFlow, and spread over cores by being many.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+    # Imported here, so that --help and bad flags do not wait for TensorFlow.
+    from simclr_jax.prepare import preparing
+
+    options = preparing.Options(
+        input=_INPUT.value or "",
+        split=_SPLIT.value or "",
+        val_fraction=_VAL_FRACTION.value,
+        resize_short_side=_RESIZE_SHORT_SIDE.value,
+        resize_filter=_RESIZE_FILTER.value or "",
+        jpeg_quality=_JPEG_QUALITY.value,
+        drop_duplicates=_DROP_DUPLICATES.value,
+        shard_size_mb=_SHARD_SIZE_MB.value,
+    )
+    num_workers = _NUM_WORKERS.value or _own_cores()
+    manifest = preparing.prepare(options, _OUTPUT.value or "", num_workers=num_workers)
+    classes = manifest["class_names"]
+    print(
+        f"{manifest['num_images']:,} images in "
+        f"{len(classes) if classes else 'no'} classes, "
+        f"{manifest['num_broken']:,} broken files, "
+        f"{manifest['num_duplicates']:,} duplicates; splits: "
+        f"{', '.join(manifest['splits'])}; see {_OUTPUT.value}/preview.jpg"
+    )
+
+
+def _own_cores() -> int:
+    # Of a shared machine a job may have been given some; macOS cannot tell.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    cli.run(main, required=("input", "output"))

@@ -1,0 +1,227 @@
+"""The steps from a listing of images to the files of a dataset.
+
+They work in a folder of their own; what is done of the long ones is found again by the
+same command after a kill.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.data.sources import storage
+from simclr_jax.data.sources.prepared import read_index
+from simclr_jax.errors import DataError
+from simclr_jax.prepare import layout, publishing
+from simclr_jax.prepare.accepting import Encoding
+from simclr_jax.prepare.layout import Shard
+from simclr_jax.prepare.listing import Input, Listing
+from simclr_jax.prepare.parts import Part, Table, divide, write_part
+from simclr_jax.prepare.workers import run_all
+
+_LOG = logging.getLogger(__name__)
+PARTS, RECEIPTS, FINAL = "parts", "receipts", "final"
+_PRELOAD = "simclr_jax.prepare.parts"
+_PROGRESS_SECS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """All images of an input, and which of them go where.
+
+    Attributes:
+      listing: the images.
+      table: what is known of each.
+      first: the number of the first image with the same content, for each.
+      splits: the shards of each split.
+    """
+
+    listing: Listing
+    table: Table
+    first: np.ndarray
+    splits: dict[str, list[Shard]]
+
+
+def read_parts(
+    source: Input,
+    listing: Listing,
+    encoding: Encoding,
+    work: pathlib.Path,
+    *,
+    num_workers: int,
+) -> list[Part]:
+    """Reads and checks all images, except those of parts that are done."""
+    parts = [
+        Part(
+            source,
+            listing.entries[images],
+            listing.labels[images],
+            encoding,
+            str(work / PARTS / f"{number:07}"),
+        )
+        for number, images in enumerate(divide(listing.entries))
+    ]
+    todo = [part for part in parts if not part.table.exists()]
+    total = len(listing.entries)
+    done = total - sum(len(part.entries) for part in todo)
+    if done:
+        _LOG.info("Going on: %s of %s files are done", f"{done:,}", f"{total:,}")
+    progress = _Progress(total, done)
+    for _, (count, broken) in run_all(
+        write_part, todo, num_workers=num_workers, preload=_PRELOAD
+    ):
+        progress.add(count, broken)
+    return parts
+
+
+class _Progress:
+    """Says now and then how far the work is."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._before = total, done
+        self._done, self._broken = done, 0
+        self._start = self._last = time.monotonic()
+
+    def add(self, count: int, broken: int) -> None:
+        """Counts more files."""
+        self._done += count
+        self._broken += broken
+        now = time.monotonic()
+        if now - self._last < _PROGRESS_SECS and self._done < self._total:
+            return
+        self._last = now
+        rate = (self._done - self._before) / max(now - self._start, 1e-6)
+        left = round((self._total - self._done) / rate)
+        _LOG.info(
+            "%s/%s files | %s broken | %.0f files/s | %d:%02d:%02d left",
+            f"{self._done:,}",
+            f"{self._total:,}",
+            f"{self._broken:,}",
+            rate,
+            left // 3600,
+            left // 60 % 60,
+            left % 60,
+        )
+
+
+def choose(
+    listing: Listing,
+    parts: list[Part],
+    *,
+    split: str,
+    val_fraction: float,
+    drop_duplicates: bool,
+    shard_bytes: int,
+) -> Images:
+    """Decides which images are kept, and divides them among splits and shards.
+
+    Raises:
+      DataError: there is none to keep.
+    """
+    table = Table.join([Table.load(part.table) for part in parts])
+    first = layout.first_of_each(table)
+    keep = table.reason == ""
+    if not keep.any():
+        raise DataError(
+            f"--input: all {len(keep)} files are broken, such as "
+            f"{listing.entries[0].path}: {table.reason[0]}"
+        )
+    if drop_duplicates:
+        keep &= first == np.arange(len(first))
+    splits = layout.choose_splits(
+        table, listing.splits, name=split, val_fraction=val_fraction
+    )
+    shards = layout.lay_out(
+        table,
+        divide(listing.entries),
+        keep,
+        splits,
+        dataset=publishing.DATASET,
+        shard_bytes=shard_bytes,
+    )
+    return Images(listing, table, first, shards)
+
+
+def write_shards(
+    images: Images, parts: list[Part], work: pathlib.Path, *, num_workers: int
+) -> dict[str, dict[str, Any]]:
+    """Puts the shards together; returns what is known of each, by its name."""
+    records = [part.records for part in parts]
+    shards = [shard for group in images.splits.values() for shard in group]
+    tasks = [
+        publishing.ShardTask(
+            work / FINAL / shard.name,
+            work / RECEIPTS / f"{shard.name}.json",
+            [(records[run.part], run) for run in shard.runs],
+        )
+        for shard in shards
+    ]
+    users: dict[pathlib.Path, set[str]] = {}
+    for task in tasks:
+        for path, _ in task.runs:
+            users.setdefault(path, set()).add(task.path.name)
+    receipts = {
+        task.path.name: json.loads(task.receipt.read_text())
+        for task in tasks
+        if task.receipt.exists()
+    }
+    _LOG.info("Writing %d shards, %d of them are done", len(shards), len(receipts))
+    todo = [task for task in tasks if task.path.name not in receipts]
+    for task, receipt in run_all(
+        publishing.write_shard, todo, num_workers=num_workers, preload=_PRELOAD
+    ):
+        receipts[task.path.name] = receipt
+        # So that the disk need not hold everything twice.
+        for path in {path for path, _ in task.runs}:
+            if users[path] <= receipts.keys():
+                path.unlink(missing_ok=True)
+    return receipts
+
+
+def write_rest(
+    images: Images,
+    receipts: dict[str, dict[str, Any]],
+    folder: pathlib.Path,
+    work: pathlib.Path,
+) -> dict[str, Any]:
+    """Writes all files but the shards and the manifest; returns what that one says."""
+    final = work / FINAL
+    listing, table = images.listing, images.table
+    splits: dict[str, Any] = {}
+    places = []
+    for name, shards in images.splits.items():
+        index = final / f"index-{name}.npz"
+        description = publishing.write_index(index, shards, table, listing.labels)
+        chosen = np.concatenate([shard.images for shard in shards])
+        splits[name] = {
+            "num_images": len(chosen),
+            "images_per_class": publishing.images_per_class(listing, chosen),
+            "index": description,
+            "shards": [
+                {"file": s.name, "records": len(s.images), **receipts[s.name]}
+                for s in shards
+            ],
+        }
+        arrays = read_index(index.read_bytes())
+        for number in publishing.preview_places(len(chosen)):
+            shard = shards[arrays["shard"][number]].name
+            places.append((shard, arrays["offset"][number], arrays["length"][number]))
+    records = []
+    for number in publishing.preview_places(len(places)):
+        shard, offset, length = places[number]
+        # A start before this one may have moved it already.
+        path = final / shard if (final / shard).exists() else folder / shard
+        records.append(storage.read_range(str(path), int(offset), int(length)))
+    publishing.write_preview(final / "preview.jpg", records)
+    publishing.write_tfds_files(final, splits, listing.class_names)
+    publishing.write_lists(final, listing, table, images.first)
+    return {
+        **publishing.statistics(listing, table, images.first, images.splits),
+        "class_names": listing.class_names,
+        "dataset_sha256": publishing.dataset_checksum(listing, table, images.splits),
+        "splits": splits,
+    }

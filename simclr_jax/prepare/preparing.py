@@ -1,0 +1,248 @@
+"""Makes a dataset of somebody's images; the steps of `python -m simclr_jax.prepare`.
+
+1. The input's images are listed, sorted and divided into parts.
+2. Worker processes read and check them, a part at a time.
+3. What all parts hold decides on duplicates, splits and shards.
+4. Workers put the shards together; the files around them are written.
+5. All files get their place, the manifest last: it makes the folder a dataset.
+
+What is done of 2 and 4 is found again by the same command after a kill. Every step's
+result depends on the input and the options alone.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from simclr_jax.data.sources import storage
+from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
+from simclr_jax.data.tf_cpu import tf
+from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
+from simclr_jax.prepare import assembling, layout, publishing
+from simclr_jax.prepare.accepting import FILTERS, Encoding
+from simclr_jax.prepare.inputs import open_input
+from simclr_jax.prepare.listing import Listing, list_images
+
+_LOG = logging.getLogger(__name__)
+_WORK = ".prepare"
+_PLAN = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides on the result; the flags of the command explain each."""
+
+    input: str
+    split: str = "train"
+    val_fraction: float = 0.0
+    resize_short_side: int | None = None
+    resize_filter: str = "lanczos"
+    jpeg_quality: int = 95
+    drop_duplicates: bool = False
+    shard_size_mb: float = 256
+
+    def check(self) -> None:
+        """Raises a DataError that names the flag with a value that cannot be."""
+        rules = {
+            "input": (bool(self.input), "a path"),
+            "split": (
+                self.split.isidentifier() and self.split != "all",
+                "letters, digits and _, and not 'all'",
+            ),
+            "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and below 1"),
+            "resize_short_side": (
+                self.resize_short_side is None or self.resize_short_side >= 1,
+                "at least 1 pixel",
+            ),
+            "resize_filter": (self.resize_filter in FILTERS, " or ".join(FILTERS)),
+            "jpeg_quality": (1 <= self.jpeg_quality <= 100, "from 1 to 100"),
+            "shard_size_mb": (self.shard_size_mb > 0, "above 0"),
+        }
+        for name, (fits, rule) in rules.items():
+            if not fits:
+                raise DataError(f"--{name}={getattr(self, name)!s}: must be {rule}")
+        if self.val_fraction and self.split == layout.VALIDATION_SPLIT:
+            raise DataError(
+                f"--split={self.split}: must be another with --val_fraction, which "
+                "makes a split of this name"
+            )
+
+
+def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any]:
+    """Prepares a dataset, or goes on with it, or finds it finished.
+
+    Args:
+      options: what to prepare.
+      output: a local folder that is new, empty or of an earlier start.
+      num_workers: how many processes work.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DataError: the input, an option or the folder cannot be used.
+      RunFailed: the disk is full or the like; the same command goes on.
+    """
+    options.check()
+    if not storage.is_remote(options.input):
+        path = os.path.abspath(os.path.expanduser(options.input))
+        options = dataclasses.replace(options, input=path)
+    if storage.is_remote(output):
+        raise DataError(
+            f"--output={output}: must be a local folder; copy it to a store when it is "
+            "finished"
+        )
+    folder = pathlib.Path(output).expanduser()
+    work = folder / _WORK
+    try:
+        if (folder / MANIFEST).exists():
+            return _finished(options, folder)
+        _claim(folder)
+        with _lock(work):
+            try:
+                manifest = _prepare(options, folder, num_workers)
+            except DataError:
+                if not (work / _PLAN).exists():
+                    # Nothing was begun: a mistyped input leaves nothing behind.
+                    shutil.rmtree(work)
+                raise
+        shutil.rmtree(work)
+    except (OSError, tf.errors.OpError, StoreFailed) as error:
+        raise RunFailed(
+            f"--output={output}: not finished ({first_line(error)}); the same command "
+            "goes on"
+        ) from error
+    return manifest
+
+
+def _claim(folder: pathlib.Path) -> None:
+    """Makes the folder, unless it is somebody else's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"--output={folder}: cannot be made ({error.strerror})"
+        ) from error
+    if not (folder / _WORK).exists() and any(folder.iterdir()):
+        raise DataError(
+            f"--output={folder}: must be new or empty, and holds other files"
+        )
+    for name in (assembling.PARTS, assembling.RECEIPTS, assembling.FINAL):
+        (folder / _WORK / name).mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(work: pathlib.Path) -> Iterator[None]:
+    """Keeps a second command away from the same output."""
+    with open(work / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"--output={work.parent}: another command is preparing it now"
+            ) from error
+        yield
+
+
+def _finished(options: Options, folder: pathlib.Path) -> dict[str, Any]:
+    """The manifest that is there, if it is of this input and these options."""
+    manifest = read_manifest(str(folder))
+    _compare(options, manifest["options"], folder, "a dataset prepared")
+    scratch = folder / _WORK
+    try:
+        source = open_input(options.input, scratch=str(scratch), without=str(folder))
+        stamp = list_images(source).stamp(times=False)
+    except DataError:
+        # The input need not be kept.
+        stamp = manifest["input_sha256"]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if stamp != manifest["input_sha256"]:
+        raise DataError(
+            f"--output={folder}: holds a dataset of --input={options.input} as it was; "
+            "other files are there now; choose another folder"
+        )
+    _LOG.info("%s is finished: nothing to do", folder)
+    return manifest
+
+
+def _compare(
+    options: Options, other: dict[str, Any], folder: pathlib.Path, what: str
+) -> None:
+    for name, value in dataclasses.asdict(options).items():
+        if other.get(name) != value:
+            raise DataError(
+                f"--{name}={value}: --output={folder} holds {what} with "
+                f"--{name}={other.get(name)}; choose another folder"
+            )
+
+
+def _prepare(
+    options: Options, folder: pathlib.Path, num_workers: int
+) -> dict[str, Any]:
+    work = folder / _WORK
+    _LOG.info("Listing %s", options.input)
+    source = open_input(options.input, scratch=str(work), without=str(folder))
+    listing = list_images(source)
+    _agree_on_plan(options, listing, folder)
+    if listing.splits and options.val_fraction:
+        raise DataError(
+            f"--val_fraction={options.val_fraction}: must be 0 for {options.input}, "
+            f"which has the splits {', '.join(sorted(set(listing.splits)))}"
+        )
+    if listing.ignored:
+        _LOG.info("Ignored, by suffix: %s", listing.ignored)
+    encoding = Encoding(
+        options.resize_short_side, options.resize_filter, options.jpeg_quality
+    )
+    parts = assembling.read_parts(
+        source, listing, encoding, work, num_workers=num_workers
+    )
+    images = assembling.choose(
+        listing,
+        parts,
+        split=options.split,
+        val_fraction=options.val_fraction,
+        drop_duplicates=options.drop_duplicates,
+        shard_bytes=int(options.shard_size_mb * 1e6),
+    )
+    receipts = assembling.write_shards(images, parts, work, num_workers=num_workers)
+    manifest = {
+        "format_version": VERSION,
+        "options": dataclasses.asdict(options),
+        "input_sha256": listing.stamp(times=False),
+        **assembling.write_rest(images, receipts, folder, work),
+    }
+    for path in sorted((work / assembling.FINAL).iterdir()):
+        os.replace(path, folder / path.name)
+    # From here on it is a dataset.
+    publishing.write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    os.replace(work / MANIFEST, folder / MANIFEST)
+    return manifest
+
+
+def _agree_on_plan(options: Options, listing: Listing, folder: pathlib.Path) -> None:
+    """Writes down what is being prepared, or compares it with what was."""
+    path = folder / _WORK / _PLAN
+    plan = {
+        "format_version": VERSION,
+        "options": dataclasses.asdict(options),
+        "input": listing.stamp(times=True),
+    }
+    if path.exists():
+        other = json.loads(path.read_text())
+        _compare(options, other["options"], folder, "unfinished work")
+        if other != plan:
+            raise DataError(
+                f"--output={folder}: holds unfinished work on --input={options.input} "
+                "as it was; files have changed since; choose another folder"
+            )
+    else:
+        publishing.write_text(path, json.dumps(plan))

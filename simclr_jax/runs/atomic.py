@@ -1,0 +1,43 @@
+"""Folders that a command makes, which are there as a whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from simclr_jax.errors import ConfigError
+from simclr_jax.runs import directory
+
+
+def check_free(path: str, *, flag: str) -> None:
+    """Raises ConfigError unless the folder that a flag names can be made."""
+    if "://" in path:
+        raise ConfigError(f"--{flag}={path}: must be a local folder")
+    folder = pathlib.Path(path)
+    if folder.resolve() == pathlib.Path.cwd():
+        raise ConfigError(f"--{flag}={path}: must not be the current folder")
+    directory.check_no_file(path, flag=flag)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"--{flag}={path}: must be new or empty")
+
+
+@contextlib.contextmanager
+def filled(path: str, *, flag: str) -> Iterator[pathlib.Path]:
+    """An empty folder that takes the place of `path` if nothing is raised.
+
+    Raises:
+      ConfigError: it cannot be written, or what it is to replace holds something.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    # Beside it, so that it can be moved there in one go.
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        os.replace(unfinished, target)
+    except OSError as error:
+        raise ConfigError(f"--{flag}={path}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

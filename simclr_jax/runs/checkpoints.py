@@ -1,0 +1,251 @@
+"""Checkpoints of a run, through Orbax: asynchronous and atomic.
+
+A checkpoint has four items: `state` (everything a run needs to go on), `encoder`
+(parameters and BatchNorm statistics of the encoder alone), `heads` (those of the
+projection head and the probe) and `description` (JSON: how to build them, the
+preprocessing, the config's hash). Users of pretrained weights read the last three;
+imported weights have no state.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding
+from ml_collections import config_dict
+
+from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
+from simclr_jax.models.simclr import SimCLR, Tree
+from simclr_jax.training import build
+from simclr_jax.runs import directory
+from simclr_jax.config import rules
+from simclr_jax.training.step import TrainState
+
+_LOG = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(
+        self, workdir: str, *, keep_last: int, keep_every_steps: int | None
+    ) -> None:
+        """Opens, or makes, the folder `checkpoints` of a run.
+
+        Args:
+          workdir: the run directory.
+          keep_last: how many of the newest to keep.
+          keep_every_steps: keep multiples of it for ever too.
+        """
+        self._folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=("state", "encoder", "heads", "description"),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last,
+                keep_period=keep_every_steps,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, description: dict[str, Any]) -> None:
+        """Starts to save; returns once the state is copied off the devices."""
+        self._save(
+            step,
+            state.params,
+            state.batch_stats,
+            description,
+            state=ocp.args.StandardSave(_fields(state)),
+        )
+
+    def save_weights(
+        self, step: int, params: Tree, batch_stats: Tree, description: dict[str, Any]
+    ) -> None:
+        """Saves weights without the state of a run; pretraining cannot go on there."""
+        self._save(step, params, batch_stats, description)
+
+    def _save(
+        self,
+        step: int,
+        params: Tree,
+        batch_stats: Tree,
+        description: dict[str, Any],
+        **items: Any,
+    ) -> None:
+        variables = {"params": params, "batch_stats": batch_stats}
+        encoder, heads = split_variables(variables)
+        if heads:
+            items["heads"] = ocp.args.StandardSave(heads)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                encoder=ocp.args.StandardSave(encoder),
+                description=ocp.args.JsonSave({**description, "step": step}),
+                **items,
+            ),
+        )
+
+    def restore(self, step: int, like: TrainState, sharding: TrainState) -> TrainState:
+        """Reads a state, whatever devices and shardings it was written from.
+
+        Args:
+          step: of the checkpoint.
+          like: shapes and dtypes to expect.
+          sharding: that of each array of the result, in its place.
+
+        Raises:
+          CheckpointError: the files are damaged, or of other shapes; or they hold
+            imported weights, which have no state.
+        """
+        if not (self._folder / str(step) / "state").exists():
+            raise CheckpointError(
+                f"checkpoint {self._folder / str(step)}: holds imported weights and no "
+                "state of a pretraining that could go on; use a new workdir"
+            )
+        target = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding
+            ),
+            _fields(like),
+            _fields(sharding),
+        )
+        try:
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )
+        except (ValueError, OSError, KeyError) as error:
+            raise CheckpointError(_damaged(self._folder / str(step), error)) from error
+        return TrainState(**items["state"])
+
+    def wait(self) -> None:
+        """Returns when every save so far is on disk; raises if one failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and frees the threads."""
+        self._manager.close()
+
+
+def split_variables(variables: Tree) -> tuple[Tree, Tree]:
+    """A model's {'params', 'batch_stats'} as those of its encoder and of the rest.
+
+    The encoder's are bare, the others still by part; empty collections are left out.
+    """
+    encoder, heads = {}, {}
+    for name, parts in variables.items():
+        encoder[name] = parts["encoder"]
+        if rest := {part: tree for part, tree in parts.items() if part != "encoder"}:
+            heads[name] = rest
+    return encoder, heads
+
+
+def describe(config: config_dict.ConfigDict, model: SimCLR) -> dict[str, Any]:
+    """The item `description`: what is to be known of a checkpoint's weights.
+
+    Args:
+      config: resolved.
+      model: of the config.
+    """
+    kept = {"kept_layers": model.head.kept_layers}
+    return {
+        "encoder": build.encoder_settings(config),
+        "head": build.head_settings(config) | kept,
+        "num_classes": model.num_classes,
+        "fine_tuned": model.fine_tuned,
+        "preprocessing": {
+            "image_size": config.image_size,
+            "crop_proportion": config.evaluation.crop_proportion,
+            "resize": config.evaluation.resize,
+        },
+        "config_hash": rules.config_hash(directory.as_json(config)),
+    }
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+    # Not dataclasses.asdict, which would copy every array.
+    return {
+        field.name: getattr(state, field.name) for field in dataclasses.fields(state)
+    }
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> str:
+    return (
+        f"checkpoint {path}: cannot be restored ({first_line(error)}). Either the "
+        "config changed since, or its files are damaged; in that case remove this "
+        "folder, and the run goes on from the one before."
+    )
+
+
+def open_for_reading(workdir: str, step: int | None) -> tuple[pathlib.Path, int]:
+    """Finds a checkpoint of a run.
+
+    Returns:
+      (its folder, its step); the newest one where `step` is None.
+
+    Raises:
+      CheckpointNotFound: there is none.
+    """
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise CheckpointNotFound(f"{workdir}: holds no checkpoint of a run")
+    if step is not None and step not in steps:
+        raise CheckpointNotFound(
+            f"{workdir}: has no checkpoint of step {step}; there are "
+            f"{', '.join(map(str, sorted(steps)))}"
+        )
+    chosen = max(steps) if step is None else step
+    return folder / str(chosen), chosen
+
+
+def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The JSON item of a checkpoint folder.
+
+    Raises:
+      CheckpointError: the files are damaged.
+    """
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(checkpoint / "description")
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(_damaged(checkpoint, error)) from error
+
+
+def write_variables(folder: pathlib.Path, variables: Tree) -> None:
+    """Writes {'params', 'batch_stats'} of an encoder as a checkpoint of its own."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), variables)
+
+
+def read_variables(
+    checkpoint: pathlib.Path, item: str, like: Tree, sharding: Sharding
+) -> Tree:
+    """The item `encoder` or `heads` of a checkpoint folder.
+
+    Args:
+      checkpoint: from `open_for_reading`.
+      item: its name.
+      like: arrays or shapes to expect.
+      sharding: of every array of the result.
+
+    Raises:
+      CheckpointError: the files are damaged, or of other shapes.
+    """
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(checkpoint / item, target)
+    except (ValueError, OSError, KeyError) as error:
+        _LOG.debug("restoring %s", checkpoint, exc_info=error)
+        raise CheckpointError(_damaged(checkpoint, error)) from error

@@ -1,0 +1,129 @@
+"""The run directory: its config, written once, and who may go on in it."""
+
+import json
+import os
+import pathlib
+import uuid
+from typing import Any
+
+from ml_collections import config_dict
+
+from simclr_jax.errors import ConfigError
+from simclr_jax.parallel import processes
+from simclr_jax.config.rules import differing_keys
+
+CONFIG = "config.json"
+
+
+def check(
+    workdir: str, config: config_dict.ConfigDict, *, allow_config_change: bool
+) -> None:
+    """Checks that a run directory is free, or belongs to this config.
+
+    Args:
+      workdir: the run directory; need not be there.
+      config: resolved.
+      allow_config_change: accept a directory whose config differs.
+
+    Raises:
+      ConfigError: the directory is another config's, or no folder.
+    """
+    check_no_file(workdir)
+    if (pathlib.Path(workdir) / CONFIG).exists() and not allow_config_change:
+        changes = differing_keys(read_config(workdir), as_json(config))
+        if changes:
+            raise ConfigError(
+                f"--workdir={workdir}: holds a run of another config "
+                f"({'; '.join(changes)}); use a new workdir, or --allow_config_change "
+                "to go on with the new values"
+            )
+
+
+def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
+    """Raises ConfigError if there is a file in the place of the run directory."""
+    folder = pathlib.Path(workdir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
+
+
+def make_folder(workdir: str) -> None:
+    """Makes the run directory, and checks that all processes see the same one.
+
+    Every process has to call it.
+
+    Raises:
+      ConfigError: it cannot be made, or is another one on another process's host.
+    """
+    folder = pathlib.Path(workdir)
+    mark = folder / f".shared-{uuid.uuid4().hex}"
+    with processes.together():
+        if processes.is_main():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                mark.touch()
+            except OSError as error:
+                raise ConfigError(
+                    f"--workdir={workdir}: cannot be made or written ({error})"
+                ) from error
+    name = processes.gather_texts(mark.name)[0]
+    try:
+        with processes.together():
+            if not (folder / name).exists():
+                raise ConfigError(
+                    f"--workdir={workdir}: is not the folder that process 0 has under "
+                    "this name; it must be on a path that all hosts share, such as NFS "
+                    "or a bucket mounted with gcsfuse"
+                )
+    finally:
+        if processes.is_main():
+            mark.unlink(missing_ok=True)
+
+
+def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
+    """Writes `config.json`, atomically; process 0 does.
+
+    Raises:
+      ConfigError: the directory cannot be written.
+    """
+    if not processes.is_main():
+        return
+    text = json.dumps(as_json(config), indent=2, sort_keys=True)
+    write_file(pathlib.Path(workdir) / CONFIG, text + "\n")
+
+
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a file of a run, so that it is there as a whole or not at all.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    replacement = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replacement.write_text(text, encoding="utf-8")
+        os.replace(replacement, path)
+    except OSError as error:
+        raise ConfigError(f"file {path}: cannot be written ({error})") from error
+
+
+def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as it comes back from `config.json`."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def read_config(workdir: str) -> dict[str, Any]:
+    """The config of a run.
+
+    Raises:
+      ConfigError: the folder is no run directory, or its config is damaged.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir}: is no run directory (has no {CONFIG})")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"file {path}: is no valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"file {path}: must hold a JSON object")
+    return config

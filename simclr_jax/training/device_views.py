@@ -1,0 +1,97 @@
+"""Views that are made on the accelerator, as a part of the train step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import config_dict
+
+from simclr_jax import parallel
+from simclr_jax.data.views import resident
+from simclr_jax.data.views.composition import Composition
+from simclr_jax.training.objectives import NUM_VIEWS
+
+Batch = dict[str, Any]
+
+
+def make_composition(config: config_dict.ConfigDict) -> Composition:
+    """What the config's views are made of."""
+    operations = tuple(config.augment.operations)
+    settings = {name: dict(config.augment[name]) for name in operations}
+    return Composition(operations, settings, config.image_size)
+
+
+class DeviceViews:
+    """What a train step does first with what it is given; see `of_config`."""
+
+    def __init__(
+        self, config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
+    ) -> None:
+        """Takes a valid config, the mesh and the number of views of an image."""
+        self.place = config.augment.device
+        self._composition = make_composition(config)
+        self._batch_size = config.batch.batch_size
+        self._num_views = num_views
+        batch = parallel.batch_sharding(mesh)
+        # What the step is given: a batch in parts, or the whole dataset everywhere.
+        self.input_sharding: NamedSharding = batch
+        # Views are made a micro-batch at a time as well, since they are floats then.
+        parts = self._batch_size // (config.batch.micro_batch_size or self._batch_size)
+        self._views = resident.in_parts(self._composition, parts)
+        if self.place == "accelerator":
+            self.input_sharding = parallel.replicated(mesh)
+            self._batches = resident.ResidentBatches(
+                composition=self._composition,
+                seed=config.seed,
+                batch_size=self._batch_size,
+                num_views=num_views,
+                sharding=batch,
+                parts=parts,
+            )
+
+    def __call__(self, given: Batch, step: jax.Array) -> Batch:
+        """The batch of views that the model sees at a step.
+
+        Args:
+          given: `images` and `labels`: of a batch of crops [B, V, S, S, 3] with their
+            `draws` [B, V, D], or of the dataset [N, H, W, 3].
+          step: int32 scalar.
+
+        Returns:
+          `images` uint8 [B, V, S, S, 3] and `labels` int32 [B].
+        """
+        if self.place == "accelerator":
+            return self._batches(given, step)
+        images = self._views(given["images"], given["draws"], None)
+        return {"images": images, "labels": given["labels"]}
+
+    def input_shapes(self, dataset_shape: tuple[int, int, int] | None) -> Batch:
+        """Shapes of what the step is given.
+
+        Args:
+          dataset_shape: (N, H, W), where the accelerator holds the dataset.
+        """
+        size = self._composition.image_size
+        if self.place == "accelerator":
+            assert dataset_shape is not None
+            return {
+                "images": jax.ShapeDtypeStruct((*dataset_shape, 3), jnp.uint8),
+                "labels": jax.ShapeDtypeStruct(dataset_shape[:1], jnp.int32),
+            }
+        batch = (self._batch_size, self._num_views)
+        draws = self._composition.num_draws
+        return {
+            "images": jax.ShapeDtypeStruct((*batch, size, size, 3), jnp.uint8),
+            "labels": jax.ShapeDtypeStruct(batch[:1], jnp.int32),
+            "draws": jax.ShapeDtypeStruct((*batch, draws), jnp.float32),
+        }
+
+
+def of_config(
+    config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
+) -> DeviceViews | None:
+    """How the train step makes views; None where it is given them."""
+    if config.augment.device == "host":
+        return None
+    return DeviceViews(config, mesh, num_views=num_views)

@@ -1,0 +1,223 @@
+"""Sources and batches, made from a config."""
+
+import functools
+import itertools
+import logging
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import config_dict
+from PIL import Image
+
+from simclr_jax import parallel
+from simclr_jax.data import pipeline
+from simclr_jax.data.buffers import Buffers
+from simclr_jax.data.sampling import order
+from simclr_jax.data.sources import base, in_memory, registry
+from simclr_jax.data.sources.base import Source
+from simclr_jax.data.views import definition
+from simclr_jax.errors import DataError, InvalidInput
+from simclr_jax.training.device_views import make_composition
+from simclr_jax.training.objectives import NUM_VIEWS
+
+_LOG = logging.getLogger(__name__)
+_GAP = 2  # white pixels between the tiles of a preview
+_SMALLEST_TILE = 64  # smaller views are enlarged
+
+
+def open_source(config: config_dict.ConfigDict, split: str) -> Source:
+    """Opens a split of the config's dataset; see `sources.open_source`."""
+    return registry.open_source(
+        config.data.dataset,
+        split=split,
+        data_dir=config.data.data_dir,
+        image_key=config.data.image_key,
+        label_key=config.data.label_key,
+    )
+
+
+def open_labelled(config: config_dict.ConfigDict, split: str, *, why: str) -> Source:
+    """As `open_source`, of a split that must have labels.
+
+    Args:
+      config: valid.
+      split: of the config's dataset.
+      why: for the message, such as 'evaluation needs some'.
+
+    Raises:
+      DataError: it has none.
+    """
+    source = open_source(config, split)
+    if source.num_classes is None:
+        raise DataError(
+            f"dataset {source.name}: has no labels, and {why} (for a folder: one "
+            "sub-folder for each class)"
+        )
+    return source
+
+
+def make_buffers(
+    config: config_dict.ConfigDict, *, batch_size: int, num_views: int = NUM_VIEWS
+) -> Buffers:
+    """Threads and memory of this host's input pipeline, by the config's budget.
+
+    Args:
+      config: valid.
+      batch_size: global.
+      num_views: of an image.
+
+    Raises:
+      DataError: `data.memory_mb` is too small.
+    """
+    local = batch_size // jax.process_count()
+    return Buffers.choose(
+        batch_bytes=local * num_views * config.image_size**2 * 3,
+        memory_mb=config.data.memory_mb,
+        threads=config.data.threads,
+        parallel_reads=config.data.parallel_reads,
+        block_size=config.data.block_size,
+    )
+
+
+def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
+    """The training images as pixels in memory, where they fit and should be.
+
+    Raises:
+      DataError: views are to be made on the accelerator, and the images do not fit or
+        are made up.
+    """
+    limit_mb = config.data.in_memory_mb
+    on_accelerator = config.augment.device == "accelerator"
+    if in_memory.fits(source, limit_mb=limit_mb):
+        held = in_memory.load(source)
+        if on_accelerator:
+            in_memory.pixels(held)
+        return held
+    if on_accelerator:
+        why = (
+            f"take more than config.data.in_memory_mb={limit_mb}"
+            if source.image_shape
+            else "are not known to have one size"
+        )
+        raise DataError(
+            f"config.augment.device='accelerator': the images of {source.name} {why}; "
+            "'split' leaves all but the crop to the accelerator"
+        )
+    return source
+
+
+def local_batches(
+    config: config_dict.ConfigDict,
+    source: Source,
+    start_step: int,
+    *,
+    num_views: int = NUM_VIEWS,
+) -> Iterator[pipeline.Batch]:
+    """This host's part of each step's batch, made on the host, at least its crops."""
+    buffers = make_buffers(
+        config, batch_size=config.batch.batch_size, num_views=num_views
+    )
+    _LOG.info(
+        "Input pipeline: %d threads, %d reads at a time, %d batches ahead, at most "
+        "%d MiB",
+        buffers.threads,
+        buffers.parallel_reads,
+        buffers.prefetch,
+        buffers.memory_bytes // 2**20,
+    )
+    return pipeline.train_batches(
+        source,
+        make_composition(config),
+        seed=config.seed,
+        batch_size=config.batch.batch_size,
+        num_views=num_views,
+        start_step=start_step,
+        stop_step=config.schedule.train_steps,
+        host_index=jax.process_index(),
+        num_hosts=jax.process_count(),
+        split=config.augment.device == "split",
+        block_size=config.data.block_size,
+        buffers=buffers,
+    )
+
+
+def global_batches(
+    config: config_dict.ConfigDict,
+    source: Source,
+    start_step: int,
+    mesh: Mesh,
+    *,
+    num_views: int = NUM_VIEWS,
+) -> Iterator[dict[str, jax.Array]]:
+    """What the train step is given, from `start_step` on.
+
+    Arrays split over the devices; the dataset itself, whole on each of them and the
+    same at every step, where they make their batches themselves.
+    """
+    if config.augment.device == "accelerator":
+        assert isinstance(source, registry.ArraySource)  # by `hold_in_memory`
+        images, labels = in_memory.pixels(source)
+        arrays = {"images": images, "labels": labels}
+        return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
+    batches = local_batches(config, source, start_step, num_views=num_views)
+    return (parallel.shard_batch(mesh, batch) for batch in batches)
+
+
+def write_preview(
+    config: config_dict.ConfigDict, path: str, *, num_images: int, num_views: int
+) -> None:
+    """Draws images and their training views, an image a row.
+
+    Args:
+      config: valid.
+      path: of the picture; its suffix is the format.
+      num_images: rows.
+      num_views: views in a row; the first column is the image as evaluation sees it.
+
+    Raises:
+      DataError: the dataset cannot be read, or has fewer images.
+      InvalidInput: the picture cannot be written there.
+    """
+    # As training reads it: its crops depend on whether images lie in memory.
+    source = hold_in_memory(config, open_source(config, config.data.split))
+    batches = pipeline.train_batches(
+        source,
+        make_composition(config),
+        seed=config.seed,
+        batch_size=num_images,
+        num_views=num_views,
+        stop_step=1,
+        buffers=make_buffers(config, batch_size=num_images, num_views=num_views),
+    )
+    views = next(batches)["images"]
+    indices, _ = order.batch_indices(
+        0, seed=config.seed, num_examples=source.num_examples, batch_size=num_images
+    )
+    preprocess = functools.partial(
+        definition.center_crop_and_resize,
+        image_size=config.image_size,
+        crop_proportion=config.evaluation.crop_proportion,
+        resize=config.evaluation.resize,
+    )
+    whole = np.stack(
+        [definition.to_uint8(preprocess(image)) for image in _decoded(source, indices)]
+    )
+    tiles = np.concatenate([whole[:, None], views], axis=1)
+    enlarged = -(-_SMALLEST_TILE // config.image_size)
+    tiles = tiles.repeat(enlarged, axis=2).repeat(enlarged, axis=3)
+    frame = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
+    tiles = np.pad(tiles, frame, constant_values=255)
+    rows, columns, height, width, _ = tiles.shape
+    picture = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    try:
+        Image.fromarray(picture[:-_GAP, :-_GAP]).save(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"--output={path}: cannot be written ({error})") from error
+
+
+def _decoded(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
+    found, labels = source.read(indices)
+    for record, label in zip(found, labels, strict=True):
+        yield np.asarray(base.decode(source, record, label)[0])

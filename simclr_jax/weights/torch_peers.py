@@ -1,0 +1,106 @@
+"""The libraries that exports are for, in a process of their own.
+
+None of them is a dependency: each is used where it is installed, and `missing` says
+where it is not.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+import simclr_jax
+from simclr_jax.errors import ExportFailed
+from simclr_jax.models import DEPTHS
+from simclr_jax.models.resnet import NORMALIZATIONS
+from simclr_jax.weights import torch_formats
+
+_MODULE = "simclr_jax.weights.torch_process"
+
+
+def missing(library: str) -> str | None:
+    """The first package that a library's comparison needs and that is not installed."""
+    packages = dict.fromkeys((library, "torch"))
+    return next((p for p in packages if importlib.util.find_spec(p) is None), None)
+
+
+def version(library: str) -> str:
+    """Name and version of an installed library."""
+    return f"{library} {importlib.metadata.version(library)}"
+
+
+def features(
+    library: str, folder: pathlib.Path, settings: dict[str, Any], inputs: np.ndarray
+) -> np.ndarray:
+    """What a library makes of an exported folder, opened as its model card says.
+
+    Args:
+      library: torchvision, timm or transformers; installed.
+      folder: the export.
+      settings: of the encoder.
+      inputs: prepared images float32 [N, S, S, 3] in [0, 1].
+
+    Returns:
+      h [N, D] float32, computed on the CPU.
+
+    Raises:
+      ExportFailed: the library cannot open the folder.
+    """
+    moments = NORMALIZATIONS[settings["normalization"]]
+    if moments is not None:
+        mean, std = (np.asarray(values, np.float32) for values in moments)
+        inputs = (inputs - mean) / std
+    bottleneck, depths = DEPTHS[settings["depth"]]
+    with tempfile.TemporaryDirectory() as temporary:
+        files = {name: f"{temporary}/{name}.npy" for name in ("inputs", "outputs")}
+        np.save(files["inputs"], inputs)
+        _run(
+            {
+                **_request(library, folder),
+                **files,
+                "bottleneck": bottleneck,
+                "depths": depths,
+                "small_stem": settings["stem"] == "cifar",
+            }
+        )
+        return np.load(files["outputs"])
+
+
+def write_pickled(folder: pathlib.Path) -> None:
+    """Writes the tensors of `model.safetensors` as `model.pth` too."""
+    pickled = str(folder / torch_formats.PICKLED_WEIGHTS)
+    _run({**_request("torch", folder), "pickled": pickled})
+
+
+def _request(library: str, folder: pathlib.Path) -> dict[str, Any]:
+    weights = str(folder / torch_formats.WEIGHTS)
+    return {"library": library, "folder": str(folder), "weights": weights}
+
+
+def _run(request: dict[str, Any]) -> None:
+    root = pathlib.Path(simclr_jax.__file__).parents[1]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.run(
+        [sys.executable, "-m", _MODULE],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        # Nothing is to be looked for on the network.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
+    )
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or ["no message"]
+        reason = lines[-1][:300]
+        if process.returncode < 0:
+            reason = f"ended by {signal.Signals(-process.returncode).name}"
+        raise ExportFailed(
+            f"{version(request['library'])} cannot take the export ({reason})"
+        )

@@ -1,0 +1,132 @@
+"""What is checked before minutes of compilation, and what is compiled."""
+
+import dataclasses
+
+import pytest
+
+from simclr_jax import parallel
+from simclr_jax.config import rules
+from simclr_jax.configs import smoke
+from simclr_jax.errors import ConfigError
+from simclr_jax.plan import planner, plans, topologies
+from simclr_jax.training import step
+
+SLICE = topologies.parse("v5e:2x4")
+
+
+def make(config=None, *, loss_only=False, num_examples=2000, num_classes=None):
+    return planner.make_planner(
+        config or smoke.get_config(),
+        loss_only=loss_only,
+        num_examples=num_examples,
+        num_classes=num_classes,
+        report=lambda line: None,
+    )
+
+
+def test_a_config_that_pretraining_would_take_passes():
+    make().check(SLICE)
+    make(loss_only=True, num_examples=None).check(SLICE)
+
+
+@pytest.mark.parametrize("loss_only", [False, True])
+def test_a_batch_that_the_devices_do_not_divide_is_refused(loss_only):
+    config = smoke.get_config()
+    config.batch.batch_size = 100
+    with pytest.raises(ConfigError, match=r"config.batch.batch_size=100: .* 8 devices"):
+        make(config, loss_only=loss_only).check(SLICE)
+
+
+def test_what_pretraining_would_refuse_is_refused():
+    config = smoke.get_config()
+    config.encoder.depth = 51
+    with pytest.raises(ConfigError, match=r"config\.encoder\.depth=51"):
+        make(config)
+    config = smoke.get_config()
+    config.loss.name = "sup_con"
+    with pytest.raises(ConfigError, match="needs labels"):
+        make(config).check(SLICE)
+    make(config, num_classes=18).check(SLICE)
+    with pytest.raises(ConfigError, match=r"config\.batch\.batch_size=256"):
+        make(num_examples=255).check(SLICE)
+
+
+def test_a_dataset_of_unknown_size_is_named_with_the_remedy():
+    config = smoke.get_config()
+    config.data.dataset = "npz:/nowhere.npz"
+    with pytest.raises(
+        ConfigError, match=r"dataset='npz:/nowhere.npz'.*--num_examples"
+    ):
+        make(config, num_examples=None)
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "most", "found"), [(None, 650, 648), (64, 1000, 960)]
+)
+def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
+    monkeypatch, micro_batch_size, most, found
+):
+    compiled = []
+
+    def fake(self, topology, devices, batch_size):
+        self._resolve(batch_size)  # refuses what cannot be trained
+        compiled.append(batch_size)
+        return plans.Plan(
+            program_name="train step",
+            topology=topology.name,
+            chips=topology.chips,
+            devices=topology.devices,
+            batch_size=batch_size,
+            fits=batch_size <= most,
+            memory=plans.Memory(1.0),
+        )
+
+    monkeypatch.setattr(planner.Planner, "_compile", fake)
+    monkeypatch.setattr(topologies, "open_devices", lambda topology: [])
+    config = smoke.get_config()
+    config.batch.micro_batch_size = micro_batch_size
+    made = make(config)
+    plain = made.plan(SLICE)
+    assert (plain.batch_size, plain.largest_batch) == (256, None)
+    compiled.clear()
+    plan = made.plan(SLICE, largest_batch=True)
+    assert dataclasses.replace(plan, largest_batch=None) == plain
+    # No closer than a sixteenth.
+    assert found - found / 16 <= plan.largest_batch.batch_size <= found
+    assert compiled[0] == 256
+    assert len(compiled) == len(set(compiled))
+    assert all(size % (micro_batch_size or 8) == 0 for size in compiled)
+    small = make(config, num_examples=300).plan(SLICE, largest_batch=True)
+    assert small.largest_batch.too_large is None
+    assert small.largest_batch.batch_size == (296 if micro_batch_size is None else 256)
+
+
+def test_a_dataset_on_the_accelerator_needs_one_size():
+    config = smoke.get_config()
+    config.augment.device = "accelerator"
+    config.data.dataset = "imagenet2012"
+    made = make(config, num_examples=None)
+    with pytest.raises(ConfigError, match=r"imagenet2012 are not known to have one"):
+        made.check(SLICE)
+    config.data.dataset = "cifar10"
+    made = make(config, num_examples=None)
+    made.check(SLICE)
+    assert made._dataset_shape() == (50_000, 32, 32)
+
+
+@pytest.mark.parametrize("place", ["split", "accelerator"])
+def test_the_step_that_is_planned_makes_the_views(place):
+    config = smoke.get_config()
+    config.augment.device = place
+    config.batch.batch_size = 16
+    config.encoder.width = 0.0625
+    resolved = rules.resolve(config, num_examples=64)
+    mesh = parallel.create_mesh()
+    lowered = step.lower(resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32))
+    _, given = lowered.args_info[0]
+    size = config.image_size
+    shape = (16, 2, size, size, 3) if place == "split" else (64, 32, 32, 3)
+    assert given["images"].shape == shape
+    assert ("draws" in given) == (place == "split")
+    alone = step.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
+    assert alone.out_info["images"].shape == (16, 2, size, size, 3)

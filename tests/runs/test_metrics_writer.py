@@ -1,0 +1,81 @@
+"""Metrics files and the progress line."""
+
+import json
+
+import pytest
+
+from simclr_jax.runs import metrics_writer
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    path = tmp_path / metrics_writer.FILE_NAME
+    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0, tensorboard=False)
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')  # cut short by a kill
+
+    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=2, tensorboard=False)
+    writer.write(3, {"loss": 30.0, "health": "healthy"})
+    writer.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 30.0, "health": "healthy"},
+    ]
+
+
+def test_event_files_hold_the_numbers(tmp_path):
+    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0, tensorboard=True)
+    writer.write(1, {"loss": 2.5, "health": "healthy"})
+    writer.close()
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert b"loss" in content
+    assert b"health" not in content
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=0, tensorboard=True, active=False
+    )
+    writer.write(1, {"loss": 2.5})
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_line_shows_chance_rate_wait_and_time_left():
+    metrics = {
+        "loss": 5.0,
+        "chance": 6.25,
+        "contrastive_accuracy": 0.125,
+        "effective_rank_h": 12.34,
+        "effective_rank_z": 5.6,
+        "learning_rate": 0.3,
+        "images_per_sec": 812.4,
+        "input_wait_share": 0.07,
+    }
+    line = metrics_writer.progress_line(10, 40, metrics, secs_left=3661)
+    for part in (
+        "step 10/40",
+        "loss 5.000 (80% of chance 6.25)",
+        "accuracy 12.5%",
+        "812 images/s",
+        "input wait 7%",
+        "1:01:01 left",
+    ):
+        assert part in line
+    assert "probe" not in line
+    del metrics["chance"]
+    assert "loss 5.000 |" in metrics_writer.progress_line(10, 40, metrics, secs_left=1)
+    assert "probe 50.0%" in metrics_writer.progress_line(
+        10, 40, {**metrics, "probe_accuracy": 0.5}, secs_left=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("secs", "text"), [(0.2, "0:00:01"), (59, "0:00:59"), (86400, "24:00:00")]
+)
+def test_format_secs(secs, text):
+    assert metrics.format_secs(secs) == text

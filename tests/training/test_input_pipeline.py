@@ -1,0 +1,192 @@
+"""What a config makes of a dataset: pixels in memory, buffers, batches."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tfds_files import prepare
+
+from simclr_jax import parallel
+from simclr_jax.configs import smoke
+from simclr_jax.data.sampling import draws, order
+from simclr_jax.data.sources import registry
+from simclr_jax.errors import DataError
+from simclr_jax.training import device_views, input_pipeline
+
+
+def make_config(**overrides):
+    config = smoke.get_config()
+    config.update_from_flattened_dict(
+        {
+            "image_size": 8,
+            "batch.batch_size": 8,
+            "schedule.train_steps": 6,
+            # Nothing that takes long to compile.
+            "augment.operations": ("crop", "flip"),
+            **overrides,
+        }
+    )
+    return config
+
+
+def arrays(count=20):
+    images = np.random.default_rng(0).integers(0, 256, (count, 10, 12, 3), np.uint8)
+    return registry.ArraySource(images, np.arange(count), name="arrays")
+
+
+def assert_refused(config, source, *parts):
+    with pytest.raises(DataError) as caught:
+        input_pipeline.hold_in_memory(config, source)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize("device", ["host", "split", "accelerator"])
+def test_small_images_of_one_size_are_held_in_memory(device, tmp_path):
+    _, images = prepare(tmp_path)
+    config = make_config(
+        **{
+            "augment.device": device,
+            "data.dataset": "noise",
+            "data.data_dir": str(tmp_path),
+        }
+    )
+    held = input_pipeline.hold_in_memory(
+        config, input_pipeline.open_source(config, "train")
+    )
+    assert isinstance(held, registry.ArraySource)
+    np.testing.assert_array_equal(held.arrays()[0], images)
+
+
+@pytest.mark.parametrize("device", ["host", "split"])
+def test_what_is_not_to_be_held_is_read_as_it_is(device, tmp_path):
+    prepare(tmp_path)
+    changes = {"augment.device": device, "data.in_memory_mb": 0}
+    source = registry.open_source("noise", split="train", data_dir=str(tmp_path))
+    assert input_pipeline.hold_in_memory(make_config(**changes), source) is source
+    large = registry.open_source("synthetic:224", split="train")
+    config = make_config(**{"augment.device": device})
+    assert input_pipeline.hold_in_memory(config, large) is large
+
+
+def test_an_accelerator_holds_images_of_one_known_size_only(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    config = make_config(**{"augment.device": "accelerator"})
+    folder = registry.open_source(f"folder:{tmp_path}", split="all")
+    assert_refused(
+        config,
+        folder,
+        "config.augment.device='accelerator'",
+        f"the images of folder:{tmp_path} are not known to have one size",
+        "'split'",
+    )
+    config.augment.device = "split"
+    assert input_pipeline.hold_in_memory(config, folder) is folder
+
+
+def test_an_accelerator_holds_no_more_than_it_may():
+    config = make_config(**{"augment.device": "accelerator", "data.in_memory_mb": 0})
+    said = "images of arrays take more than config.data.in_memory_mb=0"
+    assert_refused(config, arrays(), "config.augment.device='accelerator'", said)
+
+
+def test_an_accelerator_holds_no_images_that_are_made_up():
+    config = make_config(**{"augment.device": "accelerator"})
+    synthetic = registry.open_source("synthetic:8", split="train")
+    assert_refused(config, synthetic, "dataset synthetic: is made up of 64 images")
+
+
+def test_buffers_are_those_of_the_config():
+    changes = {"data.threads": 3, "data.parallel_reads": 40, "data.memory_mb": 1000}
+    found = input_pipeline.make_buffers(make_config(**changes), batch_size=8)
+    assert (found.threads, found.parallel_reads) == (3, 40)
+    assert found.memory_bytes <= 1000 * 2**20
+    # Two views of 1024 images of 224 x 224 pixels.
+    changes["image_size"] = 224
+    with pytest.raises(DataError, match=r"config\.data\.memory_mb=1000: must be at"):
+        input_pipeline.make_buffers(make_config(**changes), batch_size=1024)
+    input_pipeline.make_buffers(make_config(**changes), batch_size=256)
+
+
+def test_buffers_hold_the_images_of_one_host(monkeypatch):
+    changes = {"data.threads": 1, "data.memory_mb": 1000, "image_size": 224}
+    config = make_config(**changes)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    found = input_pipeline.make_buffers(config, batch_size=1024)
+    assert found.prefetch == 4
+    assert found.memory_bytes < 1000 * 2**20
+
+
+@pytest.mark.parametrize("device", ["host", "split"])
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_batches_are_those_of_the_config(device, block_size):
+    changes = {"augment.device": device, "data.block_size": block_size, "seed": 7}
+    config = make_config(**changes)
+    batches = list(input_pipeline.local_batches(config, arrays(), start_step=2))
+    assert len(batches) == 4
+    for number, batch in enumerate(batches, start=2):
+        settings = {"num_examples": 20, "batch_size": 8, "block_size": block_size}
+        indices, epochs = order.batch_indices(number, seed=7, **settings)
+        np.testing.assert_array_equal(batch["labels"], indices)
+        assert batch["images"].shape == (8, 2, 8, 8, 3)
+        assert ("draws" in batch) == (device == "split")
+        if device == "split":
+            words = indices.astype(np.uint32), epochs.astype(np.uint32)
+            key = order.view_keys(*words, seed=7, num_views=2)
+            expected = draws.view_draws(key, ("crop", "flip"))
+            np.testing.assert_array_equal(batch["draws"], expected)
+
+
+def test_an_accelerator_is_given_the_dataset_again_and_again():
+    config = make_config(**{"augment.device": "accelerator"})
+    mesh = parallel.create_mesh()
+    given = input_pipeline.global_batches(config, arrays(), 3, mesh)
+    first, second = itertools.islice(given, 2)
+    assert first is second
+    images, labels = arrays().arrays()
+    for name, expected in (("images", images), ("labels", labels)):
+        assert first[name].is_fully_replicated
+        assert len(first[name].addressable_shards) == 8
+        np.testing.assert_array_equal(first[name], expected)
+
+
+@pytest.mark.parametrize("device", ["host", "split", "accelerator"])
+def test_shapes_of_what_the_step_is_given(device):
+    config = make_config(**{"augment.device": device})
+    mesh = parallel.create_mesh()
+    given = next(input_pipeline.global_batches(config, arrays(), 0, mesh))
+    made = device_views.of_config(config, mesh)
+    if device == "host":
+        assert made is None
+        return
+    like = made.input_shapes((20, 10, 12))
+    assert like.keys() == given.keys()
+    for name, array in given.items():
+        assert (array.shape, array.dtype) == (like[name].shape, like[name].dtype)
+        assert array.sharding.is_equivalent_to(made.input_sharding, array.ndim)
+    made = jax.eval_shape(made, given, jax.ShapeDtypeStruct((), np.int32))
+    assert made["images"].shape == (8, 2, 8, 8, 3)
+    assert made["images"].dtype == np.uint8
+    assert made["labels"].shape == (8,)
+
+
+def test_a_preview_shows_the_first_views_of_training(tmp_path):
+    images, labels = arrays().arrays()
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    config = make_config(**{"data.dataset": f"npz:{tmp_path}/data.npz"})
+    path = tmp_path / "views.png"
+    input_pipeline.write_preview(config, str(path), num_images=8, num_views=2)
+    picture = np.asarray(Image.open(path))
+    tile = 64 + 2  # views of 8 pixels are enlarged to 64, and 2 are left between
+    assert picture.shape == (8 * tile - 2, 3 * tile - 2, 3)
+    expected = next(input_pipeline.local_batches(config, arrays(), start_step=0))[
+        "images"
+    ]
+    for row, column in itertools.product(range(8), range(2)):
+        y, x = row * tile, (column + 1) * tile
+        shown = picture[y : y + 64 : 8, x : x + 64 : 8]
+        np.testing.assert_array_equal(shown, expected[row, column])

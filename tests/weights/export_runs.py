@@ -1,0 +1,56 @@
+"""Runs with weights by the formula: no scale is 0, no statistic where it started."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import reference_weights
+
+from simclr_jax.configs import smoke
+from simclr_jax.runs import directory
+from simclr_jax.runs.checkpoints import Checkpoints, describe
+from simclr_jax.training import build
+
+TINY = {"depth": 18, "width": 1 / 16, "stem": "imagenet"}
+STEP = 7
+
+
+def write(
+    workdir: pathlib.Path,
+    *,
+    image_size: int = 32,
+    crop_proportion: float = 1.0,
+    steps: tuple[int, ...] = (STEP,),
+    **encoder: Any,
+) -> str:
+    """Writes a run; each checkpoint scales the formula's kernels a little differently.
+
+    Args:
+      workdir: of the run.
+      image_size: of its encoder's inputs.
+      crop_proportion: of its preprocessing.
+      steps: of its checkpoints.
+      **encoder: keys of the config's group `encoder`, beside `TINY`.
+
+    Returns:
+      `workdir`, as text.
+    """
+    config = smoke.get_config()
+    config.image_size = image_size
+    config.evaluation.crop_proportion = crop_proportion
+    config.head.output_dim = 8
+    for key, value in {**TINY, **encoder}.items():
+        config.encoder[key] = value
+    model = build.make_model(config, num_classes=None, platform="cpu")
+    shape = (1, image_size, image_size, 3)
+    like = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape, "f4"))
+    params, batch_stats = map(reference_weights.fill, like)
+    checkpoints = Checkpoints(str(workdir), keep_last=5, keep_every_steps=None)
+    for step in steps:
+        scaled = jax.tree.map(lambda x, step=step: x * (step / steps[-1]), params)
+        description = describe(config, model)
+        checkpoints.save_weights(step, scaled, batch_stats, description)
+    checkpoints.close()
+    directory.write_config(str(workdir), config)
+    return str(workdir)

@@ -1,0 +1,131 @@
+"""Exports as torchvision, timm and transformers open them.
+
+    bash launch/test.sh -m slow tests/exporting/test_libraries.py
+
+The command compares features in a Python that has the libraries; then the lines of the
+model card, as they are printed, are run there without this package, and their features
+are compared with the run's.
+"""
+
+import json
+import os
+import subprocess
+
+import commands
+import export_runs
+import library_environment
+import numpy as np
+import pytest
+
+import simclr_jax
+from simclr_jax.data.sources import photographs
+
+pytestmark = pytest.mark.slow
+
+CASES = {
+    "torchvision 18": ("torchvision", {"depth": 18}),
+    "torchvision 50": ("torchvision", {"depth": 50}),
+    "torchvision 18 cifar": ("torchvision", {"depth": 18, "stem": "cifar"}),
+    "torchvision 50 cifar": ("torchvision", {"depth": 50, "stem": "cifar"}),
+    "torchvision 200": ("torchvision", {"depth": 200}),
+    "timm 18": ("timm", {"depth": 18}),
+    "timm 50": ("timm", {"depth": 50, "normalization": "imagenet"}),
+    "huggingface 18": ("huggingface", {"depth": 18, "normalization": "imagenet"}),
+    "huggingface 50": ("huggingface", {"depth": 50}),
+    "huggingface 18 2x": ("huggingface", {"depth": 18, "width": 2}),
+    "huggingface 50 2x": ("huggingface", {"depth": 50, "width": 2}),
+}
+SIZE = 64
+# Before and after the lines of a card, which say `images` and make a model or h.
+BEFORE = """
+import numpy as np, sys
+from PIL import Image
+pixels = [Image.fromarray(image) for image in np.load("pixels.npy")]
+"""
+PREPARED = """
+import torch
+images = np.load("inputs.npy").transpose(0, 3, 1, 2)
+images = torch.from_numpy(np.ascontiguousarray(images))
+"""
+AFTER = {
+    "torchvision": "",
+    "timm": """
+import torch
+h = model(torch.stack([transform(image) for image in pixels]))
+assert model.num_classes == 0
+""",
+    "huggingface": "",
+}
+LAST = """
+assert not [name for name in sys.modules if name.startswith(("simclr_jax", "jax"))]
+np.save("h.npy", h.detach().numpy())
+"""
+
+
+@pytest.fixture(scope="session")
+def python():
+    return str(library_environment.make())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(commands.ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_in_the_library(case, python, tmp_path):
+    name, settings = CASES[case]
+    run = export_runs.write(
+        tmp_path / "run", image_size=SIZE, **{"width": 1.0, **settings}
+    )
+    output = tmp_path / "out"
+    pth = ["--pth"] if name == "torchvision" else []
+    arguments = [f"--workdir={run}", f"--format={name}", f"--output={output}", *pth]
+    done = subprocess.run(
+        [python, "-m", "simclr_jax.export", *arguments],
+        cwd=commands.ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "parity.json").read_text())
+    library = report["comparisons"][0]
+    assert library["library"].split()[0] == name.replace("huggingface", "transformers")
+    assert f"features in {library['library']}: largest" in done.stdout
+    assert report["not_compared"] is None
+    assert report["scale"] > 0.1
+    # Over the blocks of the deepest one, the formula's weights make numbers of 1000.
+    allowed = 1e-4 if settings["depth"] <= 50 else 1e-5 * report["scale"]
+    assert library["max_abs"] < allowed
+
+    # Patches have the size of the inputs: no library has anything to resize.
+    photograph = photographs.load_whole()[0]
+    patches = np.stack([photograph[i : i + SIZE, i : i + SIZE] for i in (0, 128, 256)])
+    pretrained = simclr_jax.load(run)
+    np.save(tmp_path / "pixels.npy", patches)
+    inputs = pretrained.preprocessing(patches)
+    np.save(tmp_path / "inputs.npy", inputs)
+    (_, _, rest) = (output / "README.md").read_text().partition("```python\n")
+    lines = rest.partition("```")[0]
+    given = "images = pixels\n" if name == "huggingface" else PREPARED
+    program = BEFORE + given + lines + AFTER[name] + LAST
+    done = subprocess.run(
+        [python, "-c", program],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    got, want = np.load(tmp_path / "h.npy"), pretrained.encode(patches)
+    print(f"{case}: {library}; by the card {np.abs(got - want).max():.1e}")
+    np.testing.assert_allclose(got, want, rtol=0, atol=allowed)
+    if pth:
+        program = (
+            "import torch; from safetensors.torch import load_file\n"
+            "ours = load_file('out/model.safetensors')\n"
+            "theirs = torch.load('out/model.pth', weights_only=True)\n"
+            "assert ours.keys() == theirs.keys()\n"
+            "assert all(torch.equal(ours[name], theirs[name]) for name in ours)\n"
+        )
+        subprocess.run([python, "-c", program], cwd=tmp_path, check=True)
