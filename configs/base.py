@@ -61,7 +61,7 @@ def get_config() -> config_dict.ConfigDict:
     augment.operations = ("crop", "flip", "color_jitter", "grayscale", "blur")
     # Where views are made. host; split: crops on the host, the rest on the accelerator;
     # accelerator: all of it there, for a dataset that its memory and in_memory_mb hold.
-    augment.device = "host"
+    augment.placement = "host"
     augment.crop = crop = config_dict.ConfigDict()
     crop.sampler = "reference"  # or torchvision: area uniform, ratio log-uniform
     crop.area_min, crop.area_max = 0.08, 1.0  # share of the image
@@ -117,7 +117,7 @@ def get_config() -> config_dict.ConfigDict:
     loss.semi_hard = False  # nt_logistic, margin_triplet: one semi-hard negative
     loss.margin = 0.4  # margin_triplet
     loss.weight_temperature = 0.5  # dclw: sigma of the weights of positives
-    # nt_xent, dcl, dclw: global builds the matrix of all pairs, blockwise walks over it
+    # nt_xent, dcl, dclw: global builds the matrix of all pairs, streaming walks over it
     # in a fraction of the memory; auto takes the latter where it pays.
     loss.form = "auto"
 

@@ -39,5 +39,5 @@ def get_config(name: str = "imagenet") -> config_dict.ConfigDict:
     distill.init_checksum = config_dict.placeholder(str)
     config.head.kind = "none"  # the classifier sits on h
     config.augment.operations = ("crop", "flip")
-    config.augment.device = "host"
+    config.augment.placement = "host"
     return config.lock()

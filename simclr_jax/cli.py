@@ -76,7 +76,7 @@ def define_processes() -> None:
     )
 
 
-def start_processes(workdir: str | None, *, ends_in_order: bool = False) -> None:
+def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> None:
     """Joins the other processes, if there are any, and opens the compilation cache.
 
     To be called before anything touches a device.
@@ -84,7 +84,7 @@ def start_processes(workdir: str | None, *, ends_in_order: bool = False) -> None
     Args:
       workdir: the run directory, which all hosts share; None keeps no compiled
         programs where they would be kept there.
-      ends_in_order: as in `processes.start`.
+      handle_preemption: as in `processes.start`.
 
     Raises:
       ConfigError, StartFailed: as `processes.start`.
@@ -100,7 +100,7 @@ def start_processes(workdir: str | None, *, ends_in_order: bool = False) -> None
         values.num_processes,
         values.process_id,
         timeout_secs=values.startup_timeout_secs,
-        ends_in_order=ends_in_order,
+        handle_preemption=handle_preemption,
     )
     # Only now: whether processes share a cache decides where it is.
     cache = values.compilation_cache

@@ -28,7 +28,7 @@ _EVALUATE = cli.define_evaluate()
 
 def main() -> None:
     """Runs the command."""
-    cli.start_processes(_WORKDIR.value, ends_in_order=True)
+    cli.start_processes(_WORKDIR.value, handle_preemption=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import classify
     from simclr_jax.training import distillation, finetuning

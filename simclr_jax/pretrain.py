@@ -17,7 +17,7 @@ _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
 
 def main() -> None:
     """Runs the command."""
-    cli.start_processes(_WORKDIR.value, ends_in_order=True)
+    cli.start_processes(_WORKDIR.value, handle_preemption=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.training.loop import train
 

@@ -49,14 +49,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
         # Compiled as users do, which takes most of the time.
         pytest.param("host", True, marks=pytest.mark.slow),
         pytest.param("accelerator", False, marks=pytest.mark.slow),
-        pytest.param("split", True, marks=pytest.mark.slow),
+        pytest.param("host_crop", True, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
     device, optimized, tmp_path
 ):
     settings = (
-        f"--config.augment.device={device}",
+        f"--config.augment.placement={device}",
         "--config.schedule.train_steps=40",
         "--config.checkpoint.every_steps=5",
     )
@@ -323,8 +323,8 @@ BAD_RUNS = {
         ["config.augment.operations", "swirl"],
     ),
     "a folder on the accelerator": (
-        {"augment.device": "accelerator", "data.dataset": "folder:{}/plain"},
-        ["config.augment.device='accelerator'", "folder:{}/plain", "one size"],
+        {"augment.placement": "accelerator", "data.dataset": "folder:{}/plain"},
+        ["config.augment.placement='accelerator'", "folder:{}/plain", "one size"],
     ),
     "too little memory": (
         {"data.memory_mb": 10},

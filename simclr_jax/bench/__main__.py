@@ -6,7 +6,7 @@
 Processor time of reading, decoding, cropping, colours, blur and packing on one core;
 images/s of the train step on the devices that are here; host cores that each device
 needs, where views are made on the host, split, or on the accelerator
-(`config.augment.device`).
+(`config.augment.placement`).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import pathlib
 from absl import flags
 
 from simclr_jax import cli
-from simclr_jax.data.views.composition import PLACES
+from simclr_jax.data.views.composition import PLACEMENTS
 from simclr_jax.errors import InvalidInput
 
 _LOG = logging.getLogger("simclr_jax.bench")
@@ -26,7 +26,7 @@ _LOG = logging.getLogger("simclr_jax.bench")
 _CONFIG = cli.define_config()
 _DEVICE = flags.DEFINE_bool("device", True, "Also run the train step on the devices.")
 _MODES = flags.DEFINE_list(
-    "modes", list(PLACES), "Where views are made; some of these."
+    "modes", list(PLACEMENTS), "Where views are made; some of these."
 )
 _SECS = flags.DEFINE_float(
     "secs", 3.0, "Time for each stage and each train step.", lower_bound=0.1
@@ -41,15 +41,15 @@ def main() -> None:
     from simclr_jax.parallel import host_memory
 
     host_memory.keep_freed_memory()  # as training does, whose step is timed
-    unknown = sorted(set(_MODES.value or ()) - set(PLACES))
+    unknown = sorted(set(_MODES.value or ()) - set(PLACEMENTS))
     if unknown or not _MODES.value:
         raise InvalidInput(
             f"--modes={','.join(_MODES.value or ())}: must be some of "
-            f"{', '.join(PLACES)}"
+            f"{', '.join(PLACEMENTS)}"
         )
     hosts, devices = throughput.measure(
         _CONFIG.value,
-        places=_MODES.value,
+        placements=_MODES.value,
         secs=_SECS.value,
         with_device=_DEVICE.value,
         report=_LOG.info,

@@ -119,7 +119,7 @@ def _of_part(
     def chosen(
         found: tf.Tensor, labels: tf.Tensor, crops: tf.Tensor, uniform: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        own = draws.split(uniform, composition.operations)
+        own = draws.by_operation(uniform, composition.operations)
         kept = [own[name] for name in part.operations] or [uniform[..., :0]]
         return found, labels, crops, tf.concat(kept, axis=-1)
 

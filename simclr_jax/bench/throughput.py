@@ -31,12 +31,12 @@ class Host:
     """What the input pipeline of one place costs.
 
     Attributes:
-      place: 'host', 'split' or 'accelerator'.
+      placement: 'host', 'host_crop' or 'accelerator'.
       stage_secs: processor seconds an image, with all its views, by stage.
       unavailable: why there is no such mode for this dataset; None if there is.
     """
 
-    place: str
+    placement: str
     stage_secs: Mapping[str, float]
     unavailable: str | None = None
 
@@ -67,7 +67,7 @@ class Device:
 def measure_hosts(
     config: config_dict.ConfigDict, source: Source, *, secs: float
 ) -> list[Host]:
-    """The input pipeline of all places where views can be made.
+    """The input pipeline of all placements where views can be made.
 
     Args:
       config: valid.
@@ -95,29 +95,29 @@ def measure_hosts(
         why = str(error).partition(": ")[2]
     return [
         Host("host", costs),
-        Host("split", split),
+        Host("host_crop", split),
         Host("accelerator", nothing, unavailable=why),
     ]
 
 
-def _placed(config: config_dict.ConfigDict, place: str) -> config_dict.ConfigDict:
+def _placed(config: config_dict.ConfigDict, placement: str) -> config_dict.ConfigDict:
     config = config.copy_and_resolve_references()
-    config.augment.device = place
+    config.augment.placement = placement
     return config
 
 
 def measure_device(
-    config: config_dict.ConfigDict, source: Source, place: str, *, secs: float
+    config: config_dict.ConfigDict, source: Source, placement: str, *, secs: float
 ) -> Device:
     """Runs the train step of a config again and again on one batch.
 
     Args:
       config: valid.
       source: the training images.
-      place: where views are made.
+      placement: where views are made.
       secs: to go on for.
     """
-    config = rules.resolve(_placed(config, place), num_examples=source.num_examples)
+    config = rules.resolve(_placed(config, placement), num_examples=source.num_examples)
     mesh = parallel.create_mesh()
     parts = build.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
     made = device_views.of_config(config, mesh)
@@ -125,7 +125,7 @@ def measure_device(
     state = step.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
     )
-    if place == "accelerator":
+    if placement == "accelerator":
         batch = next(input_pipeline.global_batches(config, source, 0, mesh))
     else:
         batch = _synthetic_batch(config, made, mesh)
@@ -171,15 +171,15 @@ def table(
     rows = [columns]
     for host in hosts:
         if host.unavailable:
-            rows.append([host.place, f"not possible: {host.unavailable}"])
+            rows.append([host.placement, f"not possible: {host.unavailable}"])
             continue
         cells = [
             f"{host.stage_secs[name] * 1e3:.3f}" if name in host.stage_secs else "-"
             for name in names
         ]
         rate = host.images_per_core_sec
-        row = [host.place, *cells, f"{rate:.0f}" if rate < float("inf") else "-"]
-        device = devices.get(host.place)
+        row = [host.placement, *cells, f"{rate:.0f}" if rate < float("inf") else "-"]
+        device = devices.get(host.placement)
         if device:
             verdict = bottleneck.of_rates(rate * num_cores, device.images_per_sec)
             needed = device.images_per_sec / device.count / rate
@@ -199,7 +199,7 @@ def table(
 def measure(
     config: config_dict.ConfigDict,
     *,
-    places: list[str],
+    placements: list[str],
     secs: float,
     with_device: bool,
     report: Callable[[str], None],
@@ -208,7 +208,7 @@ def measure(
 
     Args:
       config: as in `configs/base.py`.
-      places: of `composition.PLACES`.
+      placements: of `composition.PLACEMENTS`.
       secs: to spend on each stage, and on each train step.
       with_device: also run the train step.
       report: takes lines of progress.
@@ -224,11 +224,15 @@ def measure(
     hosts = [
         host
         for host in measure_hosts(config, source, secs=secs)
-        if host.place in places
+        if host.placement in placements
     ]
     devices = {}
     for host in hosts if with_device else []:
         if not host.unavailable:
-            report(f"compiling and running the train step, views from: {host.place}")
-            devices[host.place] = measure_device(config, source, host.place, secs=secs)
+            report(
+                f"compiling and running the train step, views from: {host.placement}"
+            )
+            devices[host.placement] = measure_device(
+                config, source, host.placement, secs=secs
+            )
     return hosts, devices

@@ -77,7 +77,7 @@ _RULES: list[Rule] = [
     *_none_or_at_least_one("data.threads", "data.parallel_reads", "data.memory_mb"),
     *_at_least_one("data.block_size"),
     *_not_negative("data.in_memory_mb"),
-    *_one_of("augment.device", composition.PLACES),
+    *_one_of("augment.placement", composition.PLACEMENTS),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
     ("batch.micro_batch_size", lambda v: v is None or v >= 2, "must be at least 2"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
@@ -123,7 +123,7 @@ _RULES: list[Rule] = [
     *_at_least_one("head.num_layers", "head.output_dim"),
     *_none_or_at_least_one("head.hidden_dim"),
     *_one_of("loss.name", losses.LOSSES),
-    *_one_of("loss.form", ("auto", "global", "blockwise")),
+    *_one_of("loss.form", ("auto", "global", "streaming")),
     *_positive("loss.temperature", "loss.weight_temperature", "loss.margin"),
     *_one_of("optimizer.name", build.OPTIMIZERS),
     *_positive("optimizer.learning_rate", "optimizer.trust_coefficient"),
@@ -265,10 +265,10 @@ def _check_augmentations(config: config_dict.ConfigDict) -> None:
             f"config.augment.operations={operations!r}: 'crop' must be the first, or "
             "left out"
         )
-    if config.augment.device == "accelerator" and config.data.block_size > 1:
+    if config.augment.placement == "accelerator" and config.data.block_size > 1:
         raise ConfigError(
             f"config.data.block_size={config.data.block_size}: must be 1 where "
-            "config.augment.device='accelerator', which reads nothing"
+            "config.augment.placement='accelerator', which reads nothing"
         )
     jitter = config.augment.color_jitter
     if jitter.hue * jitter.strength > 0.5:

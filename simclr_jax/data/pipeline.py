@@ -165,7 +165,7 @@ def train_batches(
     stop_step: int,
     host_index: int = 0,
     num_hosts: int = 1,
-    split: bool = False,
+    host_crop: bool = False,
     block_size: int = 1,
     buffers: Buffers | None = None,
 ) -> Iterator[Batch]:
@@ -184,14 +184,14 @@ def train_batches(
       stop_step: one past the last.
       host_index: this host's number.
       num_hosts: hosts that share the global batch.
-      split: leaves everything but the crop to the accelerator.
+      host_crop: leaves everything but the crop to the accelerator.
       block_size: images that are read together; see `order.batch_indices`.
       buffers: threads and memory; chosen for this machine when None.
 
     Returns:
       An iterator over this host's contiguous slices: images uint8
       [B / num_hosts, V, S, S, 3] and labels int32 [B / num_hosts], -1 where there are
-      none; with `split` also the draws of what is left to do, float32
+      none; with `host_crop` also the draws of what is left to do, float32
       [B / num_hosts, V, D]. It raises a DataError that names the record if one cannot
       be read.
 
@@ -220,7 +220,7 @@ def train_batches(
     dataset = _unbatch(dataset.map(plan.in_graph(chunk), num_parallel_calls=1))
     dataset = read_chunks(source, dataset, buffers.parallel_reads, failures)
     make = pixels_to_views if pixels else files_to_views
-    dataset = make(source, composition, split, dataset, buffers.threads)
+    dataset = make(source, composition, host_crop, dataset, buffers.threads)
     dataset = dataset.batch(size // chunk if pixels else size, drop_remainder=True)
     if pixels:
         dataset = dataset.map(lambda batch: _merge_chunks(batch, size))
@@ -251,12 +251,12 @@ def _merge_chunks(batch: dict[str, tf.Tensor], size: int) -> dict[str, tf.Tensor
 def pixels_to_views(
     source: Source,
     composition: Composition,
-    split: bool,
+    host_crop: bool,
     dataset: tf.data.Dataset,
     threads: int | None,
 ) -> tf.data.Dataset:
     """Chunks of pixels of one size to chunks of views."""
-    on_host = composition.crop_alone() if split else composition
+    on_host = composition.crop_alone() if host_crop else composition
     views = host.compose(on_host)
 
     def augmented(
@@ -264,7 +264,7 @@ def pixels_to_views(
     ) -> dict[str, tf.Tensor]:
         images, labels = source.unpack(found, labels)
         batch = {"labels": labels}
-        if split:
+        if host_crop:
             return batch | {
                 "images": views(images, crops, uniform[..., :0]),
                 "draws": uniform,
@@ -291,12 +291,12 @@ def draw_boxes(
 def files_to_views(
     source: Source,
     composition: Composition,
-    split: bool,
+    host_crop: bool,
     dataset: tf.data.Dataset,
     threads: int | None,
 ) -> tf.data.Dataset:
     """Chunks of image files to single images of views."""
-    on_host = composition.crop_alone() if split else composition
+    on_host = composition.crop_alone() if host_crop else composition
     views = host.compose(on_host)
 
     def augmented(
@@ -306,9 +306,9 @@ def files_to_views(
         image, drawn = base.decode_crops(
             content, lambda shape: draw_boxes(composition, shape, seeds)
         )
-        made = views(image, drawn, uniform[:, :0] if split else uniform)
+        made = views(image, drawn, uniform[:, :0] if host_crop else uniform)
         batch = {"images": made, "labels": label}
-        return batch | {"draws": uniform} if split else batch
+        return batch | {"draws": uniform} if host_crop else batch
 
     return _unbatch(dataset).map(augmented, num_parallel_calls=threads)
 

@@ -92,7 +92,7 @@ def _version(library: str) -> str | None:
 
 def _environment() -> str:
     """Python and libraries of this process, all that are needed."""
-    with processes.together():
+    with processes.all_or_none():
         missing = [name for name in _LIBRARIES if _version(name) is None]
         if missing:
             raise _Failed(f"{', '.join(missing)}: not installed; bash launch/setup.sh")
@@ -108,7 +108,7 @@ def _devices() -> str:
     """Accelerators of one kind, and none left out by mistake."""
     kinds = sorted({device.device_kind for device in jax.devices()})
     platforms = {device.platform for device in jax.devices()}
-    with processes.together():
+    with processes.all_or_none():
         if len(kinds) > 1:
             raise _Failed(f"of different kinds: {', '.join(kinds)}; use one kind")
         chips = [p for p in ("/dev/accel0", "/dev/vfio/0") if os.path.exists(p)]
@@ -178,7 +178,7 @@ def _clocks() -> str:
 
 def _run_directory(workdir: str) -> str:
     """One folder for all hosts, writable, with room for checkpoints."""
-    with processes.together():
+    with processes.all_or_none():
         directory.check_no_file(workdir)
     existed = pathlib.Path(workdir).exists()
     directory.make_folder(workdir)

@@ -67,7 +67,7 @@ def compare(mesh: Mesh) -> list[Difference]:
         single = _Step(parallel.create_mesh([jax.local_devices()[0]]), None)
         together = {
             "": _Step(mesh, None),
-            ", block-wise loss": _Step(mesh, losses.Blocks(mesh, size=8)),
+            ", block-wise loss": _Step(mesh, losses.Streaming(mesh, size=8)),
         }
         for seed in _SEEDS:
             batch = _batch(seed, mesh.size)
@@ -92,9 +92,9 @@ def _batch(seed: int, num_devices: int) -> dict[str, np.ndarray]:
 class _Step:
     """A compiled step of LARS on one mesh, from weights that no device can change."""
 
-    def __init__(self, mesh: Mesh, blocks: losses.Blocks | None) -> None:
+    def __init__(self, mesh: Mesh, streaming: losses.Streaming | None) -> None:
         self._mesh = mesh
-        parts = _recipe(blocks)
+        parts = _recipe(streaming)
         self._advance = step.compile_step(parts, mesh)
         init = step.compile_init(parts, mesh, image_size=_IMAGE_SIZE)
         state = init(jax.random.key(0))
@@ -140,7 +140,7 @@ def _lars() -> optax.GradientTransformation:
     )
 
 
-def _recipe(blocks: losses.Blocks | None) -> build.Recipe:
+def _recipe(streaming: losses.Streaming | None) -> build.Recipe:
     return build.Recipe(
         model=models.SimCLR(
             encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
@@ -149,10 +149,10 @@ def _recipe(blocks: losses.Blocks | None) -> build.Recipe:
         ),
         objective=objectives.Contrastive(
             loss=lambda z, labels: losses.nt_xent(
-                z, temperature=_TEMPERATURE, blocks=blocks
+                z, temperature=_TEMPERATURE, streaming=streaming
             ),
             temperature=_TEMPERATURE,
-            blocks=blocks,
+            streaming=streaming,
         ),
         optimizer=_lars(),
         schedule=lambda step: 0.1,

@@ -23,7 +23,7 @@ def train(
     """
     classify = classify and job.source.num_classes is not None
     if classify:
-        with processes.together():
+        with processes.all_or_none():
             tasks.open_dataset(job.config)
     loop.run(job, workdir, allow_config_change=allow_config_change)
     if classify:

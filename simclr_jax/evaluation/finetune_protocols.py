@@ -84,7 +84,7 @@ def make_protocol(
 
 def _drop_others(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
     """Removes what another encoder or other settings left."""
-    with processes.together():
+    with processes.all_or_none():
         if not processes.is_main() or not (folder / directory.CONFIG).exists():
             return
         old = directory.read_config(str(folder))

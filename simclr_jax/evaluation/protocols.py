@@ -183,7 +183,7 @@ def evaluate(
     layer = config.evaluation.layer
     measured = {"pretrained": tasks.representation(pretrained, layer)}
     mesh = parallel.create_mesh()
-    with processes.together():
+    with processes.all_or_none():
         rules.check_devices(config, mesh.size, "evaluation")
         opened = _open(config, protocols, datasets)
     processes.require_equal("the datasets", ", ".join(opened))

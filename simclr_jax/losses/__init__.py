@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 
-from simclr_jax.losses.blocks import Blocks, choose_blocks
 from simclr_jax.losses.dcl import dcl, dclw
 from simclr_jax.losses.diagnostics import (
     chance_level,
@@ -18,6 +17,7 @@ from simclr_jax.losses.margin_triplet import margin_triplet
 from simclr_jax.losses.nt_logistic import nt_logistic
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.losses.similarities import l2_normalize
+from simclr_jax.losses.streaming import Streaming, choose_streaming
 from simclr_jax.losses.sup_con import sup_con
 
 
@@ -36,9 +36,9 @@ class Objective(NamedTuple):
         return "labels" in inspect.signature(self.loss).parameters
 
     @property
-    def has_blocks(self) -> bool:
+    def can_stream(self) -> bool:
         """Whether the loss can walk over the similarities in blocks."""
-        return "blocks" in inspect.signature(self.loss).parameters
+        return "streaming" in inspect.signature(self.loss).parameters
 
 
 def _unless_mined(chance: float, semi_hard: bool) -> float | None:
@@ -66,10 +66,10 @@ LOSSES = {
 
 __all__ = [
     "LOSSES",
-    "Blocks",
     "Objective",
+    "Streaming",
     "chance_level",
-    "choose_blocks",
+    "choose_streaming",
     "contrastive_metrics",
     "dcl",
     "dclw",

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.losses import similarities
-from simclr_jax.losses.blocks import Blocks
 from simclr_jax.losses.nt_xent import pair_logits
+from simclr_jax.losses.streaming import Streaming
 
 
 def dcl(
@@ -13,7 +13,7 @@ def dcl(
     *,
     temperature: float,
     normalize: bool = True,
-    blocks: Blocks | None = None,
+    streaming: Streaming | None = None,
 ) -> jax.Array:
     """NT-Xent without the positive in the denominator (its Eq. 6).
 
@@ -24,7 +24,7 @@ def dcl(
       z: projections [B, V, K], B and V >= 2, not normalised; any float dtype.
       temperature: positive divisor of the similarities.
       normalize: False compares plain inner products instead of cosines.
-      blocks: as in `nt_xent`.
+      streaming: as in `nt_xent`.
 
     Returns:
       A float32 scalar in nats, negative once positives stand out; ln(B*V - V) is
@@ -35,7 +35,7 @@ def dcl(
     """
     similarities.require_negatives(z)
     pairs, negatives = pair_logits(
-        z, temperature=temperature, normalize=normalize, blocks=blocks
+        z, temperature=temperature, normalize=normalize, streaming=streaming
     )
     return similarities.mean_over_positives(negatives[..., None] - pairs)
 
@@ -46,7 +46,7 @@ def dclw(
     temperature: float,
     weight_temperature: float = 0.5,
     normalize: bool = True,
-    blocks: Blocks | None = None,
+    streaming: Streaming | None = None,
 ) -> jax.Array:
     """DCL whose positives weigh more the farther apart they are (its Eq. 7).
 
@@ -59,7 +59,7 @@ def dclw(
       temperature: positive divisor of the similarities.
       weight_temperature: sigma, positive.
       normalize: False compares plain inner products instead of cosines.
-      blocks: as in `nt_xent`.
+      streaming: as in `nt_xent`.
 
     Returns:
       A float32 scalar in nats; ln(B*V - V) is chance.
@@ -70,7 +70,7 @@ def dclw(
     similarities.check_positive("weight_temperature", weight_temperature)
     similarities.require_negatives(z)
     pairs, negatives = pair_logits(
-        z, temperature=temperature, normalize=normalize, blocks=blocks
+        z, temperature=temperature, normalize=normalize, streaming=streaming
     )
     own = jnp.eye(pairs.shape[1], dtype=bool)
     scaled = jnp.where(own, -jnp.inf, pairs * (temperature / weight_temperature))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses.blocks import Blocks, fold_columns, gather, on_own_rows
 from simclr_jax.losses.similarities import l2_normalize, products
+from simclr_jax.losses.streaming import Streaming, fold_columns, gather, on_own_rows
 
 
 def chance_level(num_images: int, num_views: int = 2) -> float:
@@ -16,14 +16,14 @@ def chance_level(num_images: int, num_views: int = 2) -> float:
 
 
 def contrastive_metrics(
-    z: jax.Array, *, temperature: float, blocks: Blocks | None = None
+    z: jax.Array, *, temperature: float, streaming: Streaming | None = None
 ) -> dict[str, jax.Array]:
     """How well view 1 finds its own image's view 2 among the B view 2s.
 
     Args:
       z: projections [B, 2, K], not normalised.
       temperature: as in the loss.
-      blocks: as in `nt_xent`.
+      streaming: as in `nt_xent`.
 
     Returns:
       float32 scalars: `contrastive_accuracy`, the share of images whose view 1 is
@@ -34,7 +34,7 @@ def contrastive_metrics(
     """
     first, second = jnp.moveaxis(l2_normalize(jax.lax.stop_gradient(z)), 1, 0)[:2]
     num_images = first.shape[0]
-    nearest, entropy = _nearest_and_entropy(first, second, temperature, blocks)
+    nearest, entropy = _nearest_and_entropy(first, second, temperature, streaming)
     own = jnp.arange(num_images)
     positive = jnp.mean(jnp.sum(first * second, axis=-1))
     # The sum over all pairs is the product of the sums.
@@ -49,10 +49,10 @@ def contrastive_metrics(
 
 
 def _nearest_and_entropy(
-    rows: jax.Array, columns: jax.Array, temperature: float, blocks: Blocks | None
+    rows: jax.Array, columns: jax.Array, temperature: float, streaming: Streaming | None
 ) -> tuple[jax.Array, jax.Array]:
     """For rows [B, K]: index of the nearest column, entropy of the softmax over all."""
-    if blocks is None:
+    if streaming is None:
         cosines = products(rows, columns)
         log_p = jax.nn.log_softmax(cosines / temperature, axis=1)
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=1)
@@ -86,12 +86,12 @@ def _nearest_and_entropy(
         zeros = jnp.zeros(len(rows))
         # Every cosine is above -2.
         start = _Row(zeros - 2.0, jnp.zeros(len(rows), jnp.int32), zeros, zeros)
-        size = blocks.size_for(len(rows))
+        size = streaming.size_for(len(rows))
         end = fold_columns(fold, start, columns, block_size=size)
         return end.nearest, jnp.log(end.total) - end.mean / end.total
 
-    every = gather(columns, blocks.mesh)
-    return on_own_rows(walk, rows, every, mesh=blocks.mesh)
+    every = gather(columns, streaming.mesh)
+    return on_own_rows(walk, rows, every, mesh=streaming.mesh)
 
 
 class _Row(NamedTuple):

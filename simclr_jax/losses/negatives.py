@@ -11,35 +11,35 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses import blocks as tiles
 from simclr_jax.losses import similarities
-from simclr_jax.losses.blocks import Blocks
+from simclr_jax.losses import streaming as tiles
+from simclr_jax.losses.streaming import Streaming
 
 # Below every logit, and finite: the difference of two such is no NaN.
 _LOWEST = -1e30
 
 
 def log_partition(
-    z: jax.Array, *, temperature: float, blocks: Blocks | None
+    z: jax.Array, *, temperature: float, streaming: Streaming | None
 ) -> jax.Array:
     """Log of the sum over the views of other images of exp(similarity / temperature).
 
     Args:
       z: [B, V, K] float32 as they are compared, so normalised where cosines are meant.
       temperature: positive.
-      blocks: None for the matrix of all pairs.
+      streaming: None for the matrix of all pairs.
 
     Returns:
       [B, V] float32; -inf where there is one image only.
     """
     num_images, num_views, width = z.shape
-    if blocks is None:
+    if streaming is None:
         logits = similarities.between_views(z) / temperature
         others = similarities.other_images(num_images, num_views)
         negatives = jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf), axis=1)
     else:
-        settings = _Settings(temperature, num_views, blocks)
-        negatives = _blockwise(settings, z.reshape(-1, width))
+        settings = _Settings(temperature, num_views, streaming)
+        negatives = _streamed(settings, z.reshape(-1, width))
     return negatives.reshape(num_images, num_views)
 
 
@@ -47,7 +47,7 @@ def log_partition(
 class _Settings:
     temperature: float
     num_views: int
-    blocks: Blocks
+    streaming: Streaming
 
 
 def _masked_logits(
@@ -67,7 +67,7 @@ def _masked_logits(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blockwise(settings: _Settings, z: jax.Array) -> jax.Array:
+def _streamed(settings: _Settings, z: jax.Array) -> jax.Array:
     return _forward(settings, z)[0]
 
 
@@ -75,7 +75,7 @@ def _forward(
     settings: _Settings, z: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     """Log partitions [N] of z [N, K], and what the backward pass needs."""
-    mesh = settings.blocks.mesh
+    mesh = settings.streaming.mesh
     every_z = tiles.gather(z, mesh)
 
     def partition(
@@ -96,7 +96,7 @@ def _forward(
             return new_largest, total
 
         start = (jnp.full(len(rows), _LOWEST), jnp.zeros(len(rows)))
-        size = settings.blocks.size_for(len(rows))
+        size = settings.streaming.size_for(len(rows))
         largest, total = tiles.fold_columns(fold, start, columns, block_size=size)
         return largest + jnp.log(total)
 
@@ -117,7 +117,7 @@ def _backward(
     each for every view, have to be gathered beside z.
     """
     z, every_z, negatives = residuals
-    mesh = settings.blocks.mesh
+    mesh = settings.streaming.mesh
     # Without any negative the partition is -inf, and must not be subtracted from -inf.
     numbers = (jnp.maximum(negatives, _LOWEST), cotangents)
     every_number = tiles.gather(numbers, mesh)
@@ -142,7 +142,7 @@ def _backward(
             weights += column_g * jnp.exp(logits - column_n)
             return carry + similarities.products(weights, columns.T)
 
-        size = settings.blocks.size_for(len(rows))
+        size = settings.streaming.size_for(len(rows))
         total = tiles.fold_columns(fold, jnp.zeros_like(rows), every, block_size=size)
         return total / settings.temperature
 
@@ -150,4 +150,4 @@ def _backward(
     return (tiles.on_own_rows(gradient, own, every, mesh=mesh),)
 
 
-_blockwise.defvjp(_forward, _backward)
+_streamed.defvjp(_forward, _backward)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.losses import negatives, similarities
-from simclr_jax.losses.blocks import Blocks
+from simclr_jax.losses.streaming import Streaming
 
 
 def nt_xent(
@@ -12,7 +12,7 @@ def nt_xent(
     *,
     temperature: float,
     normalize: bool = True,
-    blocks: Blocks | None = None,
+    streaming: Streaming | None = None,
 ) -> jax.Array:
     """Mean NT-Xent loss over all B*V views as anchors (Eq. 1).
 
@@ -25,8 +25,8 @@ def nt_xent(
       z: projections [B, V, K], V >= 2, not normalised; any float dtype.
       temperature: positive divisor of the similarities.
       normalize: False compares plain inner products instead of cosines.
-      blocks: walks over the similarities in blocks, for batches whose matrix of all
-        pairs is large; the same loss and gradient to rounding.
+      streaming: walks over the similarities in blocks, for batches whose matrix of
+        all pairs is large; the same loss and gradient to rounding.
 
     Returns:
       A float32 scalar in nats; ln(B*V - 1) is chance.
@@ -35,7 +35,7 @@ def nt_xent(
       ValueError: `z` is not [B, V >= 2, K] or the temperature is not positive.
     """
     pairs, others = pair_logits(
-        z, temperature=temperature, normalize=normalize, blocks=blocks
+        z, temperature=temperature, normalize=normalize, streaming=streaming
     )
     # Similarities inside an image appear once in the loss: a log partition that sums
     # another rounding of them loses the digits of a nearly solved batch.
@@ -47,7 +47,7 @@ def nt_xent(
 
 
 def pair_logits(
-    z: jax.Array, *, temperature: float, normalize: bool, blocks: Blocks | None
+    z: jax.Array, *, temperature: float, normalize: bool, streaming: Streaming | None
 ) -> tuple[jax.Array, jax.Array]:
     """What an anchor's positives and negatives contribute, as logits.
 
@@ -55,7 +55,7 @@ def pair_logits(
       z: as in `nt_xent`.
       temperature: as there.
       normalize: as there.
-      blocks: as there.
+      streaming: as there.
 
     Returns:
       ([B, V, V] similarities of an image's views over the temperature, [B, V] log of
@@ -64,4 +64,6 @@ def pair_logits(
     similarities.check_positive("temperature", temperature)
     z = similarities.embeddings(z, normalize=normalize)
     pairs = similarities.within_images(z) / temperature
-    return pairs, negatives.log_partition(z, temperature=temperature, blocks=blocks)
+    return pairs, negatives.log_partition(
+        z, temperature=temperature, streaming=streaming
+    )

@@ -2,7 +2,7 @@
 
 Every process runs the same code on its own slice of the batch. What one of them alone
 may do (write a file, print) is guarded by `is_main`; what may fail on one of them alone
-(read a dataset, see a folder) stands in `together`, so that all fail or none: a process
+(read a dataset, see a folder) stands in `all_or_none`, so that all fail or none: a process
 that leaves on its own would keep the others waiting in the next collective.
 """
 
@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed
 from simclr_jax.parallel import roll_call
-from simclr_jax.parallel.roll_call import Job
+from simclr_jax.parallel.roll_call import Membership
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def start(
     process_id: int | None = None,
     *,
     timeout_secs: float = 300,
-    ends_in_order: bool = False,
+    handle_preemption: bool = False,
 ) -> None:
     """Joins the processes of a job; does nothing where there is only this one.
 
@@ -45,7 +45,7 @@ def start(
       num_processes: how many there are.
       process_id: this one's number, from 0.
       timeout_secs: to wait for the others.
-      ends_in_order: SIGTERM does not end the process: it is for `StopRequest` to see.
+      handle_preemption: SIGTERM does not end the process: it is for `StopRequest` to see.
 
     Raises:
       ConfigError: some of the first three are given and some are not, or wrong.
@@ -53,7 +53,7 @@ def start(
     """
     explicit = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in explicit):
-        job: Job | None = _explicit_job(*explicit)
+        job: Membership | None = _explicit_job(*explicit)
     else:
         job = _detect(timeout_secs)
     if job is None or job.num_processes == 1:
@@ -62,8 +62,8 @@ def start(
     _num_processes = job.num_processes
     if job.process_id == 0:
         _LOG.info("Waiting for %d processes ...", job.num_processes)
-    roll_call.hold(job, timeout_secs=timeout_secs)
-    jax.config.update("jax_enable_preemption_service", ends_in_order)
+    roll_call.wait_for_all(job, timeout_secs=timeout_secs)
+    jax.config.update("jax_enable_preemption_service", handle_preemption)
     # Without an address JAX finds the same job again, and what else to set for it.
     known = dataclasses.asdict(job) if coordinator_address is not None else {}
     jax.distributed.initialize(**known, initialization_timeout=int(timeout_secs))
@@ -71,7 +71,7 @@ def start(
 
 def _explicit_job(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
-) -> Job:
+) -> Membership:
     given = {
         "--coordinator_address": coordinator_address,
         "--num_processes": num_processes,
@@ -96,10 +96,10 @@ def _explicit_job(
             f"--process_id={process_id}: must be between 0 and {num_processes - 1}, "
             f"since --num_processes={num_processes}"
         )
-    return Job(coordinator_address, num_processes, process_id)
+    return Membership(coordinator_address, num_processes, process_id)
 
 
-def _detect(timeout_secs: float) -> Job | None:
+def _detect(timeout_secs: float) -> Membership | None:
     """The job that this process is part of, as JAX's own start-up finds it."""
     # JAX has no public way to ask before it starts up.
     from jax._src import clusters
@@ -109,7 +109,7 @@ def _detect(timeout_secs: float) -> Job | None:
     )
     if address is None or number is None or own is None:
         return None
-    return Job(address, number, own)
+    return Membership(address, number, own)
 
 
 def others_are_waiting() -> bool:
@@ -147,7 +147,7 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def all_or_none() -> Iterator[None]:
     """A block that fails on all processes if it fails on one.
 
     Every process has to enter it, and it must hold no collective.

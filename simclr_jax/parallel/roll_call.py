@@ -27,7 +27,7 @@ _MAX_LINE = 65536
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Membership:
     """The processes of one run.
 
     Attributes:
@@ -51,7 +51,7 @@ class Job:
         return int(self.coordinator_address.rsplit(":", 1)[1])
 
 
-def hold(job: Job, *, timeout_secs: float) -> None:
+def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
     """Returns once all processes are there with the same versions.
 
     Args:
@@ -78,7 +78,7 @@ def hold(job: Job, *, timeout_secs: float) -> None:
 
 
 def _collect(
-    job: Job, own: dict[str, Any], deadline: float, timeout_secs: float
+    job: Membership, own: dict[str, Any], deadline: float, timeout_secs: float
 ) -> str:
     """Process 0: waits for the others' reports and sends all the verdict."""
     reports = {0: own}
@@ -162,7 +162,7 @@ def _enter(
 
 
 def _report(
-    job: Job, report: dict[str, Any], deadline: float, timeout_secs: float
+    job: Membership, report: dict[str, Any], deadline: float, timeout_secs: float
 ) -> str:
     """Another process: reports to process 0 until it answers; returns its verdict."""
     line = (json.dumps(report) + "\n").encode()
@@ -189,7 +189,9 @@ def _read_line(link: socket.socket) -> bytes:
         return file.readline(_MAX_LINE)
 
 
-def _missing(job: Job, reports: dict[int, dict[str, Any]], timeout_secs: float) -> str:
+def _missing(
+    job: Membership, reports: dict[int, dict[str, Any]], timeout_secs: float
+) -> str:
     missing = [i for i in range(job.num_processes) if i not in reports]
     names = ", ".join(map(str, missing))
     present = ", ".join(f"{i} on {reports[i]['host']}" for i in sorted(reports))

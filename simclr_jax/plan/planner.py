@@ -74,7 +74,7 @@ class Planner:
             rules.check_devices(resolved, topology.devices, "batch")
             if self._dataset_shape() is None and self._on_accelerator():
                 raise ConfigError(
-                    "config.augment.device='accelerator': the images of "
+                    "config.augment.placement='accelerator': the images of "
                     f"{resolved.data.dataset} are not known to have one size"
                 )
             # Raises where the objective and the labels do not go together.
@@ -129,7 +129,7 @@ class Planner:
         return rules.resolve(config, num_examples=examples)
 
     def _on_accelerator(self) -> bool:
-        return self.config.augment.device == "accelerator"
+        return self.config.augment.placement == "accelerator"
 
     def _dataset_shape(self) -> tuple[int, int, int] | None:
         """(N, H, W) of the training images, where they have one size."""
@@ -182,7 +182,7 @@ class Planner:
         else:
             plan = described(plan, compiled, config, topology, self.dataset)
             outcome = "done"
-            if self.dataset is not None and config.augment.device != "host":
+            if self.dataset is not None and config.augment.placement != "host":
                 plan = dataclasses.replace(
                     plan, views=self._compile_views(topology, config, mesh)
                 )

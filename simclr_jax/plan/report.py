@@ -14,7 +14,7 @@ REMEDIES = (
     ("batch.micro_batch_size", "a second forward pass, BatchNorm over micro-batches"),
     ("parallel.remat", "'wide' or 'blocks': more arithmetic"),
     ("parallel.shard_state", "True: more traffic between chips"),
-    ("loss.form", "'blockwise', where similarities take the memory"),
+    ("loss.form", "'streaming', where similarities take the memory"),
 )
 
 NOTE = (

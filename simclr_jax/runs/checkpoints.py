@@ -82,7 +82,7 @@ class Checkpoints:
         **items: Any,
     ) -> None:
         variables = {"params": params, "batch_stats": batch_stats}
-        encoder, heads = split_variables(variables)
+        encoder, heads = separate_encoder(variables)
         if heads:
             items["heads"] = ocp.args.StandardSave(heads)
         self._manager.save(
@@ -135,7 +135,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def split_variables(variables: Tree) -> tuple[Tree, Tree]:
+def separate_encoder(variables: Tree) -> tuple[Tree, Tree]:
     """A model's {'params', 'batch_stats'} as those of its encoder and of the rest.
 
     The encoder's are bare, the others still by part; empty collections are left out.

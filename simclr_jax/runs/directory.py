@@ -56,7 +56,7 @@ def make_folder(workdir: str) -> None:
     """
     folder = pathlib.Path(workdir)
     mark = folder / f".shared-{uuid.uuid4().hex}"
-    with processes.together():
+    with processes.all_or_none():
         if processes.is_main():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def make_folder(workdir: str) -> None:
                 ) from error
     name = processes.gather_texts(mark.name)[0]
     try:
-        with processes.together():
+        with processes.all_or_none():
             if not (folder / name).exists():
                 raise ConfigError(
                     f"--workdir={workdir}: is not the folder that process 0 has under "

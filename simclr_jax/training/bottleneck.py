@@ -22,6 +22,6 @@ def advice(bottleneck: str, input_wait_share: float) -> str:
         return "Bottleneck: device; the input pipeline keeps up."
     return (
         f"Bottleneck: host input; devices wait {input_wait_share:.0%} of the time. "
-        "`python -m simclr_jax.bench` tells which stage; config.augment.device and "
+        "`python -m simclr_jax.bench` tells which stage; config.augment.placement and "
         "config.data.parallel_reads are what to try."
     )

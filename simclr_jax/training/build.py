@@ -123,7 +123,7 @@ def make_model(
 
 def make_loss(
     config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
-) -> tuple[Loss, float | None, losses.Blocks | None]:
+) -> tuple[Loss, float | None, losses.Streaming | None]:
     """The config's objective.
 
     Args:
@@ -140,9 +140,9 @@ def make_loss(
     """
     name = config.loss.name
     objective = losses.LOSSES[name]
-    blocks = _make_blocks(config, objective, mesh)
+    streaming = _make_streaming(config, objective, mesh)
     parameters = inspect.signature(objective.loss).parameters
-    given = {"blocks": blocks} if objective.has_blocks else {}
+    given = {"streaming": streaming} if objective.can_stream else {}
     settings = {
         key: config.loss[key]
         for key in parameters
@@ -151,29 +151,29 @@ def make_loss(
     chance = objective.chance(config.batch.batch_size, NUM_VIEWS, **settings)
     settings |= given
     if not objective.needs_labels:
-        return lambda z, labels: objective.loss(z, **settings), chance, blocks
+        return lambda z, labels: objective.loss(z, **settings), chance, streaming
     if num_classes is None:
         raise ConfigError(
             f"config.loss.name={name!r}: needs labels, and config.data.dataset="
             f"{config.data.dataset!r} has none"
         )
-    return lambda z, labels: objective.loss(z, labels, **settings), chance, blocks
+    return lambda z, labels: objective.loss(z, labels, **settings), chance, streaming
 
 
-def _make_blocks(
+def _make_streaming(
     config: config_dict.ConfigDict, objective: losses.Objective, mesh: Mesh | None
-) -> losses.Blocks | None:
+) -> losses.Streaming | None:
     form = config.loss.form
     if form == "global":
         return None
-    if form == "blockwise":
-        if not objective.has_blocks:
+    if form == "streaming":
+        if not objective.can_stream:
             raise ConfigError(
-                f"config.loss.form='blockwise': config.loss.name={config.loss.name!r} "
+                f"config.loss.form='streaming': config.loss.name={config.loss.name!r} "
                 "has no such form"
             )
-        return losses.Blocks(mesh)
-    return losses.choose_blocks(config.batch.batch_size * NUM_VIEWS, mesh)
+        return losses.Streaming(mesh)
+    return losses.choose_streaming(config.batch.batch_size * NUM_VIEWS, mesh)
 
 
 def make_schedule(config: config_dict.ConfigDict) -> Schedule:
@@ -239,14 +239,14 @@ def make_recipe(
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     schedule = make_schedule(config)
-    loss, chance, blocks = make_loss(config, num_classes=num_classes, mesh=mesh)
+    loss, chance, streaming = make_loss(config, num_classes=num_classes, mesh=mesh)
     return Recipe(
         model=make_model(config, num_classes=num_classes, platform=platform),
         objective=Contrastive(
             loss=loss,
             temperature=config.loss.temperature,
             chance=chance,
-            blocks=blocks,
+            streaming=streaming,
             probe_weight_decay=config.optimizer.weight_decay,
         ),
         optimizer=make_optimizer(config.optimizer, schedule),

@@ -29,7 +29,7 @@ class DeviceViews:
         self, config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
     ) -> None:
         """Takes a valid config, the mesh and the number of views of an image."""
-        self.place = config.augment.device
+        self.placement = config.augment.placement
         self._composition = make_composition(config)
         self._batch_size = config.batch.batch_size
         self._num_views = num_views
@@ -39,7 +39,7 @@ class DeviceViews:
         # Views are made a micro-batch at a time as well, since they are floats then.
         parts = self._batch_size // (config.batch.micro_batch_size or self._batch_size)
         self._views = resident.in_parts(self._composition, parts)
-        if self.place == "accelerator":
+        if self.placement == "accelerator":
             self.input_sharding = parallel.replicated(mesh)
             self._batches = resident.ResidentBatches(
                 composition=self._composition,
@@ -61,7 +61,7 @@ class DeviceViews:
         Returns:
           `images` uint8 [B, V, S, S, 3] and `labels` int32 [B].
         """
-        if self.place == "accelerator":
+        if self.placement == "accelerator":
             return self._batches(given, step)
         images = self._views(given["images"], given["draws"], None)
         return {"images": images, "labels": given["labels"]}
@@ -73,7 +73,7 @@ class DeviceViews:
           dataset_shape: (N, H, W), where the accelerator holds the dataset.
         """
         size = self._composition.image_size
-        if self.place == "accelerator":
+        if self.placement == "accelerator":
             assert dataset_shape is not None
             return {
                 "images": jax.ShapeDtypeStruct((*dataset_shape, 3), jnp.uint8),
@@ -92,6 +92,6 @@ def of_config(
     config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
 ) -> DeviceViews | None:
     """How the train step makes views; None where it is given them."""
-    if config.augment.device == "host":
+    if config.augment.placement == "host":
         return None
     return DeviceViews(config, mesh, num_views=num_views)

@@ -42,7 +42,7 @@ def make_job(
     Raises:
       ConfigError, DataError: something cannot be run.
     """
-    with processes.together():
+    with processes.all_or_none():
         num_classes = teacher.model.num_classes
         if num_classes is None:
             raise ConfigError(

@@ -71,7 +71,7 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.Job:
     Raises:
       ConfigError, DataError: something cannot be run.
     """
-    with processes.together():
+    with processes.all_or_none():
         config = adopt(config, weights)
         rules.validate(config)
         check_head(config.finetune.layer, weights.model.head)

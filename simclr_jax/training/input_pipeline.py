@@ -89,7 +89,7 @@ def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
         are made up.
     """
     limit_mb = config.data.in_memory_mb
-    on_accelerator = config.augment.device == "accelerator"
+    on_accelerator = config.augment.placement == "accelerator"
     if in_memory.fits(source, limit_mb=limit_mb):
         held = in_memory.load(source)
         if on_accelerator:
@@ -102,8 +102,8 @@ def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
             else "are not known to have one size"
         )
         raise DataError(
-            f"config.augment.device='accelerator': the images of {source.name} {why}; "
-            "'split' leaves all but the crop to the accelerator"
+            f"config.augment.placement='accelerator': the images of {source.name} {why}; "
+            "'host_crop' leaves all but the crop to the accelerator"
         )
     return source
 
@@ -137,7 +137,7 @@ def local_batches(
         stop_step=config.schedule.train_steps,
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
-        split=config.augment.device == "split",
+        host_crop=config.augment.placement == "host_crop",
         block_size=config.data.block_size,
         buffers=buffers,
     )
@@ -156,7 +156,7 @@ def global_batches(
     Arrays split over the devices; the dataset itself, whole on each of them and the
     same at every step, where they make their batches themselves.
     """
-    if config.augment.device == "accelerator":
+    if config.augment.placement == "accelerator":
         assert isinstance(source, registry.ArraySource)  # by `hold_in_memory`
         images, labels = in_memory.pixels(source)
         arrays = {"images": images, "labels": labels}

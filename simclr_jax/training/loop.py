@@ -73,7 +73,7 @@ def train(
         written before stay.
       RunStopped: SIGTERM came; the state is saved.
     """
-    with processes.together():
+    with processes.all_or_none():
         rules.validate(config)
         source = input_pipeline.open_source(config, config.data.split)
         input_pipeline.make_buffers(config, batch_size=config.batch.batch_size)
@@ -90,7 +90,7 @@ def train(
 def run(job: Job, workdir: str, *, allow_config_change: bool = False) -> TrainState:
     """Makes the steps of a training that are yet to be made; see `train`."""
     config, source, parts, mesh = job.config, job.source, job.parts, job.mesh
-    with processes.together():
+    with processes.all_or_none():
         rules.check_devices(config, jax.device_count(), "batch")
         directory.check(workdir, config, allow_config_change=allow_config_change)
     _require_same_run(config, source)

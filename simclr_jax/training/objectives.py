@@ -73,7 +73,7 @@ class Contrastive:
       temperature: at which the contrastive diagnostics are taken.
       chance: the loss of an encoder that tells no two images apart; None where a good
         encoder need not get below it.
-      blocks: how loss and diagnostics walk over the similarities; None: as one matrix.
+      streaming: how loss and diagnostics walk over the similarities; None: as one matrix.
       probe_weight_decay: of the probe's kernel, as half the squared norm in its loss;
         that is how the reference decays it.
     """
@@ -81,7 +81,7 @@ class Contrastive:
     loss: Loss
     temperature: float
     chance: float | None = None
-    blocks: losses.Blocks | None = None
+    streaming: losses.Streaming | None = None
     probe_weight_decay: float = 0.0
     num_views: int = NUM_VIEWS
 
@@ -95,7 +95,7 @@ class Contrastive:
         metrics = {
             "loss": loss,
             **losses.contrastive_metrics(
-                z, temperature=self.temperature, blocks=self.blocks
+                z, temperature=self.temperature, streaming=self.streaming
             ),
             "effective_rank_h": losses.effective_rank(outputs.h),
             "effective_rank_z": losses.effective_rank(outputs.z),

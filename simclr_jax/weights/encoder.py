@@ -180,7 +180,7 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     params, batch_stats = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, size, size, 3))
     )
-    like = checkpoints.split_variables({"params": params, "batch_stats": batch_stats})
+    like = checkpoints.separate_encoder({"params": params, "batch_stats": batch_stats})
     sharding = parallel.replicated(parallel.create_mesh())
     variables, heads = (
         checkpoints.read_variables(folder, item, shapes, sharding) if shapes else {}
@@ -236,7 +236,7 @@ def _draw(model: SimCLR, config: config_dict.ConfigDict) -> tuple[Tree, Tree]:
         model.init, out_shardings=parallel.replicated(parallel.create_mesh())
     )
     params, batch_stats = init(jax.random.key(config.seed), jnp.zeros(shape))
-    return checkpoints.split_variables({"params": params, "batch_stats": batch_stats})
+    return checkpoints.separate_encoder({"params": params, "batch_stats": batch_stats})
 
 
 def checksum(variables: Tree) -> str:

@@ -10,7 +10,7 @@ from simclr_jax.bench import stages, throughput
 from simclr_jax.bench.throughput import Device, Host
 from simclr_jax.configs import smoke
 from simclr_jax.data.sources import registry
-from simclr_jax.data.views.composition import PLACES
+from simclr_jax.data.views.composition import PLACEMENTS
 from simclr_jax.training import bottleneck, device_views
 
 STAGES = {"read": 1e-4, "crop": 2e-4, "colour": 1e-4, "pack": 1e-4}
@@ -82,12 +82,12 @@ def test_words_for_waiting():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["host", "split", "accelerator"])
-def test_the_train_step_runs_in_each_mode(place):
+@pytest.mark.parametrize("placement", ["host", "host_crop", "accelerator"])
+def test_the_train_step_runs_in_each_mode(placement):
     images = np.zeros((32, 8, 8, 3), np.uint8)
     source = registry.ArraySource(images, name="arrays")
     config = _config(**{"encoder.width": 0.0625})
-    device = throughput.measure_device(config, source, place, secs=0.1)
+    device = throughput.measure_device(config, source, placement, secs=0.1)
     assert device.count == 8
     assert device.images_per_sec > 0
 
@@ -103,10 +103,10 @@ def test_the_command_prints_and_writes_all_figures(tmp_path):
         f"--output={output}",
     )
     assert code == 0, err
-    for mode in ("host", "split", "accelerator"):
+    for mode in ("host", "host_crop", "accelerator"):
         assert f"\n{mode} " in out
     written = json.loads(output.read_text())
-    assert [host["place"] for host in written["hosts"]] == list(PLACES)
+    assert [host["placement"] for host in written["hosts"]] == list(PLACEMENTS)
     assert written["hosts"][0]["stage_secs"]["crop"] > 0
 
 

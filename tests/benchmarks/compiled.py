@@ -47,7 +47,7 @@ LOSSES = {
     f"loss_{slice_.replace(':', '_')}_{images}_{form}": (slice_, images, form)
     for slice_ in ("v5e:4x4", "v5e:16x16")
     for images in (4096, 32768, 262144)
-    for form in ("global", "blockwise")
+    for form in ("global", "streaming")
 }
 
 
@@ -107,7 +107,7 @@ def step_row(folder: pathlib.Path, name: str) -> list[str]:
 
 def loss_row(folder: pathlib.Path, slice_: str, images: int) -> list[str]:
     row = [f"{images:,}", slice_]
-    for form in ("global", "blockwise"):
+    for form in ("global", "streaming"):
         made = read(folder, f"loss_{slice_.replace(':', '_')}_{images}_{form}")
         memory = made["memory"]
         if not made["fits"]:

@@ -70,13 +70,13 @@ OURS: dict[str, dict[str, Any]] = {
     "ours-no-blur": {
         "augment.operations": ("crop", "flip", "color_jitter", "grayscale")
     },
-    "ours-split": {"augment.device": "split"},
+    "ours-host_crop": {"augment.placement": "host_crop"},
 }
 NATIVE = (*YARDSTICKS, *OURS, "decode")
 TORCHVISION = ("torchvision-pil", "torchvision-uint8", "torchvision-float32")
 PEERS = (*TORCHVISION, "lightly", "albumentations", "dali")
 # At 32 pixels there is no blur, so original is what the original has on the host.
-CIFAR_NATIVE = ("original", "ours", "ours-split")
+CIFAR_NATIVE = ("original", "ours", "ours-host_crop")
 CIFAR_PEERS = (*TORCHVISION, "lightly", "albumentations")
 # Processor seconds may arrive late, when threads that read ahead wait for the core.
 _CALM_SECONDS, _CALM_READINGS, _CALM = 0.02, 15, 5e-4

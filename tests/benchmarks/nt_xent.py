@@ -44,12 +44,14 @@ def projections(num_images: int, width: int) -> Any:
 def jax_step(form: str, num_images: int, width: int) -> Step:
     import jax
 
-    from simclr_jax.losses import choose_blocks, nt_xent
+    from simclr_jax.losses import choose_streaming, nt_xent
 
-    blocks = None if form == "global" else choose_blocks(2 * num_images, None)
+    streaming = None if form == "global" else choose_streaming(2 * num_images, None)
     z = jax.device_put(projections(num_images, width))
     function = jax.jit(
-        jax.value_and_grad(lambda z: nt_xent(z, temperature=TEMPERATURE, blocks=blocks))
+        jax.value_and_grad(
+            lambda z: nt_xent(z, temperature=TEMPERATURE, streaming=streaming)
+        )
     )
 
     def step() -> float:

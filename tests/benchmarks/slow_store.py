@@ -103,7 +103,7 @@ def measure(
     """Runs the pipeline for a while."""
     config = base.get_config()
     config.image_size = args.image_size
-    config.augment.device = "split"
+    config.augment.placement = "host_crop"
     config.batch.batch_size = args.batch_size
     config.schedule.train_steps = 2**31
     config.data.threads = 1

@@ -254,7 +254,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
 
 
 def test_every_augmentation_has_its_settings():
-    groups = {*base.get_config().augment} - {"operations", "device"}
+    groups = {*base.get_config().augment} - {"operations", "placement"}
     assert groups == {*draws.COUNTS}
 
 
@@ -266,7 +266,7 @@ BAD_VALUES = {
     "data.memory_mb": 0,
     "data.in_memory_mb": -1,
     "data.block_size": 0,
-    "augment.device": "gpu",
+    "augment.placement": "gpu",
     "batch.batch_size": 1,
     "batch.micro_batch_size": 1000,
     "parallel.remat": "all",
@@ -354,15 +354,15 @@ def test_operations_that_make_no_view(operations, rule):
 def test_blocks_are_for_what_is_read():
     config = base.get_config()
     config.data.block_size = 16
-    for device in ("host", "split"):
-        config.augment.device = device
+    for device in ("host", "host_crop"):
+        config.augment.placement = device
         rules.validate(config)
-    config.augment.device = "accelerator"
+    config.augment.placement = "accelerator"
     with pytest.raises(ConfigError) as error:
         rules.validate(config)
     message = str(error.value)
     assert message.startswith("config.data.block_size=16: must be 1 where ")
-    assert "config.augment.device='accelerator'" in message
+    assert "config.augment.placement='accelerator'" in message
     assert "\n" not in message
 
 
@@ -382,8 +382,8 @@ def test_blocks_have_to_leave_a_batch():
 
 def test_a_loss_without_blocks_cannot_have_them():
     config = base.get_config()
-    config.loss.name, config.loss.form = "nt_logistic", "blockwise"
-    with pytest.raises(ConfigError, match=r"config\.loss\.form='blockwise': .*has no"):
+    config.loss.name, config.loss.form = "nt_logistic", "streaming"
+    with pytest.raises(ConfigError, match=r"config\.loss\.form='streaming': .*has no"):
         build.make_loss(config, num_classes=None)
 
 
@@ -421,9 +421,9 @@ def test_how_a_run_is_spread_is_no_other_experiment():
 def test_what_decides_over_the_images_of_a_step_is_another_experiment():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     new["data"].update(block_size=16, in_memory_mb=0)
-    new["augment"]["device"] = "split"
+    new["augment"]["placement"] = "host_crop"
     assert rules.differing_keys(old, new) == [
-        "augment.device: 'host' -> 'split'",
+        "augment.placement: 'host' -> 'host_crop'",
         "data.block_size: 1 -> 16",
         "data.in_memory_mb: 1024 -> 0",
     ]

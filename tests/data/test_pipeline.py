@@ -164,8 +164,8 @@ def test_order_does_not_depend_on_speed(source, from_start):
     [
         (2, {}),
         (4, {"block_size": 4}),
-        (2, {"split": True, "block_size": 3}),
-        (4, {"split": True}),
+        (2, {"host_crop": True, "block_size": 3}),
+        (4, {"host_crop": True}),
     ],
     ids=str,
 )

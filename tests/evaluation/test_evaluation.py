@@ -122,7 +122,7 @@ def make_pretrained():
     model = build.make_model(config, num_classes=18, platform="cpu")
     images = np.zeros((1, 8, 8, 3), np.float32)
     params, batch_stats = jax.jit(model.init)(jax.random.key(5), images)
-    variables, heads = checkpoints.split_variables(
+    variables, heads = checkpoints.separate_encoder(
         jax.tree.map(np.array, {"params": params, "batch_stats": batch_stats})
     )
     return encoder.PretrainedEncoder(

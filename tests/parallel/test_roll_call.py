@@ -20,9 +20,9 @@ def hold(numbers, *, num_processes, timeout_secs=20.0, port=None, sizes=None):
 
     def one(number: int) -> str:
         size = (sizes or {}).get(number, num_processes)
-        job = roll_call.Job(f"localhost:{port}", size, number)
+        job = roll_call.Membership(f"localhost:{port}", size, number)
         try:
-            roll_call.hold(job, timeout_secs=timeout_secs)
+            roll_call.wait_for_all(job, timeout_secs=timeout_secs)
         except StartFailed as error:
             return str(error)
         return ""

@@ -103,7 +103,7 @@ def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
 
 def test_a_dataset_on_the_accelerator_needs_one_size():
     config = smoke.get_config()
-    config.augment.device = "accelerator"
+    config.augment.placement = "accelerator"
     config.data.dataset = "imagenet2012"
     made = make(config, num_examples=None)
     with pytest.raises(ConfigError, match=r"imagenet2012 are not known to have one"):
@@ -114,10 +114,10 @@ def test_a_dataset_on_the_accelerator_needs_one_size():
     assert made._dataset_shape() == (50_000, 32, 32)
 
 
-@pytest.mark.parametrize("place", ["split", "accelerator"])
-def test_the_step_that_is_planned_makes_the_views(place):
+@pytest.mark.parametrize("placement", ["host_crop", "accelerator"])
+def test_the_step_that_is_planned_makes_the_views(placement):
     config = smoke.get_config()
-    config.augment.device = place
+    config.augment.placement = placement
     config.batch.batch_size = 16
     config.encoder.width = 0.0625
     resolved = rules.resolve(config, num_examples=64)
@@ -125,8 +125,8 @@ def test_the_step_that_is_planned_makes_the_views(place):
     lowered = step.lower(resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32))
     _, given = lowered.args_info[0]
     size = config.image_size
-    shape = (16, 2, size, size, 3) if place == "split" else (64, 32, 32, 3)
+    shape = (16, 2, size, size, 3) if placement == "host_crop" else (64, 32, 32, 3)
     assert given["images"].shape == shape
-    assert ("draws" in given) == (place == "split")
+    assert ("draws" in given) == (placement == "host_crop")
     alone = step.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
     assert alone.out_info["images"].shape == (16, 2, size, size, 3)

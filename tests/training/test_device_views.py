@@ -26,7 +26,7 @@ def make_config(device, micro_batch_size=None):
     config.update_from_flattened_dict(
         {
             "image_size": SIZE,
-            "augment.device": device,
+            "augment.placement": device,
             "encoder.width": 0.0625,
             "encoder.stem": "cifar",
             "batch.batch_size": BATCH,
@@ -126,13 +126,13 @@ def assert_same_step(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["split", "accelerator"])
+@pytest.mark.parametrize("device", ["host_crop", "accelerator"])
 def test_eight_devices_make_the_step_of_one(device):
     assert_same_step(run(device, 8), run(device, 1))
 
 
 @pytest.mark.parametrize(
-    "device", ["accelerator", pytest.param("split", marks=pytest.mark.slow)]
+    "device", ["accelerator", pytest.param("host_crop", marks=pytest.mark.slow)]
 )
 def test_the_views_are_those_of_the_host_up_to_rounding(device):
     found, expected = made(device), made("host")
@@ -155,7 +155,7 @@ def test_the_step_trains_on_the_views_that_it_makes():
     assert_same_step(run("accelerator"), expected)
 
 
-@pytest.mark.parametrize("device", ["split", "accelerator"])
+@pytest.mark.parametrize("device", ["host_crop", "accelerator"])
 @pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_views_made_in_parts_are_those_made_at_once(device, num_devices):
     whole = made(device)
@@ -164,7 +164,7 @@ def test_views_made_in_parts_are_those_made_at_once(device, num_devices):
     np.testing.assert_array_equal(parts["images"], whole["images"])
 
 
-@pytest.mark.parametrize("device", ["split", "accelerator"])
+@pytest.mark.parametrize("device", ["host_crop", "accelerator"])
 def test_views_made_in_parts_take_less_memory(device):
     config = make_config(device)
     config.image_size, config.batch.batch_size = 64, 64
@@ -186,7 +186,7 @@ def test_micro_batches_train_on_the_same_views():
 
 @pytest.mark.parametrize(
     ("device", "micro_batch_size"),
-    [("split", None), ("accelerator", None), ("accelerator", 8)],
+    [("host_crop", None), ("accelerator", None), ("accelerator", 8)],
 )
 def test_no_collective_moves_images(device, micro_batch_size):
     text = run(device, 8, micro_batch_size).text

@@ -45,12 +45,12 @@ def assert_refused(config, source, *parts):
         assert part in message, message
 
 
-@pytest.mark.parametrize("device", ["host", "split", "accelerator"])
+@pytest.mark.parametrize("device", ["host", "host_crop", "accelerator"])
 def test_small_images_of_one_size_are_held_in_memory(device, tmp_path):
     _, images = prepare(tmp_path)
     config = make_config(
         **{
-            "augment.device": device,
+            "augment.placement": device,
             "data.dataset": "noise",
             "data.data_dir": str(tmp_path),
         }
@@ -62,40 +62,40 @@ def test_small_images_of_one_size_are_held_in_memory(device, tmp_path):
     np.testing.assert_array_equal(held.arrays()[0], images)
 
 
-@pytest.mark.parametrize("device", ["host", "split"])
+@pytest.mark.parametrize("device", ["host", "host_crop"])
 def test_what_is_not_to_be_held_is_read_as_it_is(device, tmp_path):
     prepare(tmp_path)
-    changes = {"augment.device": device, "data.in_memory_mb": 0}
+    changes = {"augment.placement": device, "data.in_memory_mb": 0}
     source = registry.open_source("noise", split="train", data_dir=str(tmp_path))
     assert input_pipeline.hold_in_memory(make_config(**changes), source) is source
     large = registry.open_source("synthetic:224", split="train")
-    config = make_config(**{"augment.device": device})
+    config = make_config(**{"augment.placement": device})
     assert input_pipeline.hold_in_memory(config, large) is large
 
 
 def test_an_accelerator_holds_images_of_one_known_size_only(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
-    config = make_config(**{"augment.device": "accelerator"})
+    config = make_config(**{"augment.placement": "accelerator"})
     folder = registry.open_source(f"folder:{tmp_path}", split="all")
     assert_refused(
         config,
         folder,
-        "config.augment.device='accelerator'",
+        "config.augment.placement='accelerator'",
         f"the images of folder:{tmp_path} are not known to have one size",
-        "'split'",
+        "'host_crop'",
     )
-    config.augment.device = "split"
+    config.augment.placement = "host_crop"
     assert input_pipeline.hold_in_memory(config, folder) is folder
 
 
 def test_an_accelerator_holds_no_more_than_it_may():
-    config = make_config(**{"augment.device": "accelerator", "data.in_memory_mb": 0})
+    config = make_config(**{"augment.placement": "accelerator", "data.in_memory_mb": 0})
     said = "images of arrays take more than config.data.in_memory_mb=0"
-    assert_refused(config, arrays(), "config.augment.device='accelerator'", said)
+    assert_refused(config, arrays(), "config.augment.placement='accelerator'", said)
 
 
 def test_an_accelerator_holds_no_images_that_are_made_up():
-    config = make_config(**{"augment.device": "accelerator"})
+    config = make_config(**{"augment.placement": "accelerator"})
     synthetic = registry.open_source("synthetic:8", split="train")
     assert_refused(config, synthetic, "dataset synthetic: is made up of 64 images")
 
@@ -121,10 +121,10 @@ def test_buffers_hold_the_images_of_one_host(monkeypatch):
     assert found.memory_bytes < 1000 * 2**20
 
 
-@pytest.mark.parametrize("device", ["host", "split"])
+@pytest.mark.parametrize("device", ["host", "host_crop"])
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_batches_are_those_of_the_config(device, block_size):
-    changes = {"augment.device": device, "data.block_size": block_size, "seed": 7}
+    changes = {"augment.placement": device, "data.block_size": block_size, "seed": 7}
     config = make_config(**changes)
     batches = list(input_pipeline.local_batches(config, arrays(), start_step=2))
     assert len(batches) == 4
@@ -133,8 +133,8 @@ def test_batches_are_those_of_the_config(device, block_size):
         indices, epochs = order.batch_indices(number, seed=7, **settings)
         np.testing.assert_array_equal(batch["labels"], indices)
         assert batch["images"].shape == (8, 2, 8, 8, 3)
-        assert ("draws" in batch) == (device == "split")
-        if device == "split":
+        assert ("draws" in batch) == (device == "host_crop")
+        if device == "host_crop":
             words = indices.astype(np.uint32), epochs.astype(np.uint32)
             key = order.view_keys(*words, seed=7, num_views=2)
             expected = draws.view_draws(key, ("crop", "flip"))
@@ -142,7 +142,7 @@ def test_batches_are_those_of_the_config(device, block_size):
 
 
 def test_an_accelerator_is_given_the_dataset_again_and_again():
-    config = make_config(**{"augment.device": "accelerator"})
+    config = make_config(**{"augment.placement": "accelerator"})
     mesh = parallel.create_mesh()
     given = input_pipeline.global_batches(config, arrays(), 3, mesh)
     first, second = itertools.islice(given, 2)
@@ -154,9 +154,9 @@ def test_an_accelerator_is_given_the_dataset_again_and_again():
         np.testing.assert_array_equal(first[name], expected)
 
 
-@pytest.mark.parametrize("device", ["host", "split", "accelerator"])
+@pytest.mark.parametrize("device", ["host", "host_crop", "accelerator"])
 def test_shapes_of_what_the_step_is_given(device):
-    config = make_config(**{"augment.device": device})
+    config = make_config(**{"augment.placement": device})
     mesh = parallel.create_mesh()
     given = next(input_pipeline.global_batches(config, arrays(), 0, mesh))
     made = device_views.of_config(config, mesh)

@@ -60,7 +60,7 @@ def view_draws(key: order.Key, operations: Sequence[str]) -> Array:
     return order.uniform(words)
 
 
-def split(draws: Array, operations: Sequence[str]) -> dict[str, Array]:
+def by_operation(draws: Array, operations: Sequence[str]) -> dict[str, Array]:
     """Each operation's own numbers [..., its count] out of [..., D]."""
     own, start = {}, 0
     for name in operations:

@@ -8,7 +8,7 @@ from simclr_jax.data.sampling import boxes, draws
 
 # Where views are made: all on the host; crops on the host and the rest on the
 # accelerator; all on the accelerator, which then holds the dataset.
-PLACES = ("host", "split", "accelerator")
+PLACEMENTS = ("host", "host_crop", "accelerator")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from simclr_jax.data.sampling.draws import between, jitter_factors, jitter_order, split
+from simclr_jax.data.sampling.draws import (
+    between,
+    by_operation,
+    jitter_factors,
+    jitter_order,
+)
 from simclr_jax.data.tf_cpu import tf
 
 Settings = Mapping[str, Any]
@@ -370,7 +375,7 @@ def compose(
     ) -> tf.Tensor:
         image = crop_and_resize(image, box, (image_size, image_size))
         image = tf.ensure_shape(image, (image_size, image_size, 3))
-        for name, own in split(u, operations).items():
+        for name, own in by_operation(u, operations).items():
             if name != "crop":
                 image = OPERATIONS[name](image, own, **settings[name])
         return to_uint8(image)

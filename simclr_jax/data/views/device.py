@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.data.sampling.draws import between, jitter_factors, jitter_order, split
+from simclr_jax.data.sampling.draws import (
+    between,
+    by_operation,
+    jitter_factors,
+    jitter_order,
+)
 
 # Where the reference has them too.
 _GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
@@ -428,7 +433,7 @@ def compose(operations: Sequence[str], settings: Settings, *, image_size: int) -
         # Also without 'crop': the box of the whole image makes it a view's size.
         if boxes is not None:
             planes = crop_and_resize(planes, boxes, (image_size, image_size))
-        for name, own in split(draws, operations).items():
+        for name, own in by_operation(draws, operations).items():
             if name != "crop":
                 planes = OPERATIONS[name](planes, own, **settings[name])
         levels = clip(planes).map(lambda x: jnp.rint(x * 255.0))

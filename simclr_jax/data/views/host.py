@@ -89,7 +89,7 @@ def _one_by_one(
     composition: Composition, name: str, images: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
     """An operation of `augment.py` on images float32 [..., S, S, 3]."""
-    own = draws.split(uniform, composition.operations)[name]
+    own = draws.by_operation(uniform, composition.operations)[name]
     settings = composition.settings[name]
     result = tf.map_fn(
         lambda one: definition.OPERATIONS[name](*one, **settings),

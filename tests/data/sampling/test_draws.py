@@ -64,7 +64,7 @@ def test_each_operation_has_as_many_draws_as_it_takes(uniform):
     assert uniform.shape == (4000, 2, draws.count(ALL))
     assert uniform.dtype == np.float32
     assert draws.count(("crop", "flip", "color_jitter", "grayscale", "blur")) == 13
-    own = draws.split(uniform, ALL)
+    own = draws.by_operation(uniform, ALL)
     assert tuple(own) == ALL
     assert {name: u.shape[-1] for name, u in own.items()} == draws.COUNTS
     np.testing.assert_array_equal(np.concatenate([*own.values()], axis=-1), uniform)
@@ -94,7 +94,7 @@ def test_draws_are_independent(uniform):
 
 
 def test_whether_an_operation_acts_says_nothing_of_its_other_draws(uniform):
-    for own in draws.split(uniform[:, 0], ALL).values():
+    for own in draws.by_operation(uniform[:, 0], ALL).values():
         for number in range(1, own.shape[-1]):
             for acts in (own[:, 0] < 0.5, own[:, 0] >= 0.5):
                 assert _is_uniform(own[acts, number])
@@ -105,8 +105,8 @@ def test_leaving_an_operation_out_leaves_the_draws_of_the_others_alone(left_out)
     keys = _keys(20)
     # Their order does not count either.
     others = tuple(name for name in reversed(ALL) if name != left_out)
-    all_own = draws.split(draws.view_draws(keys, ALL), ALL)
-    own = draws.split(draws.view_draws(keys, others), others)
+    all_own = draws.by_operation(draws.view_draws(keys, ALL), ALL)
+    own = draws.by_operation(draws.view_draws(keys, others), others)
     assert set(own) == set(others)
     for name in others:
         np.testing.assert_array_equal(own[name], all_own[name])
@@ -166,7 +166,7 @@ def test_jitter_factors_span_their_ranges(strength, mode, low, high, uniform):
     ):
         result = _factors(np.full((1, 9), u, np.float32), **arguments)
         np.testing.assert_allclose(result[0], expected, atol=1e-6)
-    own = draws.split(uniform[:, 0], ALL)["color_jitter"]
+    own = draws.by_operation(uniform[:, 0], ALL)["color_jitter"]
     factors = _factors(own, **arguments)
     for column, a, b in zip(factors.T, low, high, strict=True):
         assert _is_uniform(column, a, b)

@@ -2,7 +2,7 @@
 
 The matrix of all pairs of B*V views has 1.1 TB at 262,144 images. Here every device
 keeps its own rows, sees the embeddings of all devices as columns, and walks over them
-in blocks: nothing larger than (own rows) x (block) exists at any time.
+in streaming: nothing larger than (own rows) x (block) exists at any time.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Fold = Callable[[Any, jax.Array, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class Streaming:
     """How to walk over the similarities; static.
 
     Attributes:
@@ -44,8 +44,8 @@ class Blocks:
         return min(max(fitting, _SMALLEST_BLOCK), _LARGEST_BLOCK)
 
 
-def choose_blocks(num_views: int, mesh: Mesh | None) -> Blocks | None:
-    """Blocks where they pay, else None for the matrix of all pairs.
+def choose_streaming(num_views: int, mesh: Mesh | None) -> Streaming | None:
+    """Streaming where they pay, else None for the matrix of all pairs.
 
     Args:
       num_views: B*V of the global batch.
@@ -53,7 +53,7 @@ def choose_blocks(num_views: int, mesh: Mesh | None) -> Blocks | None:
     """
     devices = 1 if mesh is None else mesh.size
     worth_it = num_views * num_views > _WORTH_IT_ENTRIES * devices
-    return Blocks(mesh) if worth_it else None
+    return Streaming(mesh) if worth_it else None
 
 
 def fold_columns(fold: Fold, carry: Any, columns: Any, *, block_size: int) -> Any:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from simclr_jax import parallel
-from simclr_jax.losses import LOSSES, Blocks, choose_blocks, contrastive_metrics
-from simclr_jax.losses.blocks import fold_columns
+from simclr_jax.losses import LOSSES, Streaming, choose_streaming, contrastive_metrics
+from simclr_jax.losses.streaming import fold_columns
 
-BLOCKWISE = [name for name, objective in LOSSES.items() if objective.has_blocks]
+BLOCKWISE = [name for name, objective in LOSSES.items() if objective.can_stream]
 
 
 def projections(num_images, num_views=2, width=16, *, seed=0, agreement=0.5):
@@ -25,11 +25,11 @@ def split(z, num_devices):
     return mesh, jax.device_put(z, parallel.batch_sharding(mesh))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "temperature", "blocks"))
-def value_and_gradient(z, name, temperature, blocks=None, **settings):
+@functools.partial(jax.jit, static_argnames=("name", "temperature", "streaming"))
+def value_and_gradient(z, name, temperature, streaming=None, **settings):
     loss = LOSSES[name].loss
     return jax.value_and_grad(
-        lambda z: loss(z, temperature=temperature, blocks=blocks, **settings)
+        lambda z: loss(z, temperature=temperature, streaming=streaming, **settings)
     )(z)
 
 
@@ -37,7 +37,7 @@ def assert_same(name, z, num_devices, size, temperature=0.1):
     mesh, sharded = split(z, num_devices)
     expected, gradient = value_and_gradient(z, name, temperature)
     value, block_gradient = value_and_gradient(
-        sharded, name, temperature, Blocks(mesh, size)
+        sharded, name, temperature, Streaming(mesh, size)
     )
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     scale = np.abs(gradient).max()
@@ -77,7 +77,7 @@ def test_large_logits_do_not_overflow():
     loss = LOSSES["nt_xent"].loss
     expected, gradient = jax.value_and_grad(lambda z: loss(z, **settings))(z)
     value, block_gradient = jax.value_and_grad(
-        lambda z: loss(z, **settings, blocks=Blocks(mesh, 5))
+        lambda z: loss(z, **settings, streaming=Streaming(mesh, 5))
     )(sharded)
     assert np.isfinite(expected)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -87,7 +87,9 @@ def test_large_logits_do_not_overflow():
 
 
 def test_one_image_has_no_negatives():
-    value, gradient = value_and_gradient(projections(1), "nt_xent", 0.1, Blocks(None))
+    value, gradient = value_and_gradient(
+        projections(1), "nt_xent", 0.1, Streaming(None)
+    )
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
 
@@ -98,14 +100,16 @@ def test_diagnostics_are_those_of_the_matrix(num_devices, size):
     mesh, sharded = split(z, num_devices)
     expected = contrastive_metrics(z, temperature=0.2)
     assert 0 < expected["contrastive_accuracy"] < 1
-    found = contrastive_metrics(sharded, temperature=0.2, blocks=Blocks(mesh, size))
+    found = contrastive_metrics(
+        sharded, temperature=0.2, streaming=Streaming(mesh, size)
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
 
 
 def test_ties_go_to_the_first_column():
     z = np.ones((6, 2, 4), np.float32)
-    found = contrastive_metrics(z, temperature=0.5, blocks=Blocks(None, 4))
+    found = contrastive_metrics(z, temperature=0.5, streaming=Streaming(None, 4))
     np.testing.assert_allclose(found["contrastive_accuracy"], 1 / 6, rtol=1e-6)
     np.testing.assert_allclose(found["contrastive_entropy"], np.log(6), rtol=1e-6)
 
@@ -114,13 +118,13 @@ def test_nothing_of_the_size_of_all_pairs_exists():
     z = jax.ShapeDtypeStruct((512, 2, 16), jnp.float32)
     mesh = parallel.create_mesh()
 
-    def total(z, blocks):
-        metrics = contrastive_metrics(z, temperature=0.1, blocks=blocks)
-        loss = LOSSES["nt_xent"].loss(z, temperature=0.1, blocks=blocks)
+    def total(z, streaming):
+        metrics = contrastive_metrics(z, temperature=0.1, streaming=streaming)
+        loss = LOSSES["nt_xent"].loss(z, temperature=0.1, streaming=streaming)
         return loss, metrics
 
-    def temporaries(blocks):
-        function = jax.grad(functools.partial(total, blocks=blocks), has_aux=True)
+    def temporaries(streaming):
+        function = jax.grad(functools.partial(total, streaming=streaming), has_aux=True)
         split_ = parallel.batch_sharding(mesh)
         compiled = jax.jit(function, in_shardings=split_).lower(z).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -128,22 +132,22 @@ def test_nothing_of_the_size_of_all_pairs_exists():
     rows, columns = 1024 // 8, 1024
     assert temporaries(None) > 4 * rows * columns
     # All embeddings on every device, 64 KB, and a few blocks of 128 x 64.
-    assert temporaries(Blocks(mesh, 64)) < 4 * rows * columns / 2
+    assert temporaries(Streaming(mesh, 64)) < 4 * rows * columns / 2
 
 
 def test_blocks_are_chosen_where_the_matrix_is_large():
     mesh = parallel.create_mesh()
-    assert choose_blocks(512, None) is None
-    assert choose_blocks(8192, None) == Blocks(None)
-    assert choose_blocks(4096, mesh) is None
-    assert choose_blocks(8192, mesh) == Blocks(mesh)
+    assert choose_streaming(512, None) is None
+    assert choose_streaming(8192, None) == Streaming(None)
+    assert choose_streaming(4096, mesh) is None
+    assert choose_streaming(8192, mesh) == Streaming(mesh)
 
 
 def test_block_sizes_bound_the_memory():
-    assert Blocks().size_for(512) == 2048
-    assert Blocks().size_for(8192) == 512
-    assert Blocks().size_for(10**6) == 256
-    assert Blocks(size=3).size_for(8192) == 3
+    assert Streaming().size_for(512) == 2048
+    assert Streaming().size_for(8192) == 512
+    assert Streaming().size_for(10**6) == 256
+    assert Streaming(size=3).size_for(8192) == 3
 
 
 def test_folding_sees_every_column_once():
