@@ -1,6 +1,5 @@
-"""Contrastive objectives and what is read off them, on whole global batches."""
+"""Contrastive losses and diagnostics, computed over the global batch."""
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,24 +20,24 @@ from simclr_jax.losses.streaming import Streaming, choose_streaming
 from simclr_jax.losses.sup_con import sup_con
 
 
-class Objective(NamedTuple):
-    """A loss and the value of it that tells nothing about the images."""
+class LossSpec(NamedTuple):
+    """A loss, its settings and its chance level.
 
-    # z [B, V, K], labels [B] if it has such a parameter, settings by keyword -> scalar
-    loss: Callable[..., jax.Array]
-    # B, V, settings by keyword -> the loss where all similarities are 0; None where a
-    # good encoder need not get below it
+    Attributes:
+      function: (z [B, V, K], labels [B] if `needs_labels`, settings by keyword) ->
+        float32 scalar.
+      chance: (B, V, settings by keyword) -> the loss where all similarities are 0; None
+        where a good encoder need not get below it.
+      settings: keys of the config's group `loss` that the function takes by keyword.
+      needs_labels: the function takes the labels after `z`.
+      can_stream: the function takes `streaming`; see `Streaming`.
+    """
+
+    function: Callable[..., jax.Array]
     chance: Callable[..., float | None]
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the loss takes the labels [B] behind z."""
-        return "labels" in inspect.signature(self.loss).parameters
-
-    @property
-    def can_stream(self) -> bool:
-        """Whether the loss can walk over the similarities in blocks."""
-        return "streaming" in inspect.signature(self.loss).parameters
+    settings: tuple[str, ...]
+    needs_labels: bool = False
+    can_stream: bool = False
 
 
 def _unless_mined(chance: float, semi_hard: bool) -> float | None:
@@ -47,26 +46,47 @@ def _unless_mined(chance: float, semi_hard: bool) -> float | None:
     return None if semi_hard else chance
 
 
-# Objectives by their name in the config. A loss gets those keys of the config's group
-# `loss` that its signature names.
+# By name in the config.
 LOSSES = {
-    "nt_xent": Objective(nt_xent, lambda b, v, **_: chance_level(b, v)),
-    "nt_logistic": Objective(
+    "nt_xent": LossSpec(
+        nt_xent,
+        chance=lambda b, v, **_: chance_level(b, v),
+        settings=("temperature", "normalize"),
+        can_stream=True,
+    ),
+    "nt_logistic": LossSpec(
         nt_logistic,
-        lambda b, v, semi_hard, **_: _unless_mined(2 * math.log(2), semi_hard),
+        chance=lambda b, v, semi_hard, **_: _unless_mined(2 * math.log(2), semi_hard),
+        settings=("temperature", "normalize", "semi_hard"),
     ),
-    "margin_triplet": Objective(
+    "margin_triplet": LossSpec(
         margin_triplet,
-        lambda b, v, margin, semi_hard, **_: _unless_mined(margin, semi_hard),
+        chance=lambda b, v, margin, semi_hard, **_: _unless_mined(margin, semi_hard),
+        settings=("margin", "normalize", "semi_hard"),
     ),
-    "dcl": Objective(dcl, lambda b, v, **_: math.log(b * v - v)),
-    "dclw": Objective(dclw, lambda b, v, **_: math.log(b * v - v)),
-    "sup_con": Objective(sup_con, lambda b, v, **_: chance_level(b, v)),
+    "dcl": LossSpec(
+        dcl,
+        chance=lambda b, v, **_: math.log(b * v - v),
+        settings=("temperature", "normalize"),
+        can_stream=True,
+    ),
+    "dclw": LossSpec(
+        dclw,
+        chance=lambda b, v, **_: math.log(b * v - v),
+        settings=("temperature", "weight_temperature", "normalize"),
+        can_stream=True,
+    ),
+    "sup_con": LossSpec(
+        sup_con,
+        chance=lambda b, v, **_: chance_level(b, v),
+        settings=("temperature", "normalize"),
+        needs_labels=True,
+    ),
 }
 
 __all__ = [
     "LOSSES",
-    "Objective",
+    "LossSpec",
     "Streaming",
     "chance_level",
     "choose_streaming",

@@ -8,7 +8,11 @@ from simclr_jax.optim.schedules import (
     warmup_cosine,
 )
 
+# Names of the functions above that take a learning rate.
+OPTIMIZERS = ("lars", "sgd", "adamw")
+
 __all__ = [
+    "OPTIMIZERS",
     "SCALING_RULES",
     "adamw",
     "freeze",

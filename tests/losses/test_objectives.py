@@ -58,14 +58,14 @@ def projections(num_images, num_views=2, width=5, *, seed=5):
 
 def inputs(name, z):
     """`z` and, if it has such a parameter, labels: twice 1, two without, 0, 2, 0."""
-    if "labels" not in inspect.signature(LOSSES[name].loss).parameters:
+    if not LOSSES[name].needs_labels:
         return (z,)
     return z, np.resize([1, 1, -1, -1, 0, 2, 0], len(z))
 
 
 def value_and_gradient(name, z, *labels, jit=False, **settings):
     # Not compiled as a whole unless asked: that would take 0.3 s for every setting.
-    function = jax.value_and_grad(functools.partial(LOSSES[name].loss, **settings))
+    function = jax.value_and_grad(functools.partial(LOSSES[name].function, **settings))
     return jax.block_until_ready((jax.jit(function) if jit else function)(z, *labels))
 
 
@@ -247,6 +247,17 @@ def test_every_objective_is_here():
     assert set(LOSSES) == set(ORACLES) == tested
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_table_agrees_with_the_signatures(name):
+    spec = LOSSES[name]
+    want = ["z"] + ["labels"] * spec.needs_labels
+    want += sorted([*spec.settings, *["streaming"] * spec.can_stream])
+    parameters = inspect.signature(spec.function).parameters.values()
+    positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    by_keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert positional + sorted(by_keyword) == want
+
+
 @pytest.mark.parametrize(("num_images", "num_views"), SHAPES)
 @each_objective
 def test_loss_and_gradient(fidelity, name, options, num_images, num_views):
@@ -276,7 +287,7 @@ def test_loss_and_gradient(fidelity, name, options, num_images, num_views):
 def test_loss_of_64_images(fidelity, name, options):
     args = inputs(name, projections(64))
     for settings in settings_of(name, options):
-        got = LOSSES[name].loss(*args, **settings)
+        got = LOSSES[name].function(*args, **settings)
         assert got.shape == ()
         assert got.dtype == jnp.float32
         want = oracle(name, *args, **settings)
@@ -314,7 +325,7 @@ def test_chance_is_the_loss_of_zeros(name, options, num_images, num_views):
     """Mined negatives do not change that loss, but a good encoder may stay there."""
     args = inputs(name, 0 * projections(num_images, num_views))
     for settings in settings_of(name, options):
-        loss = LOSSES[name].loss(*args, **settings)
+        loss = LOSSES[name].function(*args, **settings)
         chance = functools.partial(LOSSES[name].chance, num_images, num_views)
         want = chance(**settings | {"semi_hard": False})
         np.testing.assert_allclose(loss, want, rtol=1e-6)
@@ -357,7 +368,7 @@ def test_lengths_matter_only_if_not_normalised(name, options):
     settings = first_setting(name, options)
     loss, gradient = value_and_gradient(name, z, *labels, **settings)
     np.testing.assert_allclose(np.sum(gradient * z, axis=2), 0, atol=1e-5)
-    loss_of = functools.partial(LOSSES[name].loss, **settings)
+    loss_of = functools.partial(LOSSES[name].function, **settings)
     np.testing.assert_allclose(loss_of(scaled, *labels), loss, rtol=1e-5)
     plain = [loss_of(x, *labels, normalize=False) for x in (z, scaled)]
     assert abs(plain[0] - plain[1]) > 0.01
@@ -408,7 +419,7 @@ def test_eight_devices_are_one(name, options):
 @each_objective
 def test_products_are_in_full_float32(name, options):
     """Where the default precision is lower (TPU, GPU), also in the backward pass."""
-    loss = functools.partial(LOSSES[name].loss, **first_setting(name, options))
+    loss = functools.partial(LOSSES[name].function, **first_setting(name, options))
     text = jax.jit(jax.grad(loss)).lower(*inputs(name, projections(4))).as_text()
     products = [x for x in text.splitlines() if "stablehlo.dot_general" in x]
     assert len(products) >= 3
@@ -424,7 +435,7 @@ def test_products_are_in_full_float32(name, options):
 def test_settings_that_are_not_positive_are_named(name, setting, value):
     settings = first_setting(name, {}) | {setting: value}
     with pytest.raises(ValueError, match=f"^{setting}={value}: must be positive"):
-        LOSSES[name].loss(*inputs(name, projections(4)), **settings)
+        LOSSES[name].function(*inputs(name, projections(4)), **settings)
 
 
 @pytest.mark.parametrize("shape", [(4, 8), (4, 1, 8), (4, 2, 2, 8), (1, 2, 8)], ids=str)
@@ -434,15 +445,15 @@ def test_bad_shapes_are_named(name, options, shape):
     settings = first_setting(name, options)
     if shape == (1, 2, 8) and name in ("nt_xent", "sup_con"):
         # The positive is the only candidate.
-        assert LOSSES[name].loss(*args, **settings) == 0
+        assert LOSSES[name].function(*args, **settings) == 0
         return
     need = "B >= 2" if shape[0] == 1 else "V >= 2"
     with pytest.raises(ValueError, match=rf"{re.escape(str(shape))}: must .*{need}"):
-        LOSSES[name].loss(*args, **settings)
+        LOSSES[name].function(*args, **settings)
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (4, 2), ()], ids=str)
 def test_labels_must_be_one_for_each_image(shape):
     labels = np.zeros(shape, np.int32)
     with pytest.raises(ValueError, match=re.escape(f"{shape}: must be (4,)")):
-        LOSSES["sup_con"].loss(projections(4), labels, temperature=0.1)
+        LOSSES["sup_con"].function(projections(4), labels, temperature=0.1)

@@ -1,4 +1,4 @@
-"""The block-wise form: the same loss, gradient and diagnostics as the matrix."""
+"""The streaming form: the same loss, gradient and diagnostics as the matrix."""
 
 import functools
 
@@ -11,7 +11,7 @@ from simclr_jax import parallel
 from simclr_jax.losses import LOSSES, Streaming, choose_streaming, contrastive_metrics
 from simclr_jax.losses.streaming import fold_columns
 
-BLOCKWISE = [name for name, objective in LOSSES.items() if objective.can_stream]
+STREAMING = [name for name, spec in LOSSES.items() if spec.can_stream]
 
 
 def projections(num_images, num_views=2, width=16, *, seed=0, agreement=0.5):
@@ -27,7 +27,7 @@ def split(z, num_devices):
 
 @functools.partial(jax.jit, static_argnames=("name", "temperature", "streaming"))
 def value_and_gradient(z, name, temperature, streaming=None, **settings):
-    loss = LOSSES[name].loss
+    loss = LOSSES[name].function
     return jax.value_and_grad(
         lambda z: loss(z, temperature=temperature, streaming=streaming, **settings)
     )(z)
@@ -36,19 +36,19 @@ def value_and_gradient(z, name, temperature, streaming=None, **settings):
 def assert_same(name, z, num_devices, size, temperature=0.1):
     mesh, sharded = split(z, num_devices)
     expected, gradient = value_and_gradient(z, name, temperature)
-    value, block_gradient = value_and_gradient(
+    value, streamed_gradient = value_and_gradient(
         sharded, name, temperature, Streaming(mesh, size)
     )
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     scale = np.abs(gradient).max()
-    np.testing.assert_allclose(block_gradient / scale, gradient / scale, atol=3e-6)
+    np.testing.assert_allclose(streamed_gradient / scale, gradient / scale, atol=3e-6)
 
 
 def test_nt_xent_and_its_relatives_have_the_form():
-    assert BLOCKWISE == ["nt_xent", "dcl", "dclw"]
+    assert STREAMING == ["nt_xent", "dcl", "dclw"]
 
 
-@pytest.mark.parametrize("name", BLOCKWISE)
+@pytest.mark.parametrize("name", STREAMING)
 @pytest.mark.parametrize(
     ("num_images", "num_devices", "size"),
     [
@@ -74,15 +74,15 @@ def test_large_logits_do_not_overflow():
     z = 30 * projections(12)
     mesh, sharded = split(z, 2)
     settings = {"temperature": 0.05, "normalize": False}
-    loss = LOSSES["nt_xent"].loss
+    loss = LOSSES["nt_xent"].function
     expected, gradient = jax.value_and_grad(lambda z: loss(z, **settings))(z)
-    value, block_gradient = jax.value_and_grad(
+    value, streamed_gradient = jax.value_and_grad(
         lambda z: loss(z, **settings, streaming=Streaming(mesh, 5))
     )(sharded)
     assert np.isfinite(expected)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(
-        block_gradient, gradient, atol=1e-5 * np.abs(gradient).max()
+        streamed_gradient, gradient, atol=1e-5 * np.abs(gradient).max()
     )
 
 
@@ -120,7 +120,7 @@ def test_nothing_of_the_size_of_all_pairs_exists():
 
     def total(z, streaming):
         metrics = contrastive_metrics(z, temperature=0.1, streaming=streaming)
-        loss = LOSSES["nt_xent"].loss(z, temperature=0.1, streaming=streaming)
+        loss = LOSSES["nt_xent"].function(z, temperature=0.1, streaming=streaming)
         return loss, metrics
 
     def temporaries(streaming):
