@@ -2,8 +2,8 @@
 
     python -m simclr_jax.pretrain --config=configs/cifar10.py --workdir=RUN
 
-The same command again goes on exactly where the run stopped. On many hosts it has to be
-started on each of them, with the same run directory on a path that all share; see
+The same command run again resumes exactly where the run stopped. On many hosts, start
+it on each of them with the same run directory on a path that all share; see
 docs/launching.md.
 """
 
@@ -19,10 +19,10 @@ def main() -> None:
     """Runs the command."""
     cli.start_processes(_WORKDIR.value, handle_preemption=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.training.loop import train
+    from simclr_jax.training import loop
 
-    train(
-        _CONFIG.value,
+    loop.run(
+        loop.pretraining_job(_CONFIG.value),
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
     )

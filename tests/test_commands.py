@@ -13,11 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from pretraining import pretrain
 
 from simclr_jax.configs import smoke
 from simclr_jax.errors import InvalidInput
 from simclr_jax.runs import metrics_writer
-from simclr_jax.training import loop
 
 
 def tiny_config(workdir: pathlib.Path, *overrides: str) -> list[str]:
@@ -365,7 +365,7 @@ def test_bad_configs_are_refused_in_one_line_that_names_them(
         config.data.split = "all"
     config.update_from_flattened_dict({k: fill(v) for k, v in changes.items()})
     with pytest.raises(InvalidInput) as error:
-        loop.train(config, str(tmp_path / "run"))
+        pretrain(config, str(tmp_path / "run"))
     message = str(error.value)
     assert "\n" not in message
     assert all(fill(needle) in message for needle in needles), message

@@ -11,12 +11,12 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.bench import stages
-from simclr_jax.config import rules
+from simclr_jax.config import resolve, rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import DataError
 from simclr_jax.training import (
     bottleneck,
-    build,
+    compiling,
     device_views,
     input_pipeline,
     objectives,
@@ -117,12 +117,12 @@ def measure_device(
       placement: where views are made.
       secs: to go on for.
     """
-    config = rules.resolve(_placed(config, placement), num_examples=source.num_examples)
+    config = resolve.resolve(_placed(config, placement), num_examples=source.num_examples)
     mesh = parallel.create_mesh()
-    parts = build.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
-    made = device_views.of_config(config, mesh)
-    advance = step.compile_step(parts, mesh, made)
-    state = step.compile_init(parts, mesh, image_size=config.image_size)(
+    parts = step.pretraining_parts(config, num_classes=source.num_classes, mesh=mesh)
+    made = device_views.from_config(config, mesh)
+    advance = compiling.compile_step(parts, mesh, made)
+    state = compiling.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
     )
     if placement == "accelerator":
@@ -219,7 +219,7 @@ def measure(
     rules.validate(config)
     source = input_pipeline.open_source(config, config.data.split)
     source = input_pipeline.hold_in_memory(_placed(config, "host"), source)
-    rules.resolve(config, num_examples=source.num_examples)
+    resolve.resolve(config, num_examples=source.num_examples)
     report("measuring the input pipeline")
     hosts = [
         host

@@ -1,9 +1,6 @@
-"""Checks a config before anything else happens, and fills in what it leaves open."""
+"""The rules of all config keys; `validate` checks them before anything else."""
 
 import contextlib
-import hashlib
-import json
-import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,17 +8,12 @@ from typing import Any
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
+from simclr_jax.config import identity
 from simclr_jax.data import preprocessing
-from simclr_jax.data.sampling import draws, order
+from simclr_jax.data.sampling import draws
 from simclr_jax.data.views import composition
 from simclr_jax.errors import ConfigError
 from simclr_jax.models import resnet
-from simclr_jax.training import build
-
-_LOG = logging.getLogger(__name__)
-
-# The largest side of an image for which the reference uses the CIFAR stem.
-_CIFAR_STEM_MAX_SIZE = 32
 
 Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -63,7 +55,7 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """A setting that may be several values or, as in runs of before, one."""
+    """A setting that is one value or several."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
@@ -125,7 +117,7 @@ _RULES: list[Rule] = [
     *_one_of("loss.name", losses.LOSSES),
     *_one_of("loss.form", ("auto", "global", "streaming")),
     *_positive("loss.temperature", "loss.weight_temperature", "loss.margin"),
-    *_one_of("optimizer.name", build.OPTIMIZERS),
+    *_one_of("optimizer.name", optim.OPTIMIZERS),
     *_positive("optimizer.learning_rate", "optimizer.trust_coefficient"),
     *_one_of("optimizer.scaling", optim.SCALING_RULES),
     *_not_negative("optimizer.weight_decay"),
@@ -185,23 +177,6 @@ _ORDERED = (
     ("augment.noise.stddev_min", "augment.noise.stddev_max"),
 )
 
-# Keys that change how a run is stored, read or watched, and not what it computes.
-_OPERATIONAL = (
-    "data.data_dir",
-    "data.threads",
-    "data.parallel_reads",
-    "data.memory_mb",
-    "parallel.shard_state",
-    "parallel.remat",
-    "loss.form",
-    "log.",
-    "checkpoint.",
-    "evaluation.",
-    "finetune.init_from",
-    "distill.teacher",
-    "distill.init_from",
-)
-
 
 @contextlib.contextmanager
 def _as_config_error(key: str) -> Iterator[None]:
@@ -219,7 +194,7 @@ def validate(config: config_dict.ConfigDict) -> None:
     Raises:
       ConfigError: names the first key that breaks a rule, its value and the rule.
     """
-    flat = flatten(config)
+    flat = identity.flatten(config)
     rules = [*_RULES]
     for group, more in _MORE_RULES.items():
         rules += more if group in config else []
@@ -278,62 +253,6 @@ def _check_augmentations(config: config_dict.ConfigDict) -> None:
         )
 
 
-def resolve(
-    config: config_dict.ConfigDict, *, num_examples: int
-) -> config_dict.ConfigDict:
-    """A copy of the config with stem, training and warm-up steps decided.
-
-    Args:
-      config: valid.
-      num_examples: images in the training split.
-
-    Raises:
-      ConfigError: the dataset is smaller than a batch.
-    """
-    config = config.copy_and_resolve_references()
-    if config.batch.batch_size > num_examples:
-        raise ConfigError(
-            f"config.batch.batch_size={config.batch.batch_size}: must not exceed the "
-            f"{num_examples} images of {config.data.dataset}, since a batch holds no "
-            "image twice"
-        )
-    automatic = "cifar" if config.image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
-    if config.encoder.stem == "auto":
-        config.encoder.stem = automatic
-    elif config.encoder.stem != automatic:
-        _LOG.warning(
-            "config.encoder.stem=%r does not suit config.image_size=%d: the %s stem is "
-            "meant for it, and the other one costs many points of accuracy.",
-            config.encoder.stem,
-            config.image_size,
-            automatic,
-        )
-    schedule = config.schedule
-    steps_per_epoch = order.steps_per_epoch(
-        num_examples=num_examples,
-        batch_size=config.batch.batch_size,
-        block_size=config.data.block_size,
-    )
-    if steps_per_epoch == 0:
-        raise ConfigError(
-            f"config.data.block_size={config.data.block_size}: leaves no batch of "
-            f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
-        )
-    for name in ("train", "warmup"):
-        if schedule[f"{name}_steps"] is None:
-            epochs = schedule[f"{name}_epochs"]
-            schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
-    schedule.train_steps = max(schedule.train_steps, 1)
-    if schedule.warmup_steps >= schedule.train_steps:
-        _LOG.warning(
-            "config.schedule.warmup_steps=%d is not below train_steps=%d: the learning "
-            "rate never reaches its peak.",
-            schedule.warmup_steps,
-            schedule.train_steps,
-        )
-    return config
-
-
 def check_devices(config: config_dict.ConfigDict, num_devices: int, group: str) -> None:
     """Checks that every device gets the same number of images.
 
@@ -345,49 +264,9 @@ def check_devices(config: config_dict.ConfigDict, num_devices: int, group: str) 
     Raises:
       ConfigError: a batch is not divisible by the devices.
     """
-    for key, size in flatten(config).items():
+    for key, size in identity.flatten(config).items():
         is_size = key.startswith(f"{group}.") and key.endswith("batch_size")
         if is_size and size is not None and size % num_devices:
             raise ConfigError(
                 f"config.{key}={size}: must be divisible by the {num_devices} devices"
             )
-
-
-def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
-    """Leaves by their dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, config_dict.ConfigDict | dict):
-            for inner, leaf in flatten(value).items():
-                flat[f"{key}.{inner}"] = leaf
-        else:
-            flat[key] = value
-    return flat
-
-
-def fingerprint(config: dict[str, Any]) -> str:
-    """16 hex digits over all that processes of a run must have in common."""
-    # What each host may have for itself.
-    own = ("data.data_dir", "data.threads", "data.parallel_reads", "data.memory_mb")
-    return _digest({k: v for k, v in flatten(config).items() if k not in own})
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """16 hex digits that name what a config (as read from JSON) computes."""
-    named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
-    return _digest(named)
-
-
-def _digest(values: dict[str, Any]) -> str:
-    canonical = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys whose difference makes another experiment, as 'key: old -> new'."""
-    old_flat, new_flat = flatten(old), flatten(new)
-    return [
-        f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
-        for key in sorted({*old_flat, *new_flat})
-        if old_flat.get(key) != new_flat.get(key) and not key.startswith(_OPERATIONAL)
-    ]

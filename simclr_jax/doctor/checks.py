@@ -22,7 +22,7 @@ from simclr_jax import parallel
 from simclr_jax.doctor import equivalence
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed, first_line
 from simclr_jax.parallel import processes
-from simclr_jax.runs import directory
+from simclr_jax.runs import atomic, directory
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # Of some machines only. Different compilers make programs that do not fit together.
@@ -179,7 +179,7 @@ def _clocks() -> str:
 def _run_directory(workdir: str) -> str:
     """One folder for all hosts, writable, with room for checkpoints."""
     with processes.all_or_none():
-        directory.check_no_file(workdir)
+        atomic.check_no_file(workdir)
     existed = pathlib.Path(workdir).exists()
     directory.make_folder(workdir)
     free_gb = shutil.disk_usage(workdir).free / 1e9

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from simclr_jax import losses, models, optim, parallel
 from simclr_jax.models.simclr import Tree
-from simclr_jax.training import build, objectives, step
+from simclr_jax.training import compiling, objectives, step
 
 _IMAGE_SIZE, _NUM_CLASSES = 16, 4
 _LEAST_IMAGES = 32
@@ -94,9 +94,9 @@ class _Step:
 
     def __init__(self, mesh: Mesh, streaming: losses.Streaming | None) -> None:
         self._mesh = mesh
-        parts = _recipe(streaming)
-        self._advance = step.compile_step(parts, mesh)
-        init = step.compile_init(parts, mesh, image_size=_IMAGE_SIZE)
+        parts = _parts(streaming)
+        self._advance = compiling.compile_step(parts, mesh)
+        init = compiling.compile_init(parts, mesh, image_size=_IMAGE_SIZE)
         state = init(jax.random.key(0))
         self._params = _draw(state.params)
         # On the host, since a step takes its state's memory.
@@ -140,15 +140,15 @@ def _lars() -> optax.GradientTransformation:
     )
 
 
-def _recipe(streaming: losses.Streaming | None) -> build.Recipe:
-    return build.Recipe(
+def _parts(streaming: losses.Streaming | None) -> step.StepParts:
+    return step.StepParts(
         model=models.SimCLR(
             encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
             head=models.create_projection_head(num_layers=2, output_dim=16),
             num_classes=_NUM_CLASSES,
         ),
-        objective=objectives.Contrastive(
-            loss=lambda z, labels: losses.nt_xent(
+        objective=step.Contrastive(
+            loss=lambda z: losses.nt_xent(
                 z, temperature=_TEMPERATURE, streaming=streaming
             ),
             temperature=_TEMPERATURE,

@@ -6,7 +6,7 @@ from simclr_jax.training import loop
 
 
 def train(
-    job: loop.Job, workdir: str, *, allow_config_change: bool, classify: bool
+    job: loop.TrainingJob, workdir: str, *, allow_config_change: bool, classify: bool
 ) -> None:
     """Runs a training, then classifies the test split and prints the figure.
 

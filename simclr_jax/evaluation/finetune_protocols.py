@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import config_dict
 
-from simclr_jax.config import rules
+from simclr_jax.config import identity
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import metrics
 from simclr_jax.evaluation.overrides import with_training_overrides
@@ -73,7 +73,7 @@ def make_protocol(
         trained = encoders.load(str(folder))
         settings = {
             key: value
-            for key, value in rules.flatten(directory.as_json(config)).items()
+            for key, value in identity.flatten(identity.as_json(config)).items()
             if key.startswith(("finetune.", "optimizer.", "batch.", "schedule."))
         }
         train = f"{job.source.num_examples} of {task.dataset.train.name}"
@@ -88,6 +88,6 @@ def _drop_others(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
         if not processes.is_main() or not (folder / directory.CONFIG).exists():
             return
         old = directory.read_config(str(folder))
-        if rules.differing_keys(old, directory.as_json(config)):
+        if identity.differing_keys(old, identity.as_json(config)):
             _LOG.info("%s: is of other settings, begins anew", folder)
             shutil.rmtree(folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from simclr_jax.config import rules
+from simclr_jax.config import identity, rules
 from simclr_jax.errors import ConfigError
 
 # Keys that `--set` may change: those that say what is measured on, and how.
@@ -56,7 +56,7 @@ def _changed(
 ) -> config_dict.ConfigDict:
     """An unlocked copy with `changes`, and behind them what `overrides` say."""
     result = config.copy_and_resolve_references().unlock()
-    flat = rules.flatten(result)
+    flat = identity.flatten(result)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or key not in flat or not key.startswith(settable):

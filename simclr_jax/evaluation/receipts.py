@@ -15,7 +15,7 @@ from simclr_jax.errors import EncoderChanged
 from simclr_jax.evaluation import metrics
 from simclr_jax.evaluation.tasks import Dataset, Representation, Task
 from simclr_jax.parallel import processes
-from simclr_jax.runs import directory
+from simclr_jax.runs import atomic
 from simclr_jax.weights import encoder as encoders
 from simclr_jax.weights.encoder import PretrainedEncoder
 
@@ -133,7 +133,7 @@ class Evaluation:
         }
         if processes.is_main():
             path = pathlib.Path(self.workdir) / "eval" / f"{name}.json"
-            directory.write_file(path, json.dumps(receipt, indent=2) + "\n")
+            atomic.write_file(path, json.dumps(receipt, indent=2) + "\n")
             _LOG.info("wrote %s", path)
 
 

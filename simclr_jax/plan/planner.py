@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.config import rules
+from simclr_jax.config import resolve, rules
 from simclr_jax.errors import ConfigError
-from simclr_jax.plan import compiling, datasets, search, topologies
+from simclr_jax.plan import compiling, datasets, lowering, search, topologies
 from simclr_jax.plan.described import described, described_views
 from simclr_jax.plan.plans import Memory, Plan, Views
 from simclr_jax.plan.topologies import Topology
-from simclr_jax.training import build, step
+from simclr_jax.training import step
 
 
 def make_planner(
@@ -78,7 +78,7 @@ class Planner:
                     f"{resolved.data.dataset} are not known to have one size"
                 )
             # Raises where the objective and the labels do not go together.
-            build.make_recipe(resolved, num_classes=self.dataset.num_classes)
+            step.pretraining_parts(resolved, num_classes=self.dataset.num_classes)
         elif resolved.batch.batch_size % topology.devices:
             raise ConfigError(
                 f"config.batch.batch_size={resolved.batch.batch_size}: must be "
@@ -126,7 +126,7 @@ class Planner:
         config = self.config.copy_and_resolve_references()
         config.batch.batch_size = batch_size
         examples = batch_size if self.dataset is None else self.dataset.num_examples
-        return rules.resolve(config, num_examples=examples)
+        return resolve.resolve(config, num_examples=examples)
 
     def _on_accelerator(self) -> bool:
         return self.config.augment.placement == "accelerator"
@@ -142,7 +142,7 @@ class Planner:
     ) -> Views:
         start = time.monotonic()
         label = f"compiling the views for {topology.name}"
-        lowered = step.lower_views(config, mesh, dataset_shape=self._dataset_shape())
+        lowered = lowering.lower_views(config, mesh, dataset_shape=self._dataset_shape())
         compiled = compiling.compile_program(lowered, label, self.report)
         seconds = time.monotonic() - start
         return described_views(compiled, topology, compile_seconds=seconds)
@@ -155,9 +155,9 @@ class Planner:
         self.report(label)
         start = time.monotonic()
         if self.dataset is None:
-            lowered = step.lower_loss(config, mesh)
+            lowered = lowering.lower_loss(config, mesh)
         else:
-            lowered = step.lower(
+            lowered = lowering.lower(
                 config,
                 mesh,
                 num_classes=self.dataset.num_classes,

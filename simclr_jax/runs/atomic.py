@@ -1,4 +1,4 @@
-"""Folders that a command makes, which are there as a whole or not at all."""
+"""Files and folders that appear as a whole or not at all."""
 
 import contextlib
 import os
@@ -7,7 +7,28 @@ import shutil
 from collections.abc import Iterator
 
 from simclr_jax.errors import ConfigError
-from simclr_jax.runs import directory
+
+
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a file of a run, so that it is there as a whole or not at all.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    replacement = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replacement.write_text(text, encoding="utf-8")
+        os.replace(replacement, path)
+    except OSError as error:
+        raise ConfigError(f"file {path}: cannot be written ({error})") from error
+
+
+def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
+    """Raises ConfigError if there is a file in the place of the run directory."""
+    folder = pathlib.Path(workdir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
 
 
 def check_free(path: str, *, flag: str) -> None:
@@ -17,7 +38,7 @@ def check_free(path: str, *, flag: str) -> None:
     folder = pathlib.Path(path)
     if folder.resolve() == pathlib.Path.cwd():
         raise ConfigError(f"--{flag}={path}: must not be the current folder")
-    directory.check_no_file(path, flag=flag)
+    check_no_file(path, flag=flag)
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"--{flag}={path}: must be new or empty")
 

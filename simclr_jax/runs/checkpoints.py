@@ -1,6 +1,6 @@
 """Checkpoints of a run, through Orbax: asynchronous and atomic.
 
-A checkpoint has four items: `state` (everything a run needs to go on), `encoder`
+A checkpoint has four items: `state` (everything a run needs to resume), `encoder`
 (parameters and BatchNorm statistics of the encoder alone), `heads` (those of the
 projection head and the probe) and `description` (JSON: how to build them, the
 preprocessing, the config's hash). Users of pretrained weights read the last three;
@@ -10,23 +10,20 @@ imported weights have no state.
 import dataclasses
 import logging
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
-from ml_collections import config_dict
 
 from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
-from simclr_jax.models.simclr import SimCLR, Tree
-from simclr_jax.training import build
-from simclr_jax.runs import directory
-from simclr_jax.config import rules
-from simclr_jax.training.step import TrainState
+from simclr_jax.models.simclr import Tree
 
 _LOG = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+# A dataclass of trees of arrays with `params` and `batch_stats`: `step.TrainState`.
+State = TypeVar("State")
 
 
 class Checkpoints:
@@ -57,7 +54,7 @@ class Checkpoints:
         """The step of the newest complete checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, description: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, description: dict[str, Any]) -> None:
         """Starts to save; returns once the state is copied off the devices."""
         self._save(
             step,
@@ -70,7 +67,7 @@ class Checkpoints:
     def save_weights(
         self, step: int, params: Tree, batch_stats: Tree, description: dict[str, Any]
     ) -> None:
-        """Saves weights without the state of a run; pretraining cannot go on there."""
+        """Saves weights without the state of a run; pretraining cannot resume from them."""
         self._save(step, params, batch_stats, description)
 
     def _save(
@@ -94,7 +91,7 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, step: int, like: TrainState, sharding: TrainState) -> TrainState:
+    def restore(self, step: int, like: State, sharding: State) -> State:
         """Reads a state, whatever devices and shardings it was written from.
 
         Args:
@@ -109,7 +106,7 @@ class Checkpoints:
         if not (self._folder / str(step) / "state").exists():
             raise CheckpointError(
                 f"checkpoint {self._folder / str(step)}: holds imported weights and no "
-                "state of a pretraining that could go on; use a new workdir"
+                "state of a pretraining to resume; use a new workdir"
             )
         target = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(
@@ -124,7 +121,7 @@ class Checkpoints:
             )
         except (ValueError, OSError, KeyError) as error:
             raise CheckpointError(_damaged(self._folder / str(step), error)) from error
-        return TrainState(**items["state"])
+        return type(like)(**items["state"])
 
     def wait(self) -> None:
         """Returns when every save so far is on disk; raises if one failed."""
@@ -148,29 +145,7 @@ def separate_encoder(variables: Tree) -> tuple[Tree, Tree]:
     return encoder, heads
 
 
-def describe(config: config_dict.ConfigDict, model: SimCLR) -> dict[str, Any]:
-    """The item `description`: what is to be known of a checkpoint's weights.
-
-    Args:
-      config: resolved.
-      model: of the config.
-    """
-    kept = {"kept_layers": model.head.kept_layers}
-    return {
-        "encoder": build.encoder_settings(config),
-        "head": build.head_settings(config) | kept,
-        "num_classes": model.num_classes,
-        "fine_tuned": model.fine_tuned,
-        "preprocessing": {
-            "image_size": config.image_size,
-            "crop_proportion": config.evaluation.crop_proportion,
-            "resize": config.evaluation.resize,
-        },
-        "config_hash": rules.config_hash(directory.as_json(config)),
-    }
-
-
-def _fields(state: TrainState) -> dict[str, Any]:
+def _fields(state: Any) -> dict[str, Any]:
     # Not dataclasses.asdict, which would copy every array.
     return {
         field.name: getattr(state, field.name) for field in dataclasses.fields(state)
@@ -181,7 +156,7 @@ def _damaged(path: pathlib.Path, error: Exception) -> str:
     return (
         f"checkpoint {path}: cannot be restored ({first_line(error)}). Either the "
         "config changed since, or its files are damaged; in that case remove this "
-        "folder, and the run goes on from the one before."
+        "folder, and the run resumes from the one before it."
     )
 
 

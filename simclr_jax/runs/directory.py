@@ -1,16 +1,16 @@
-"""The run directory: its config, written once, and who may go on in it."""
+"""The run directory: its config, and which config may resume in it."""
 
 import json
-import os
 import pathlib
 import uuid
 from typing import Any
 
 from ml_collections import config_dict
 
+from simclr_jax.config import identity
 from simclr_jax.errors import ConfigError
 from simclr_jax.parallel import processes
-from simclr_jax.config.rules import differing_keys
+from simclr_jax.runs import atomic, format
 
 CONFIG = "config.json"
 
@@ -23,27 +23,22 @@ def check(
     Args:
       workdir: the run directory; need not be there.
       config: resolved.
-      allow_config_change: accept a directory whose config differs.
+      allow_config_change: resume although the directory's config differs.
 
     Raises:
       ConfigError: the directory is another config's, or no folder.
     """
-    check_no_file(workdir)
+    atomic.check_no_file(workdir)
     if (pathlib.Path(workdir) / CONFIG).exists() and not allow_config_change:
-        changes = differing_keys(read_config(workdir), as_json(config))
+        changes = identity.differing_keys(
+            read_config(workdir), identity.as_json(config)
+        )
         if changes:
             raise ConfigError(
                 f"--workdir={workdir}: holds a run of another config "
                 f"({'; '.join(changes)}); use a new workdir, or --allow_config_change "
-                "to go on with the new values"
+                "to resume with the new values"
             )
-
-
-def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
-    """Raises ConfigError if there is a file in the place of the run directory."""
-    folder = pathlib.Path(workdir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
 
 
 def make_folder(workdir: str) -> None:
@@ -87,35 +82,17 @@ def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
     """
     if not processes.is_main():
         return
-    text = json.dumps(as_json(config), indent=2, sort_keys=True)
-    write_file(pathlib.Path(workdir) / CONFIG, text + "\n")
-
-
-def write_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file of a run, so that it is there as a whole or not at all.
-
-    Raises:
-      ConfigError: it cannot be written.
-    """
-    replacement = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replacement.write_text(text, encoding="utf-8")
-        os.replace(replacement, path)
-    except OSError as error:
-        raise ConfigError(f"file {path}: cannot be written ({error})") from error
-
-
-def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:
-    """The config as it comes back from `config.json`."""
-    return json.loads(json.dumps(config.to_dict()))
+    stored = format.stamp(identity.as_json(config))
+    text = json.dumps(stored, indent=2, sort_keys=True)
+    atomic.write_file(pathlib.Path(workdir) / CONFIG, text + "\n")
 
 
 def read_config(workdir: str) -> dict[str, Any]:
-    """The config of a run.
+    """The config of a run, in this version's keys.
 
     Raises:
-      ConfigError: the folder is no run directory, or its config is damaged.
+      ConfigError: the folder is no run directory, or its config is damaged or of a
+        later format.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
@@ -126,4 +103,4 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise ConfigError(f"file {path}: is no valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"file {path}: must hold a JSON object")
-    return config
+    return format.upgrade(config, file=str(path))

@@ -20,14 +20,14 @@ _CAUSES = {
 class HealthMonitor:
     """Follows the metrics of a run and says in words how it is doing."""
 
-    def __init__(self, *, rank_tells: bool = True) -> None:
+    def __init__(self, *, check_rank: bool = True) -> None:
         """Starts without a verdict.
 
         Args:
-          rank_tells: whether few directions of z are a bad sign. With labels they are
+          check_rank: whether few directions of z are a bad sign. With labels they are
             not: C classes apart from each other span C - 1 directions.
         """
-        self._rank_tells = rank_tells
+        self._check_rank = check_rank
         self._verdict = "too early to tell"
         self._state = ""
         self._since = 0
@@ -57,7 +57,7 @@ class HealthMonitor:
         return self._verdict
 
     def _judge(self, metrics: Mapping[str, float]) -> str:
-        on_a_line = self._rank_tells and metrics["effective_rank_z"] < _COLLAPSED_RANK
+        on_a_line = self._check_rank and metrics["effective_rank_z"] < _COLLAPSED_RANK
         if on_a_line or metrics["negative_similarity"] > _COLLAPSED_SIMILARITY:
             return "collapsed"
         if "chance" in metrics:

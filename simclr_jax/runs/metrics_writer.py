@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from simclr_jax.runs.directory import write_file
+from simclr_jax.runs.atomic import write_file
 
 FILE_NAME = "metrics.jsonl"
 # Metrics of the progress line, by its words for them.

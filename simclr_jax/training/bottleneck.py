@@ -12,7 +12,7 @@ def of_wait(input_wait_share: float) -> str:
 
 
 def of_rates(host_images_per_sec: float, device_images_per_sec: float) -> str:
-    """By what both sides could do alone."""
+    """By the rates of both sides alone."""
     return HOST_INPUT if host_images_per_sec < device_images_per_sec else DEVICE
 
 
@@ -22,6 +22,6 @@ def advice(bottleneck: str, input_wait_share: float) -> str:
         return "Bottleneck: device; the input pipeline keeps up."
     return (
         f"Bottleneck: host input; devices wait {input_wait_share:.0%} of the time. "
-        "`python -m simclr_jax.bench` tells which stage; config.augment.placement and "
-        "config.data.parallel_reads are what to try."
+        "`python -m simclr_jax.bench` tells which stage; try config.augment.placement "
+        "and config.data.parallel_reads."
     )

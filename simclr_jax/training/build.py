@@ -1,7 +1,5 @@
-"""The parts of a train step, made from a config."""
+"""Builds models, optimisers and schedules from a config, and describes weights."""
 
-import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,34 +10,12 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
+from simclr_jax.config import identity
 from simclr_jax.errors import ConfigError
-from simclr_jax.training.objectives import NUM_VIEWS, Contrastive, Loss, Objective
+from simclr_jax.training.objectives import NUM_VIEWS
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
-_ARRAYS = ("z", "labels")
 OPTIMIZERS = ("lars", "sgd", "adamw")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What a train step is made of. Hashable: a static argument of `jax.jit`.
-
-    Attributes:
-      model: encoder, head and optional probe.
-      objective: what is minimised.
-      optimizer: of all parameters.
-      schedule: step -> learning rate; for the log, since `optimizer` holds it too.
-      num_micro_batches: parts in which the model sees the batch; see `micro_batches`.
-      shard_state: hold parameters and optimiser state once over all devices instead of
-        on each of them.
-    """
-
-    model: models.SimCLR
-    objective: Objective
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
-    num_micro_batches: int = 1
-    shard_state: bool = False
 
 
 def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -82,8 +58,8 @@ def head_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
         "output_dim": head.output_dim,
         "batch_norm_momentum": encoder.batch_norm_momentum,
         "batch_norm_epsilon": encoder.batch_norm_epsilon,
-        # Too small to be worth rounding: a thousandth of the encoder's work. Its weight
-        # gradients are so summed in float32 too.
+        # The head has 0.1 % of the FLOPs: it stays in float32, and so does the
+        # all-reduce of its gradients.
         "dtype": "float32",
     }
 
@@ -97,6 +73,11 @@ def make_head(settings: dict[str, Any]) -> models.ProjectionHead:
 def convolutions_for(platform: str) -> str:
     """The formulation of convolutions that is fast on 'cpu', 'gpu' or 'tpu'."""
     return "cpu" if platform == "cpu" else "direct"
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """'cpu', 'gpu' or 'tpu'; of the default device where `mesh` is None."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def execution_settings(config: config_dict.ConfigDict, platform: str) -> dict[str, Any]:
@@ -121,53 +102,19 @@ def make_model(
     )
 
 
-def make_loss(
-    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
-) -> tuple[Loss, float | None, losses.Streaming | None]:
-    """The config's objective.
-
-    Args:
-      config: the whole config; the objective's settings are in its group `loss`.
-      num_classes: of the training labels; None where there are none.
-      mesh: that the batch is split over; None for one device.
-
-    Returns:
-      The loss, its value at chance as in `Recipe`, and how it walks over similarities.
+def make_streaming(
+    config: config_dict.ConfigDict, mesh: Mesh | None
+) -> losses.Streaming | None:
+    """How loss and diagnostics walk over the similarities; None: as one matrix.
 
     Raises:
-      ConfigError: the objective needs labels and there are none, or has no block-wise
-        form and is to have one.
+      ConfigError: the loss is to stream and has no such form.
     """
-    name = config.loss.name
-    objective = losses.LOSSES[name]
-    streaming = _make_streaming(config, objective, mesh)
-    parameters = inspect.signature(objective.loss).parameters
-    given = {"streaming": streaming} if objective.can_stream else {}
-    settings = {
-        key: config.loss[key]
-        for key in parameters
-        if key not in _ARRAYS and key not in given
-    }
-    chance = objective.chance(config.batch.batch_size, NUM_VIEWS, **settings)
-    settings |= given
-    if not objective.needs_labels:
-        return lambda z, labels: objective.loss(z, **settings), chance, streaming
-    if num_classes is None:
-        raise ConfigError(
-            f"config.loss.name={name!r}: needs labels, and config.data.dataset="
-            f"{config.data.dataset!r} has none"
-        )
-    return lambda z, labels: objective.loss(z, labels, **settings), chance, streaming
-
-
-def _make_streaming(
-    config: config_dict.ConfigDict, objective: losses.Objective, mesh: Mesh | None
-) -> losses.Streaming | None:
     form = config.loss.form
     if form == "global":
         return None
     if form == "streaming":
-        if not objective.can_stream:
+        if not losses.LOSSES[config.loss.name].can_stream:
             raise ConfigError(
                 f"config.loss.form='streaming': config.loss.name={config.loss.name!r} "
                 "has no such form"
@@ -224,33 +171,23 @@ def make_optimizer(
     raise ValueError(f"optimizer.name={optimizer.name!r}: must be one of {OPTIMIZERS}")
 
 
-def make_recipe(
-    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
-) -> Recipe:
-    """Everything a train step needs.
+def describe(config: config_dict.ConfigDict, model: models.SimCLR) -> dict[str, Any]:
+    """How to rebuild a model and prepare its images: a checkpoint's `description`.
 
     Args:
-      config: resolved, so with training and warm-up steps decided.
-      num_classes: of the training labels; None where there are none.
-      mesh: that the step is to run on; None for one device.
-
-    Raises:
-      ConfigError: as `make_loss`.
+      config: resolved.
+      model: of the config.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    schedule = make_schedule(config)
-    loss, chance, streaming = make_loss(config, num_classes=num_classes, mesh=mesh)
-    return Recipe(
-        model=make_model(config, num_classes=num_classes, platform=platform),
-        objective=Contrastive(
-            loss=loss,
-            temperature=config.loss.temperature,
-            chance=chance,
-            streaming=streaming,
-            probe_weight_decay=config.optimizer.weight_decay,
-        ),
-        optimizer=make_optimizer(config.optimizer, schedule),
-        schedule=schedule,
-        num_micro_batches=count_micro_batches(config),
-        shard_state=config.parallel.shard_state,
-    )
+    kept = {"kept_layers": model.head.kept_layers}
+    return {
+        "encoder": encoder_settings(config),
+        "head": head_settings(config) | kept,
+        "num_classes": model.num_classes,
+        "fine_tuned": model.fine_tuned,
+        "preprocessing": {
+            "image_size": config.image_size,
+            "crop_proportion": config.evaluation.crop_proportion,
+            "resize": config.evaluation.resize,
+        },
+        "config_hash": identity.config_hash(identity.as_json(config)),
+    }

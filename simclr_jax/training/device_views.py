@@ -1,6 +1,4 @@
-"""Views that are made on the accelerator, as a part of the train step."""
-
-from typing import Any
+"""Views computed on the accelerator, as a part of the train step."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +8,18 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.data.views import resident
 from simclr_jax.data.views.composition import Composition
-from simclr_jax.training.objectives import NUM_VIEWS
-
-Batch = dict[str, Any]
+from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
 
 def make_composition(config: config_dict.ConfigDict) -> Composition:
-    """What the config's views are made of."""
+    """The operations of the config's views, with their settings."""
     operations = tuple(config.augment.operations)
     settings = {name: dict(config.augment[name]) for name in operations}
     return Composition(operations, settings, config.image_size)
 
 
 class DeviceViews:
-    """What a train step does first with what it is given; see `of_config`."""
+    """The first part of a train step: views from its input; see `from_config`."""
 
     def __init__(
         self, config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
@@ -34,9 +30,9 @@ class DeviceViews:
         self._batch_size = config.batch.batch_size
         self._num_views = num_views
         batch = parallel.batch_sharding(mesh)
-        # What the step is given: a batch in parts, or the whole dataset everywhere.
+        # Of the step's input: a batch split over devices, or the dataset replicated.
         self.input_sharding: NamedSharding = batch
-        # Views are made a micro-batch at a time as well, since they are floats then.
+        # Augment per micro-batch too: augmented views are float32, 4 times the uint8.
         parts = self._batch_size // (config.batch.micro_batch_size or self._batch_size)
         self._views = resident.in_parts(self._composition, parts)
         if self.placement == "accelerator":
@@ -50,11 +46,11 @@ class DeviceViews:
                 parts=parts,
             )
 
-    def __call__(self, given: Batch, step: jax.Array) -> Batch:
+    def __call__(self, inputs: Batch, step: jax.Array) -> Batch:
         """The batch of views that the model sees at a step.
 
         Args:
-          given: `images` and `labels`: of a batch of crops [B, V, S, S, 3] with their
+          inputs: `images` and `labels`: of a batch of crops [B, V, S, S, 3] with their
             `draws` [B, V, D], or of the dataset [N, H, W, 3].
           step: int32 scalar.
 
@@ -62,12 +58,14 @@ class DeviceViews:
           `images` uint8 [B, V, S, S, 3] and `labels` int32 [B].
         """
         if self.placement == "accelerator":
-            return self._batches(given, step)
-        images = self._views(given["images"], given["draws"], None)
-        return {"images": images, "labels": given["labels"]}
+            return self._batches(inputs, step)
+        images = self._views(inputs["images"], inputs["draws"], None)
+        return {"images": images, "labels": inputs["labels"]}
 
-    def input_shapes(self, dataset_shape: tuple[int, int, int] | None) -> Batch:
-        """Shapes of what the step is given.
+    def input_shapes(
+        self, dataset_shape: tuple[int, int, int] | None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the step's input.
 
         Args:
           dataset_shape: (N, H, W), where the accelerator holds the dataset.
@@ -88,10 +86,10 @@ class DeviceViews:
         }
 
 
-def of_config(
-    config: config_dict.ConfigDict, mesh: Mesh, *, num_views: int = NUM_VIEWS
+def from_config(
+    config: config_dict.ConfigDict, mesh: Mesh, num_views: int = NUM_VIEWS
 ) -> DeviceViews | None:
-    """How the train step makes views; None where it is given them."""
+    """How the train step computes views; None where the host does."""
     if config.augment.placement == "host":
         return None
     return DeviceViews(config, mesh, num_views=num_views)

@@ -4,9 +4,12 @@ Teacher and student see the same views. The student may be as large as the teach
 smaller, and start from drawn or from pretrained weights.
 """
 
+import dataclasses
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
+import optax
 from ml_collections import config_dict
 
 from simclr_jax import parallel
@@ -14,10 +17,53 @@ from simclr_jax.config import rules
 from simclr_jax.data.sources import subsets
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
+from simclr_jax.models.simclr import Outputs, Tree
 from simclr_jax.parallel import processes
 from simclr_jax.training import finetuning, input_pipeline, loop
 from simclr_jax.training.finetuning import Weights
-from simclr_jax.training.objectives import Distillation
+from simclr_jax.training.objectives import Batch, Metrics, classification, kernel_decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """A teacher's soft labels of one view (SimCLRv2, equations 2 and 3).
+
+    Attributes:
+      temperature: tau, of both softmaxes.
+      labelled_weight: 1 - alpha, the share of the labels' own cross entropy.
+      classifier_weight_decay: as in `Supervised`.
+    """
+
+    temperature: float
+    labelled_weight: float = 0.0
+    classifier_weight_decay: float = 0.0
+    chance: float | None = None
+    num_views: int = 1
+
+    def __call__(
+        self, outputs: Outputs, params: Tree, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        """See `Objective`; the batch has `teacher_logits` [B, classes]."""
+        assert outputs.logits is not None
+        teacher = batch["teacher_logits"]
+        distilled = jnp.mean(
+            optax.softmax_cross_entropy(
+                outputs.logits / self.temperature,
+                jax.nn.softmax(teacher / self.temperature),
+            )
+        )
+        labelled, accuracy = classification(outputs.logits, batch["labels"])
+        weight = self.labelled_weight
+        loss = (1 - weight) * distilled + weight * labelled
+        agree = jnp.argmax(outputs.logits, -1) == jnp.argmax(teacher, -1)
+        metrics = {
+            "loss": loss,
+            "distillation_loss": distilled,
+            "labelled_loss": labelled,
+            "accuracy": accuracy,
+            "teacher_agreement": jnp.mean(agree.astype(jnp.float32)),
+        }
+        return loss + kernel_decay(params, self.classifier_weight_decay), metrics
 
 
 class Classifying(Weights, Protocol):
@@ -30,7 +76,7 @@ class Classifying(Weights, Protocol):
 
 def make_job(
     config: config_dict.ConfigDict, teacher: Classifying, weights: Weights | None = None
-) -> loop.Job:
+) -> loop.TrainingJob:
     """Checks and opens all that a student needs; `loop.run` does the rest.
 
     Args:
@@ -75,9 +121,9 @@ def make_job(
             mesh=mesh,
             kept_layers=0,
         )
-    begin = None if weights is None else finetuning.begin_from(weights)
-    return loop.Job(
-        config, source, parts, mesh, begin=begin, teacher=teacher.classifier()
+    initialize = None if weights is None else finetuning.initialize_from(weights)
+    return loop.TrainingJob(
+        config, source, parts, mesh, initialize=initialize, teacher=teacher.classifier()
     )
 
 

@@ -5,6 +5,7 @@ SimCLRv2 puts the classifier on a middle layer of the projection head instead of
 so keeps a part of the head (section 2.2).
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,18 +16,46 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import models, optim, parallel
-from simclr_jax.config import rules
+from simclr_jax.config import resolve, rules
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources import subsets
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
-from simclr_jax.models.simclr import Tree
+from simclr_jax.models.simclr import Outputs, Tree
 from simclr_jax.parallel import processes
-from simclr_jax.training import build, input_pipeline, loop
-from simclr_jax.training.objectives import Objective, Supervised
+from simclr_jax.training import build, input_pipeline, loop, step
+from simclr_jax.training.objectives import (
+    Batch,
+    Metrics,
+    Objective,
+    classification,
+    kernel_decay,
+)
 from simclr_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """Cross entropy of the labels, of one view.
+
+    Attributes:
+      classifier_weight_decay: of the classifier's kernel, as half the squared norm.
+    """
+
+    classifier_weight_decay: float = 0.0
+    chance: float | None = None
+    num_views: int = 1
+
+    def __call__(
+        self, outputs: Outputs, params: Tree, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        """See `Objective`."""
+        assert outputs.logits is not None
+        loss, accuracy = classification(outputs.logits, batch["labels"])
+        decay = kernel_decay(params, self.classifier_weight_decay)
+        return loss + decay, {"loss": loss, "accuracy": accuracy}
 
 
 class Weights(Protocol):
@@ -60,7 +89,7 @@ class Weights(Protocol):
         ...
 
 
-def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.Job:
+def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJob:
     """Checks and opens all that fine-tuning needs; `loop.run` does the rest.
 
     Args:
@@ -93,7 +122,9 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.Job:
             frozen_through=settings.after_group,
             frozen_batch_norm=settings.batch_norm == "frozen",
         )
-    return loop.Job(config, source, parts, mesh, begin=begin_from(weights))
+    return loop.TrainingJob(
+        config, source, parts, mesh, initialize=initialize_from(weights)
+    )
 
 
 def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.ConfigDict:
@@ -153,9 +184,8 @@ def ready(
     config: config_dict.ConfigDict, source: Source
 ) -> tuple[config_dict.ConfigDict, Source]:
     """(the config resolved, the images held in memory where they should be)."""
-    input_pipeline.make_buffers(config, batch_size=config.batch.batch_size, num_views=1)
-    source = input_pipeline.hold_in_memory(config, source)
-    return rules.resolve(config, num_examples=source.num_examples), source
+    source = input_pipeline.hold_in_memory(config, source, num_views=1)
+    return resolve.resolve(config, num_examples=source.num_examples), source
 
 
 def make_supervised(
@@ -167,8 +197,8 @@ def make_supervised(
     kept_layers: int,
     frozen_through: int = -1,
     frozen_batch_norm: bool = False,
-) -> build.Recipe:
-    """A recipe with a new classifier on what is kept of the head.
+) -> step.StepParts:
+    """The parts of a step with a new classifier on the remaining layers of the head.
 
     Args:
       config: resolved.
@@ -198,7 +228,7 @@ def make_supervised(
     optimizer = build.make_optimizer(config.optimizer, schedule)
     if frozen_through >= 0 or frozen_batch_norm:
         optimizer = _freeze(optimizer, frozen_through, frozen_batch_norm)
-    return build.Recipe(
+    return step.StepParts(
         model=model,
         objective=objective,
         optimizer=optimizer,
@@ -224,12 +254,12 @@ def _freeze(
     return optim.freeze(optimizer, is_frozen)
 
 
-def begin_from(weights: Weights) -> jax.tree_util.Partial:
+def initialize_from(weights: Weights) -> jax.tree_util.Partial:
     """What puts weights into a drawn state; its classifier stays as drawn."""
-    return jax.tree_util.Partial(_begin, weights.variables, weights.heads)
+    return jax.tree_util.Partial(_initialize, weights.variables, weights.heads)
 
 
-def _begin(variables: Tree, heads: Tree, state: TrainState) -> TrainState:
+def _initialize(variables: Tree, heads: Tree, state: TrainState) -> TrainState:
     def replaced(drawn: Tree, name: str) -> Tree:
         given = {"encoder": variables[name]}
         if "head" in drawn:

@@ -1,4 +1,4 @@
-"""Sources and batches, made from a config."""
+"""The training images and their batches, opened by a config."""
 
 import functools
 import itertools
@@ -20,7 +20,7 @@ from simclr_jax.data.sources.base import Source
 from simclr_jax.data.views import definition
 from simclr_jax.errors import DataError, InvalidInput
 from simclr_jax.training.device_views import make_composition
-from simclr_jax.training.objectives import NUM_VIEWS
+from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
 _LOG = logging.getLogger(__name__)
 _GAP = 2  # white pixels between the tiles of a preview
@@ -81,20 +81,24 @@ def make_buffers(
     )
 
 
-def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
-    """The training images as pixels in memory, where they fit and should be.
+def hold_in_memory(
+    config: config_dict.ConfigDict, source: Source, num_views: int = NUM_VIEWS
+) -> Source:
+    """The training images, decoded into memory if they fit and the config allows it.
 
     Raises:
-      DataError: views are to be made on the accelerator, and the images do not fit or
-        are made up.
+      DataError: `data.memory_mb` is too small for batches of `num_views` views; or
+        views are to be computed on the accelerator, and the images do not fit there or
+        are synthetic.
     """
+    make_buffers(config, batch_size=config.batch.batch_size, num_views=num_views)
     limit_mb = config.data.in_memory_mb
     on_accelerator = config.augment.placement == "accelerator"
     if in_memory.fits(source, limit_mb=limit_mb):
-        held = in_memory.load(source)
+        pixels = in_memory.load(source)
         if on_accelerator:
-            in_memory.pixels(held)
-        return held
+            in_memory.pixels(pixels)  # raises where it cannot be held
+        return pixels
     if on_accelerator:
         why = (
             f"take more than config.data.in_memory_mb={limit_mb}"
@@ -102,8 +106,9 @@ def hold_in_memory(config: config_dict.ConfigDict, source: Source) -> Source:
             else "are not known to have one size"
         )
         raise DataError(
-            f"config.augment.placement='accelerator': the images of {source.name} {why}; "
-            "'host_crop' leaves all but the crop to the accelerator"
+            "config.augment.placement='accelerator': the images of "
+            f"{source.name} {why}; 'host_crop' leaves all but the crop to the "
+            "accelerator"
         )
     return source
 
@@ -115,7 +120,7 @@ def local_batches(
     *,
     num_views: int = NUM_VIEWS,
 ) -> Iterator[pipeline.Batch]:
-    """This host's part of each step's batch, made on the host, at least its crops."""
+    """This host's slice of each step's batch: views, or crops with their draws."""
     buffers = make_buffers(
         config, batch_size=config.batch.batch_size, num_views=num_views
     )
@@ -148,13 +153,12 @@ def global_batches(
     source: Source,
     start_step: int,
     mesh: Mesh,
-    *,
     num_views: int = NUM_VIEWS,
-) -> Iterator[dict[str, jax.Array]]:
-    """What the train step is given, from `start_step` on.
+) -> Iterator[Batch]:
+    """The train step's inputs from `start_step` on.
 
-    Arrays split over the devices; the dataset itself, whole on each of them and the
-    same at every step, where they make their batches themselves.
+    Batches split over the devices; where the devices compute the views from the whole
+    dataset, the dataset itself, replicated, at every step.
     """
     if config.augment.placement == "accelerator":
         assert isinstance(source, registry.ArraySource)  # by `hold_in_memory`

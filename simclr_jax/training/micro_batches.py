@@ -21,33 +21,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.simclr import Outputs, Tree
-from simclr_jax.training import objectives
-from simclr_jax.training.build import Recipe
+from simclr_jax.models.simclr import Outputs, SimCLR, Tree
+from simclr_jax.training.objectives import Batch, Metrics, Objective, as_float
 
 
 def gradients(
-    recipe: Recipe, params: Tree, batch_stats: Tree, batch: dict[str, jax.Array]
-) -> tuple[Tree, Tree, objectives.Metrics]:
-    """Two passes over the micro-batches of `recipe.num_micro_batches`.
+    model: SimCLR,
+    objective: Objective,
+    params: Tree,
+    batch_stats: Tree,
+    batch: Batch,
+    *,
+    num_micro_batches: int,
+) -> tuple[Tree, Tree, Metrics]:
+    """`step.gradients` in two passes over micro-batches.
 
     Args:
-      recipe: static.
+      model: encoder, head and optional classifier.
+      objective: the function to minimise.
       params: the model's.
       batch_stats: the model's, before the step.
-      batch: as in `train_step`; B divisible by the micro-batches.
+      batch: as in `train_step`; B divisible by `num_micro_batches`.
+      num_micro_batches: parts in which the model sees the batch.
 
     Returns:
       (gradients, new statistics, metrics).
     """
-    number = recipe.num_micro_batches
+    number = num_micro_batches
     images = batch["images"].reshape(-1, number, *batch["images"].shape[1:])
 
     def apply(params: Tree, index: jax.Array) -> tuple[Outputs, Tree]:
-        own = jax.lax.dynamic_index_in_dim(images, index, axis=1, keepdims=False)
-        return recipe.model.apply(
-            params, batch_stats, objectives.as_float(own), train=True
-        )
+        part = jax.lax.dynamic_index_in_dim(images, index, axis=1, keepdims=False)
+        return model.apply(params, batch_stats, as_float(part), train=True)
 
     def embed(mean: Tree, index: jax.Array) -> tuple[Tree, Outputs]:
         outputs, new_stats = apply(params, index)
@@ -62,10 +67,10 @@ def gradients(
     indices = jnp.arange(number)
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
     new_stats, outputs = jax.lax.scan(embed, zeros, indices)
-    views = recipe.objective.num_views
-    (cotangents, direct), metrics = jax.grad(
-        recipe.objective, argnums=(0, 1), has_aux=True
-    )(_in_batch_order(outputs, views), params, batch)
+    views = objective.num_views
+    (cotangents, direct), metrics = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+        _in_batch_order(outputs, views), params, batch
+    )
     total, _ = jax.lax.scan(
         replay, direct, (indices, _by_micro_batch(cotangents, number, views))
     )

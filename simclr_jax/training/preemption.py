@@ -1,4 +1,7 @@
-"""Ending a run in order: SIGTERM, which spot machines and schedulers send first."""
+"""Graceful shutdown: SIGTERM asks a run to save a checkpoint and exit.
+
+Spot machines get it before they are taken, and schedulers send it at the time limit.
+"""
 
 import signal
 import threading
@@ -9,35 +12,35 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """A context in which SIGTERM asks the run to save and end.
+    """A context in which SIGTERM asks the run to save and exit.
 
-    With several processes JAX listens for the signal, and agrees with all of them on
-    the step to end at, whichever of them got it.
+    With several processes JAX handles the signal, and all of them agree on the last
+    step, whichever of them received it.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         self._listens = jax.process_count() == 1
         # Python lets only the main thread set handlers.
         self._listens &= threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "StopRequest":
         if self._listens:
-            self._former = signal.signal(signal.SIGTERM, self._ask)
+            self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._listens:
-            signal.signal(signal.SIGTERM, self._former)
+            signal.signal(signal.SIGTERM, self._previous)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
+        self._requested = True
 
-    def asked(self, step: int) -> bool:
-        """Whether to end behind this step; the same on all processes.
+    def requested(self, step: int) -> bool:
+        """Whether to end after this step; the same on all processes.
 
         Every process has to call it for every step.
         """
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._asked
+        return self._requested

@@ -1,4 +1,9 @@
-"""The train state and the pure function that advances it by one step."""
+"""One step of pretraining: from a batch of images to the updated state.
+
+`train_step` is a pure function of (state, batch). The model's outputs go to an
+objective; pretraining's is `Contrastive`, whose loss is `losses.nt_xent` or another of
+`losses.LOSSES`.
+"""
 
 import dataclasses
 import functools
@@ -11,12 +16,19 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from simclr_jax import parallel
-from simclr_jax.models.simclr import Tree
-from simclr_jax.training import device_views, micro_batches, objectives
-from simclr_jax.training.build import Recipe, make_loss, make_recipe
-from simclr_jax.training.device_views import DeviceViews
-from simclr_jax.training.objectives import NUM_VIEWS, Metrics
+from simclr_jax import losses, models
+from simclr_jax.errors import ConfigError
+from simclr_jax.models.simclr import Outputs, Tree
+from simclr_jax.training import build, micro_batches
+from simclr_jax.training.objectives import (
+    NUM_VIEWS,
+    Batch,
+    Metrics,
+    Objective,
+    as_float,
+    classification,
+    kernel_decay,
+)
 
 # Images [N, H, W, 3] in [0, 1] -> logits; its weights are the leaves of the pytree.
 Teacher = jax.tree_util.Partial
@@ -25,10 +37,10 @@ Teacher = jax.tree_util.Partial
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; laid out by `state_sharding`.
+    """All that a step changes; laid out by `compiling.state_sharding`.
 
     Attributes:
-      step: int32 scalar, the number of updates made.
+      step: int32 scalar, the number of updates so far.
       params: {'encoder', 'head', 'probe'}, float32.
       batch_stats: {'encoder', 'head'}, float32.
       opt_state: the optimiser's.
@@ -40,25 +52,43 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(recipe: Recipe, key: jax.Array, *, image_size: int) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """The parts of a train step. Hashable: a static argument of `jax.jit`.
+
+    Attributes:
+      model: encoder, head and optional classifier.
+      objective: the function to minimise.
+      optimizer: of all parameters.
+      schedule: step -> learning rate; for the log, since `optimizer` holds it too.
+      num_micro_batches: parts in which the model sees the batch; see `micro_batches`.
+      shard_state: hold parameters and optimiser state once over all devices instead of
+        on each of them.
+    """
+
+    model: models.SimCLR
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    schedule: build.Schedule
+    num_micro_batches: int = 1
+    shard_state: bool = False
+
+
+def init_state(parts: StepParts, key: jax.Array, *, image_size: int) -> TrainState:
     """Draws the initial state."""
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    params, batch_stats = recipe.model.init(key, images)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=recipe.optimizer.init(params),
-    )
+    params, batch_stats = parts.model.init(key, images)
+    opt_state = parts.optimizer.init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
 
 
 def train_step(
     state: TrainState,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     teacher: Teacher | None = None,
     *,
-    recipe: Recipe,
-    views: DeviceViews | None = None,
+    parts: StepParts,
+    make_views: Callable[[Batch, jax.Array], Batch] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update. Pure, and the same mathematics on any mesh.
 
@@ -68,165 +98,167 @@ def train_step(
     Args:
       state: before the update.
       batch: `images` [B, V, H, W, C], uint8 or floats in [0, 1]; `labels` int32 [B],
-        -1 for none. With `views`, what they are made of.
+        -1 for none. With `make_views`, its input.
       teacher: for objectives that learn from another model; not trained.
-      recipe: static.
-      views: makes the batch; static.
+      parts: static.
+      make_views: computes the batch on the device, see `device_views`; static.
 
     Returns:
-      (the state after, float32 scalars computed before the update).
+      (the state after the update, float32 scalars computed before it).
     """
-    if views is not None:
-        batch = views(batch, state.step)
+    if make_views is not None:
+        batch = make_views(batch, state.step)
     if teacher is not None:
-        images = objectives.as_float(batch["images"])
-        batch = batch | {"teacher_logits": jax.lax.stop_gradient(teacher(images))}
-    differentiate = micro_batches.gradients if recipe.num_micro_batches > 1 else _whole
-    gradients, batch_stats, metrics = differentiate(
-        recipe, state.params, state.batch_stats, batch
-    )
-    updates, opt_state = recipe.optimizer.update(
-        gradients, state.opt_state, state.params
-    )
-    metrics |= {
-        "gradient_norm": optax.tree.norm(gradients),
-        "update_norm": optax.tree.norm(updates),
-        "learning_rate": jnp.asarray(recipe.schedule(state.step), jnp.float32),
-    }
-    new_state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
-    return new_state, metrics
-
-
-def _whole(
-    recipe: Recipe, params: Tree, batch_stats: Tree, batch: dict[str, jax.Array]
-) -> tuple[Tree, Tree, Metrics]:
-    """(gradients, new statistics, metrics), the whole batch at once."""
-
-    def total(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
-        outputs, new_stats = recipe.model.apply(
-            params, batch_stats, objectives.as_float(batch["images"]), train=True
+        logits = teacher(as_float(batch["images"]))
+        batch = batch | {"teacher_logits": jax.lax.stop_gradient(logits)}
+    compute: Callable[..., tuple[Tree, Tree, Metrics]] = gradients
+    if parts.num_micro_batches > 1:
+        compute = functools.partial(
+            micro_batches.gradients, num_micro_batches=parts.num_micro_batches
         )
-        value, metrics = recipe.objective(outputs, params, batch)
-        return value, (new_stats, metrics)
-
-    gradients, (new_stats, metrics) = jax.grad(total, has_aux=True)(params)
-    return gradients, new_stats, metrics
-
-
-# Asked for at every compilation and restore; tracing a large net takes seconds.
-@functools.lru_cache(maxsize=4)
-def state_sharding(recipe: Recipe, mesh: Mesh) -> Any:
-    """Where each array of the state lives: whole everywhere, or split by the recipe.
-
-    Returns:
-      A TrainState of NamedShardings.
-    """
-    # No parameter's shape depends on the size of the images.
-    init = functools.partial(init_state, recipe, image_size=32)
-    like = jax.eval_shape(init, jax.random.key(0))
-    if recipe.shard_state:
-        return parallel.spread(mesh, like)
-    return jax.tree.map(lambda _: parallel.replicated(mesh), like)
-
-
-def compile_init(
-    recipe: Recipe, mesh: Mesh, *, image_size: int
-) -> Callable[[jax.Array], TrainState]:
-    """`init_state` jitted, with the state laid out as in `state_sharding`."""
-    return jax.jit(
-        functools.partial(init_state, recipe, image_size=image_size),
-        out_shardings=state_sharding(recipe, mesh),
+    grads, batch_stats, metrics = compute(
+        parts.model, parts.objective, state.params, state.batch_stats, batch
     )
-
-
-def compile_step(
-    recipe: Recipe,
-    mesh: Mesh,
-    views: DeviceViews | None = None,
-    *,
-    taught: bool = False,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`train_step` jitted: batch split over the mesh, state donated.
-
-    The state comes and goes as `state_sharding` says; metrics, and a dataset of which
-    `views` make the batch, are whole everywhere, as is a teacher's weights.
-
-    Args:
-      recipe: what a step is made of.
-      mesh: all devices.
-      views: makes the batch.
-      taught: the step has a third argument, the teacher.
-    """
-    whole = parallel.replicated(mesh)
-    state = state_sharding(recipe, mesh)
-    given = views.input_sharding if views else parallel.batch_sharding(mesh)
-    return jax.jit(
-        functools.partial(train_step, recipe=recipe, views=views),
-        in_shardings=(state, given, whole) if taught else (state, given),
-        out_shardings=(state, whole),
-        donate_argnums=0,
-    )
-
-
-def lower(
-    config: config_dict.ConfigDict,
-    mesh: Mesh,
-    *,
-    num_classes: int | None,
-    dataset_shape: tuple[int, int, int] | None = None,
-) -> jax.stages.Lowered:
-    """The train step of a config, lowered for devices that need not be there.
-
-    Args:
-      config: resolved.
-      mesh: of real devices or of a `jax.experimental.topologies` description.
-      num_classes: of the training labels; None where there are none.
-      dataset_shape: (N, H, W) of the training images, where the accelerator holds them.
-    """
-    recipe = make_recipe(config, num_classes=num_classes, mesh=mesh)
-    views = device_views.of_config(config, mesh)
-    size, batch_size = config.image_size, config.batch.batch_size
-    init = functools.partial(init_state, recipe, image_size=size)
-    batch = {
-        "images": jax.ShapeDtypeStruct(
-            (batch_size, NUM_VIEWS, size, size, 3), jnp.uint8
-        ),
-        "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+    metrics |= {
+        "gradient_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+        "learning_rate": jnp.asarray(parts.schedule(state.step), jnp.float32),
     }
-    if views:
-        batch = views.input_shapes(dataset_shape)
-    state = jax.eval_shape(init, jax.random.key(0))
-    return compile_step(recipe, mesh, views).lower(state, batch)  # type: ignore[attr-defined]
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
 
-def lower_views(
-    config: config_dict.ConfigDict,
-    mesh: Mesh,
-    *,
-    dataset_shape: tuple[int, int, int] | None = None,
-) -> jax.stages.Lowered:
-    """The part of the step that makes the views, by itself; see `lower`."""
-    views = device_views.DeviceViews(config, mesh)
-    return jax.jit(
-        views,
-        in_shardings=(views.input_sharding, parallel.replicated(mesh)),
-        out_shardings=parallel.batch_sharding(mesh),
-    ).lower(views.input_shapes(dataset_shape), jax.ShapeDtypeStruct((), jnp.int32))
+def gradients(
+    model: models.SimCLR,
+    objective: Objective,
+    params: Tree,
+    batch_stats: Tree,
+    batch: Batch,
+) -> tuple[Tree, Tree, Metrics]:
+    """(gradients, new BatchNorm statistics, metrics) of a batch in one pass."""
+
+    def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
+        images = as_float(batch["images"])
+        outputs, new_stats = model.apply(params, batch_stats, images, train=True)
+        loss, metrics = objective(outputs, params, batch)
+        return loss, (new_stats, metrics)
+
+    grads, (new_stats, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, new_stats, metrics
 
 
-def lower_loss(config: config_dict.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """Loss and gradient alone, with respect to z [B, V, K] split on B; see `lower`."""
-    loss, _, _ = make_loss(config, num_classes=2, mesh=mesh)
-    shape = (config.batch.batch_size, NUM_VIEWS, config.head.output_dim)
-    split = parallel.batch_sharding(mesh)
-    labels = jnp.zeros(config.batch.batch_size, jnp.int32)
-    return jax.jit(
-        lambda z: jax.value_and_grad(loss)(z, labels),
-        in_shardings=split,
-        out_shardings=(parallel.replicated(mesh), split),
-    ).lower(jax.ShapeDtypeStruct(shape, jnp.float32))
+@dataclasses.dataclass(frozen=True)
+class Contrastive:
+    """A contrastive loss of two views, and the online probe's loss beside it.
+
+    Attributes:
+      loss: z [B, V, K] -> scalar, such as `functools.partial(losses.nt_xent,
+        temperature=0.1)`; takes the labels [B] too if `needs_labels`.
+      temperature: of the contrastive diagnostics.
+      needs_labels: whether the loss takes labels.
+      chance: the loss of an encoder that tells no two images apart; None where a good
+        encoder need not get below it.
+      streaming: how loss and diagnostics walk over the similarities; None builds the
+        matrix of all pairs.
+      probe_weight_decay: of the probe's kernel, as half the squared norm in its loss,
+        which is how the reference decays it.
+    """
+
+    loss: Callable[..., jax.Array]
+    temperature: float
+    needs_labels: bool = False
+    chance: float | None = None
+    streaming: losses.Streaming | None = None
+    probe_weight_decay: float = 0.0
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return NUM_VIEWS
+
+    def __call__(
+        self, outputs: Outputs, params: Tree, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        """See `Objective`."""
+        labels = batch["labels"]
+        z = outputs.z.reshape(-1, NUM_VIEWS, outputs.z.shape[-1])
+        loss = self.loss(z, labels) if self.needs_labels else self.loss(z)
+        metrics = {
+            "loss": loss,
+            **losses.contrastive_metrics(
+                z, temperature=self.temperature, streaming=self.streaming
+            ),
+            "effective_rank_h": losses.effective_rank(outputs.h),
+            "effective_rank_z": losses.effective_rank(outputs.z),
+        }
+        if outputs.logits is None:
+            return loss, metrics
+        # Not `jnp.repeat`, whose lookup gathers the labels from all devices.
+        view_labels = jnp.broadcast_to(labels[:, None], (len(labels), NUM_VIEWS))
+        probe_loss, accuracy = classification(outputs.logits, view_labels.reshape(-1))
+        metrics |= {"probe_loss": probe_loss, "probe_accuracy": accuracy}
+        return loss + probe_loss + kernel_decay(
+            params, self.probe_weight_decay
+        ), metrics
+
+
+def contrastive(
+    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
+) -> Contrastive:
+    """The objective of a config's group `loss`.
+
+    Args:
+      config: the whole config.
+      num_classes: of the training labels; None where there are none.
+      mesh: that the batch is split over; None for one device.
+
+    Raises:
+      ConfigError: the loss needs labels and there are none, or is to stream and cannot.
+    """
+    name = config.loss.name
+    spec = losses.LOSSES[name]
+    if spec.needs_labels and num_classes is None:
+        raise ConfigError(
+            f"config.loss.name={name!r}: needs labels, and config.data.dataset="
+            f"{config.data.dataset!r} has none"
+        )
+    streaming = build.make_streaming(config, mesh)
+    settings = {key: config.loss[key] for key in spec.settings}
+    chance = spec.chance(config.batch.batch_size, NUM_VIEWS, **settings)
+    if spec.can_stream:
+        settings["streaming"] = streaming
+    return Contrastive(
+        loss=functools.partial(spec.function, **settings),
+        temperature=config.loss.temperature,
+        needs_labels=spec.needs_labels,
+        chance=chance,
+        streaming=streaming,
+        probe_weight_decay=config.optimizer.weight_decay,
+    )
+
+
+def pretraining_parts(
+    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
+) -> StepParts:
+    """The parts of pretraining's step.
+
+    Args:
+      config: resolved, so with training and warm-up steps decided.
+      num_classes: of the training labels; None where there are none.
+      mesh: of the devices that run the step; None for one device.
+
+    Raises:
+      ConfigError: as `contrastive`.
+    """
+    schedule = build.make_schedule(config)
+    return StepParts(
+        model=build.make_model(
+            config, num_classes=num_classes, platform=build.platform_of(mesh)
+        ),
+        objective=contrastive(config, num_classes=num_classes, mesh=mesh),
+        optimizer=build.make_optimizer(config.optimizer, schedule),
+        schedule=schedule,
+        num_micro_batches=build.count_micro_batches(config),
+        shard_state=config.parallel.shard_state,
+    )

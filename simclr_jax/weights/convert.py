@@ -9,7 +9,8 @@ from ml_collections import config_dict
 from simclr_jax.config import rules
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.runs import atomic, directory
-from simclr_jax.runs.checkpoints import Checkpoints, describe
+from simclr_jax.runs.checkpoints import Checkpoints
+from simclr_jax.training.build import describe
 from simclr_jax.weights import google, torch_files, torchvision
 from simclr_jax.weights.imported import ImportedWeights
 
@@ -144,7 +145,7 @@ def write(
             checkpoints.close()
         directory.write_config(str(unfinished), config)
         text = json.dumps(receipt, indent=2) + "\n"
-        directory.write_file(unfinished / RECEIPT, text)
+        atomic.write_file(unfinished / RECEIPT, text)
     return receipt
 
 

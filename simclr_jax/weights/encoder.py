@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.config import rules
+from simclr_jax.config import identity, resolve, rules
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.models import ProjectionHead, ResNet, SimCLR
 from simclr_jax.models.simclr import Tree
@@ -214,17 +214,17 @@ def drawn(config: config_dict.ConfigDict) -> PretrainedEncoder:
       ConfigError: the config has a value that breaks a rule.
     """
     rules.validate(config)
-    config = rules.resolve(config, num_examples=config.batch.batch_size)
+    config = resolve.resolve(config, num_examples=config.batch.batch_size)
     platform = jax.default_backend()
     model = build.make_model(config, num_classes=None, platform=platform)
     variables, heads = _draw(model, config)
-    description = checkpoints.describe(config, model)
+    description = build.describe(config, model)
     return PretrainedEncoder(
         model=model,
         variables=variables,
         heads=heads,
         preprocessing=Preprocessing(**description["preprocessing"]),
-        config=directory.as_json(config),
+        config=identity.as_json(config),
         config_hash=description["config_hash"],
         step=0,
     )

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from simclr_jax import models, parallel
-from simclr_jax.config import rules
+from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
-from simclr_jax.training import build, micro_batches, step
+from simclr_jax.training import compiling, micro_batches, step
 
 BATCH, SIZE, CLASSES, ROUNDS = 256, 32, 10, 3
 MICRO_BATCHES = (None, 64, 32)
@@ -42,7 +42,7 @@ class Frozen(models.SimCLR):
         return super().apply(params, batch_stats, images, train=False)
 
 
-def make_recipe(micro_batch_size: int | None) -> build.Recipe:
+def make_parts(micro_batch_size: int | None) -> step.StepParts:
     config = smoke.get_config()
     config.update_from_flattened_dict(
         {
@@ -52,12 +52,12 @@ def make_recipe(micro_batch_size: int | None) -> build.Recipe:
             "batch.micro_batch_size": micro_batch_size,
         }
     )
-    config = rules.resolve(config, num_examples=10 * BATCH)
+    config = resolve.resolve(config, num_examples=10 * BATCH)
     mesh = parallel.create_mesh(jax.devices()[:1])
-    return build.make_recipe(config, num_classes=CLASSES, mesh=mesh)
+    return step.pretraining_parts(config, num_classes=CLASSES, mesh=mesh)
 
 
-def frozen_gradient(parts: build.Recipe, state: step.TrainState, batch: Any) -> Any:
+def frozen_gradient(parts: step.StepParts, state: step.TrainState, batch: Any) -> Any:
     model = Frozen(**{f.name: getattr(parts.model, f.name) for f in FIELDS})
     parts = dataclasses.replace(parts, model=model)
     function = micro_batches.gradients if parts.num_micro_batches > 1 else step._whole
@@ -92,11 +92,11 @@ def main() -> None:
     mesh = parallel.create_mesh(jax.devices()[:1])
     programs, states, gradients = {}, {}, {}
     for size in MICRO_BATCHES:
-        parts = make_recipe(size)
-        state = step.compile_init(parts, mesh, image_size=SIZE)(jax.random.key(0))
+        parts = make_parts(size)
+        state = compiling.compile_init(parts, mesh, image_size=SIZE)(jax.random.key(0))
         states[size] = jax.device_get(state)
         gradients[size] = frozen_gradient(parts, states[size], batch)
-        lowered = step.compile_step(parts, mesh).lower(state, batch)  # type: ignore
+        lowered = compiling.compile_step(parts, mesh).lower(state, batch)  # type: ignore
         programs[size] = lowered.compile()
     seconds: dict[int | None, list[float]] = {size: [] for size in MICRO_BATCHES}
     for _ in range(ROUNDS):

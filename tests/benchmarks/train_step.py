@@ -44,11 +44,11 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
 
     from simclr_jax import losses, models, optim, parallel
     from simclr_jax.parallel import host_memory
-    from simclr_jax.training import build, objectives, step
+    from simclr_jax.training import compiling, step
 
     host_memory.keep_freed_memory()  # as the commands do
     depth, stem, side, batch_size = NETS[net]
-    parts = build.Recipe(
+    parts = step.StepParts(
         model=models.SimCLR(
             encoder=models.create_encoder(
                 depth=depth, stem=stem, convolutions=convolutions
@@ -57,8 +57,8 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
                 num_layers=HIDDEN_LAYERS + 1, output_dim=OUTPUT_DIM
             ),
         ),
-        objective=objectives.Contrastive(
-            loss=lambda z, labels: losses.nt_xent(z, temperature=TEMPERATURE),
+        objective=step.Contrastive(
+            loss=lambda z: losses.nt_xent(z, temperature=TEMPERATURE),
             temperature=TEMPERATURE,
         ),
         optimizer=optim.sgd(
@@ -67,7 +67,7 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
         schedule=lambda step: LEARNING_RATE,
     )
     mesh = parallel.create_mesh(jax.devices()[:1])
-    state = step.compile_init(parts, mesh, image_size=side)(jax.random.key(0))
+    state = compiling.compile_init(parts, mesh, image_size=side)(jax.random.key(0))
     batch = parallel.shard_batch(
         mesh,
         {
@@ -75,7 +75,7 @@ def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
             "labels": np.full(batch_size, -1, np.int32),
         },
     )
-    advance = step.compile_step(parts, mesh)
+    advance = compiling.compile_step(parts, mesh)
     num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
     def one() -> float:

@@ -5,9 +5,10 @@ import pathlib
 import numpy as np
 import pytest
 from ml_collections import config_dict
+from pretraining import pretrain
 
 from simclr_jax import losses
-from simclr_jax.config import rules
+from simclr_jax.config import identity, resolve, rules
 from simclr_jax.configs import (
     base,
     cifar10,
@@ -27,7 +28,7 @@ from simclr_jax.data.sampling import draws
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import protocols
 from simclr_jax.runs import directory
-from simclr_jax.training import build, loop
+from simclr_jax.training import build, step
 
 CONFIGS = {
     "base": base.get_config(),
@@ -51,10 +52,10 @@ CONFIGS = {
 def test_config_is_valid_and_builds_its_parts(name):
     config = CONFIGS[name]
     rules.validate(config)
-    config = rules.resolve(config, num_examples=50_000)
-    parts = build.make_recipe(config, num_classes=10)
+    config = resolve.resolve(config, num_examples=50_000)
+    parts = step.pretraining_parts(config, num_classes=10)
     assert parts.model.encoder.depth == config.encoder.depth
-    assert rules.flatten(config).keys() == rules.flatten(CONFIGS["base"]).keys()
+    assert identity.flatten(config).keys() == identity.flatten(CONFIGS["base"]).keys()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_config_is_valid_and_builds_its_parts(name):
 )
 def test_configs_of_further_training_have_one_more_group(config, group):
     rules.validate(config)
-    more = rules.flatten(config).keys() - rules.flatten(CONFIGS["base"])
+    more = identity.flatten(config).keys() - identity.flatten(CONFIGS["base"])
     assert more == {key for key in more if key.startswith(f"{group}.")}
     assert more
     # What is None can still be set on the command line.
@@ -132,8 +133,8 @@ def test_other_arguments_are_refused(argument):
     [(simclr_v1, 4.8), (simclr_v2, 6.4), (imagenet, 4.8), (cifar10, 2.0)],
 )
 def test_peak_rates_are_the_published_ones(config, peak_rate):
-    config = rules.resolve(config.get_config(), num_examples=1_281_167)
-    parts = build.make_recipe(config, num_classes=None)
+    config = resolve.resolve(config.get_config(), num_examples=1_281_167)
+    parts = step.pretraining_parts(config, num_classes=None)
     rate = float(parts.schedule(config.schedule.warmup_steps))
     assert rate == pytest.approx(peak_rate)
 
@@ -142,7 +143,7 @@ def test_presets_differ_where_the_papers_do():
     first, second = base.get_config(), base.get_config()
     presets.simclr_v1(first)
     presets.simclr_v2(second)
-    changes = rules.differing_keys(first.to_dict(), second.to_dict())
+    changes = identity.differing_keys(first.to_dict(), second.to_dict())
     assert {change.split(":")[0] for change in changes} == {
         "augment.color_jitter.brightness_mode",
         "head.num_layers",
@@ -154,8 +155,8 @@ def test_presets_differ_where_the_papers_do():
 
 
 def test_cifar10_has_the_learning_rate_of_the_reference():
-    config = rules.resolve(cifar10.get_config(), num_examples=50_000)
-    parts = build.make_recipe(config, num_classes=10)
+    config = resolve.resolve(cifar10.get_config(), num_examples=50_000)
+    parts = step.pretraining_parts(config, num_classes=10)
     assert config.encoder.stem == "cifar"
     assert config.schedule.warmup_steps == 970
     assert float(parts.schedule(970)) == pytest.approx(2.0)
@@ -215,7 +216,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
 
     seen: set[str] = set()
     check, write = directory.check, directory.write_config
-    as_json, override = directory.as_json, protocols.with_overrides
+    as_json, override = identity.as_json, protocols.with_overrides
     # What looks at every key whatever it means does not count.
     monkeypatch.setattr(rules, "validate", lambda config: None)
     monkeypatch.setattr(rules, "check_devices", lambda config, devices, group: None)
@@ -240,17 +241,17 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
         lambda *arguments: Recorder(override(*arguments), seen),
     )
     workdir = str(tmp_path / "run")
-    loop.train(Recorder(config, seen), workdir)
+    pretrain(Recorder(config, seen), workdir)
     # The others are `linear` on other images or layers.
     repeated = {*protocols.SHARES, "layers"}
     protocols.evaluate(workdir, [p for p in protocols.PROTOCOLS if p not in repeated])
     for name in losses.LOSSES:
         config.loss.name = name
         build.make_loss(Recorder(config, seen), num_classes=3)
-    for name in build.OPTIMIZERS:
+    for name in build.x:
         config.optimizer.name = name
         build.make_optimizer(Recorder(config.optimizer, seen, "optimizer."), 0.1)
-    assert set(rules.flatten(base.get_config())) - seen == set()
+    assert set(identity.flatten(base.get_config())) - seen == set()
 
 
 def test_every_augmentation_has_its_settings():
@@ -370,14 +371,14 @@ def test_blocks_have_to_leave_a_batch():
     config = base.get_config()
     config.batch.batch_size, config.data.block_size = 64, 40
     with pytest.raises(ConfigError) as error:
-        rules.resolve(config, num_examples=79)
+        resolve.resolve(config, num_examples=79)
     message = str(error.value)
     assert message.startswith("config.data.block_size=40: leaves no batch of 64")
     assert "79 images" in message
     assert "\n" not in message
     config.schedule.train_epochs, config.schedule.warmup_epochs = 3, 0
     # 120 of 159 images are in whole blocks: one batch an epoch, and not two.
-    assert rules.resolve(config, num_examples=159).schedule.train_steps == 3
+    assert resolve.resolve(config, num_examples=159).schedule.train_steps == 3
 
 
 def test_a_loss_without_blocks_cannot_have_them():
@@ -411,18 +412,18 @@ def test_how_a_run_is_spread_is_no_other_experiment():
     new["parallel"]["remat"] = "blocks"
     new["loss"]["form"] = "global"
     new["data"].update(threads=3, parallel_reads=100, memory_mb=1000)
-    assert rules.differing_keys(old, new) == []
+    assert identity.differing_keys(old, new) == []
     # But all processes must do the same.
-    assert rules.fingerprint(old) != rules.fingerprint(new)
+    assert identity.fingerprint(old) != identity.fingerprint(new)
     new["batch"]["micro_batch_size"] = 256
-    assert rules.differing_keys(old, new) == ["batch.micro_batch_size: None -> 256"]
+    assert identity.differing_keys(old, new) == ["batch.micro_batch_size: None -> 256"]
 
 
 def test_what_decides_over_the_images_of_a_step_is_another_experiment():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     new["data"].update(block_size=16, in_memory_mb=0)
     new["augment"]["placement"] = "host_crop"
-    assert rules.differing_keys(old, new) == [
+    assert identity.differing_keys(old, new) == [
         "augment.placement: 'host' -> 'host_crop'",
         "data.block_size: 1 -> 16",
         "data.in_memory_mb: 1024 -> 0",
@@ -433,9 +434,9 @@ def test_hosts_may_have_other_buffers():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     own = {"threads": 3, "parallel_reads": 100, "memory_mb": 1000, "data_dir": "x"}
     new["data"].update(own)
-    assert rules.fingerprint(old) == rules.fingerprint(new)
+    assert identity.fingerprint(old) == identity.fingerprint(new)
     new["data"]["block_size"] = 16
-    assert rules.fingerprint(old) != rules.fingerprint(new)
+    assert identity.fingerprint(old) != identity.fingerprint(new)
 
 
 def test_a_config_without_a_key_is_refused():
@@ -448,21 +449,21 @@ def test_a_config_without_a_key_is_refused():
 def test_stems_follow_the_image_size_and_a_mismatch_is_told(caplog):
     config = base.get_config()
     config.image_size = 32
-    assert rules.resolve(config, num_examples=5000).encoder.stem == "cifar"
+    assert resolve.resolve(config, num_examples=5000).encoder.stem == "cifar"
     config.image_size = 33
-    assert rules.resolve(config, num_examples=5000).encoder.stem == "imagenet"
+    assert resolve.resolve(config, num_examples=5000).encoder.stem == "imagenet"
     assert not caplog.records
     config.encoder.stem = "cifar"
-    rules.resolve(config, num_examples=5000)
+    resolve.resolve(config, num_examples=5000)
     assert "config.encoder.stem" in caplog.text
 
 
 def test_hashes_and_differences():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
-    assert rules.config_hash(old) == rules.config_hash(new)
+    assert identity.config_hash(old) == identity.config_hash(new)
     new["log"]["every_steps"] = 1
     new["data"]["data_dir"] = "elsewhere"
-    assert rules.differing_keys(old, new) == []
+    assert identity.differing_keys(old, new) == []
     new["loss"]["temperature"] = 0.2
-    assert rules.differing_keys(old, new) == ["loss.temperature: 0.1 -> 0.2"]
-    assert rules.config_hash(old) != rules.config_hash(new)
+    assert identity.differing_keys(old, new) == ["loss.temperature: 0.1 -> 0.2"]
+    assert identity.config_hash(old) != identity.config_hash(new)

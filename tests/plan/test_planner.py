@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 
 from simclr_jax import parallel
-from simclr_jax.config import rules
+from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
 from simclr_jax.errors import ConfigError
-from simclr_jax.plan import planner, plans, topologies
-from simclr_jax.training import step
+from simclr_jax.plan import lowering, planner, plans, topologies
 
 SLICE = topologies.parse("v5e:2x4")
 
@@ -120,13 +119,13 @@ def test_the_step_that_is_planned_makes_the_views(placement):
     config.augment.placement = placement
     config.batch.batch_size = 16
     config.encoder.width = 0.0625
-    resolved = rules.resolve(config, num_examples=64)
+    resolved = resolve.resolve(config, num_examples=64)
     mesh = parallel.create_mesh()
-    lowered = step.lower(resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32))
+    lowered = lowering.lower(resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32))
     _, given = lowered.args_info[0]
     size = config.image_size
     shape = (16, 2, size, size, 3) if placement == "host_crop" else (64, 32, 32, 3)
     assert given["images"].shape == shape
     assert ("draws" in given) == (placement == "host_crop")
-    alone = step.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
+    alone = lowering.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
     assert alone.out_info["images"].shape == (16, 2, size, size, 3)

@@ -51,7 +51,7 @@ def test_similarities_decide_where_no_chance_level_is_known():
 
 def test_two_classes_may_lie_on_a_line():
     separated = {**GOOD, "effective_rank_z": 1.01, "negative_similarity": -0.02}
-    monitor = HealthMonitor(rank_tells=False)
+    monitor = HealthMonitor(check_rank=False)
     assert [monitor.update(i, separated) for i in range(4)] == ["healthy"] * 4
 
 

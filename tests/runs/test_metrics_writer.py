@@ -9,14 +9,18 @@ from simclr_jax.runs import metrics_writer
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
     path = tmp_path / metrics_writer.FILE_NAME
-    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0, tensorboard=False)
+    writer = metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=0, tensorboard=False
+    )
     for step in (1, 2, 3, 4):
         writer.write(step, {"loss": float(step)})
     writer.close()
     with path.open("a") as file:
         file.write('{"step": 5, "lo')  # cut short by a kill
 
-    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=2, tensorboard=False)
+    writer = metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=2, tensorboard=False
+    )
     writer.write(3, {"loss": 30.0, "health": "healthy"})
     writer.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -27,7 +31,9 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
 
 
 def test_event_files_hold_the_numbers(tmp_path):
-    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0, tensorboard=True)
+    writer = metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=0, tensorboard=True
+    )
     writer.write(1, {"loss": 2.5, "health": "healthy"})
     writer.close()
     (events,) = tmp_path.glob("events.out.tfevents.*")

@@ -13,10 +13,10 @@ from absl import app, flags
 from jobs import checksum
 
 from simclr_jax import cli, parallel
-from simclr_jax.config import rules
+from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
 from simclr_jax.parallel import processes
-from simclr_jax.training import build, input_pipeline, step
+from simclr_jax.training import compiling, input_pipeline, step
 
 _OUTPUT = flags.DEFINE_string("output", None, "The npz file.", required=True)
 _OVERRIDES = flags.DEFINE_string("overrides", "{}", "JSON, on top of the smoke config.")
@@ -43,11 +43,11 @@ def main(_) -> None:
     config = smoke.get_config()
     config.update_from_flattened_dict(json.loads(_OVERRIDES.value))
     source = input_pipeline.open_source(config, config.data.split)
-    config = rules.resolve(config, num_examples=source.num_examples)
+    config = resolve.resolve(config, num_examples=source.num_examples)
     mesh = parallel.create_mesh()
-    parts = build.make_recipe(config, num_classes=source.num_classes, mesh=mesh)
-    advance = step.compile_step(parts, mesh)
-    state = step.compile_init(parts, mesh, image_size=config.image_size)(
+    parts = step.pretraining_parts(config, num_classes=source.num_classes, mesh=mesh)
+    advance = compiling.compile_step(parts, mesh)
+    state = compiling.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
     )
     arrays = flat("params0", parallel.fetch(mesh, state.params))

@@ -9,11 +9,11 @@ import os
 
 from absl import app, flags
 from jobs import checksum
+from pretraining import pretrain
 
 from simclr_jax import cli, parallel
 from simclr_jax.configs import smoke
 from simclr_jax.parallel import processes
-from simclr_jax.training import loop
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.", required=True)
 _BATCHES = flags.DEFINE_string("batches", None, "File of checksums.", required=True)
@@ -42,7 +42,7 @@ def main(_) -> None:
         return batch
 
     parallel.shard_batch = watched
-    loop.train(config, _WORKDIR.value)
+    pretrain(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 from simclr_jax import parallel
 from simclr_jax.configs import smoke
-from simclr_jax.training import build, device_views, input_pipeline, step
+from simclr_jax.training import compiling, device_views, input_pipeline, step
 
 # No other array of the program has a size of 14.
 SIZE, BATCH = 14, 16
@@ -62,7 +62,7 @@ def made(device, num_devices=1, micro_batch_size=None):
     """The batch that the train step makes of it."""
     config = make_config(device, micro_batch_size)
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
-    make = device_views.of_config(config, mesh)
+    make = device_views.from_config(config, mesh)
     if make is None:
         return jax.device_get(given(device, num_devices))
     split, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
@@ -91,7 +91,7 @@ def run(device, num_devices=1, micro_batch_size=None, batch_of=None):
     """Makes one step, on `made(*batch_of)` instead of its own batch where given."""
     config = make_config(device, micro_batch_size)
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
-    parts = build.make_recipe(config, num_classes=18, mesh=mesh)
+    parts = step.pretraining_parts(config, num_classes=18, mesh=mesh)
     init = functools.partial(step.init_state, parts, image_size=SIZE)
     state = jax.device_get(jax.jit(init)(jax.random.key(1)))
     # Every branch open: no BatchNorm scale is left at zero.
@@ -100,8 +100,10 @@ def run(device, num_devices=1, micro_batch_size=None, batch_of=None):
     batch = given(device, num_devices)
     if batch_of is not None:
         batch = parallel.shard_batch(mesh, made(*batch_of))
-    state = jax.device_put(state, step.state_sharding(parts, mesh))
-    advance = step.compile_step(parts, mesh, device_views.of_config(config, mesh))
+    state = jax.device_put(state, compiling.state_sharding(parts, mesh))
+    advance = compiling.compile_step(
+        parts, mesh, device_views.from_config(config, mesh)
+    )
     program = advance.lower(state, batch).compile()
     after, metrics = jax.device_get(program(state, batch))
     assert after.step == STEP + 1
@@ -170,7 +172,7 @@ def test_views_made_in_parts_take_less_memory(device):
     config.image_size, config.batch.batch_size = 64, 64
     memory = []
     for config.batch.micro_batch_size in (None, 8):
-        make = device_views.of_config(config, parallel.create_mesh(jax.devices()[:1]))
+        make = device_views.from_config(config, parallel.create_mesh(jax.devices()[:1]))
         given = make.input_shapes((64, 32, 32))
         step_number = jax.ShapeDtypeStruct((), jnp.int32)
         program = jax.jit(make).lower(given, step_number).compile()
@@ -202,11 +204,11 @@ def test_no_collective_moves_images(device, micro_batch_size):
 def test_steps_and_seeds_have_views_of_their_own():
     mesh = parallel.create_mesh(jax.devices()[:1])
     first = made("accelerator")["images"]
-    make = device_views.of_config(make_config("accelerator"), mesh)
+    make = device_views.from_config(make_config("accelerator"), mesh)
     later = jax.jit(make)(given("accelerator"), jnp.int32(STEP + 1))["images"]
     assert np.mean(np.asarray(later) != first) > 0.5
     config = make_config("accelerator")
     config.seed = 1
-    make = device_views.of_config(config, mesh)
+    make = device_views.from_config(config, mesh)
     other = jax.jit(make)(given("accelerator"), jnp.int32(STEP))["images"]
     assert np.mean(np.asarray(other) != first) > 0.5

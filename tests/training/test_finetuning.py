@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from pretraining import pretrain
 
 from simclr_jax import models, optim, parallel
 from simclr_jax.configs import base, finetune
@@ -18,7 +19,12 @@ from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.evaluation import protocols
 from simclr_jax.models import Outputs
 from simclr_jax.runs.metrics_writer import read_metrics
-from simclr_jax.training import distillation, finetuning, loop, objectives, step
+from simclr_jax.training import (
+    compiling,
+    distillation,
+    finetuning,
+    loop,
+)
 from simclr_jax.weights import encoder as encoders
 
 SIZE, CLASSES, IMAGES = 8, 4, 64
@@ -274,7 +280,7 @@ def test_distillation_loss_is_the_equation():
     logits, teacher = rng.normal(size=(2, 6, 3)) * 3
     labels = np.array([0, 1, 2, -1, -1, 0])
     kernel = rng.normal(size=(4, 3))
-    parts = objectives.Distillation(
+    parts = distillation.Distillation(
         temperature=2.0, labelled_weight=0.3, classifier_weight_decay=0.1
     )
 
@@ -387,11 +393,13 @@ def test_eight_devices_make_the_step_of_one(data, monkeypatch):
         monkeypatch.setattr(parallel, "create_mesh", lambda mesh=mesh: mesh)
         job = distillation.make_job(config, teacher, weights)
         whole = parallel.replicated(mesh)
-        state = step.compile_init(job.parts, mesh, image_size=SIZE)(jax.random.key(0))
+        state = compiling.compile_init(job.parts, mesh, image_size=SIZE)(
+            jax.random.key(0)
+        )
         # A copy, since the step takes its memory.
         state = jax.tree.map(np.array, job.begin(state))
         state = jax.device_put(state, whole)
-        advance = step.compile_step(job.parts, mesh, taught=True)
+        advance = compiling.compile_step(job.parts, mesh, with_teacher=True)
         state, metrics = advance(
             state,
             parallel.shard_batch(mesh, batch),
@@ -470,7 +478,7 @@ def run(data, tmp_path):
     config.head.output_dim = 5
     config.schedule.train_steps = 1
     config.evaluation.knn_k = (5,)
-    loop.train(config, str(tmp_path / "run"))
+    pretrain(config, str(tmp_path / "run"))
     return tmp_path / "run"
 
 

@@ -159,7 +159,7 @@ def test_shapes_of_what_the_step_is_given(device):
     config = make_config(**{"augment.placement": device})
     mesh = parallel.create_mesh()
     given = next(input_pipeline.global_batches(config, arrays(), 0, mesh))
-    made = device_views.of_config(config, mesh)
+    made = device_views.from_config(config, mesh)
     if device == "host":
         assert made is None
         return

@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from pretraining import pretrain
 
 from simclr_jax import load, parallel
 from simclr_jax.configs import smoke
@@ -15,7 +16,7 @@ from simclr_jax.errors import (
     TrainingDiverged,
 )
 from simclr_jax.runs import checkpoints, metrics_writer
-from simclr_jax.training import build, loop, step
+from simclr_jax.training import compiling, step
 
 
 def tiny_config(**overrides):
@@ -40,7 +41,7 @@ def tiny_config(**overrides):
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    state = loop.train(tiny_config(), str(workdir))
+    state = pretrain(tiny_config(), str(workdir))
     return workdir, jax.device_get(state)
 
 
@@ -76,7 +77,7 @@ def test_every_logged_step_has_every_metric(finished_run):
 def test_a_finished_run_has_nothing_to_do(finished_run, caplog):
     workdir, state = finished_run
     with caplog.at_level("INFO", logger="simclr_jax"):
-        again = loop.train(tiny_config(), str(workdir))
+        again = pretrain(tiny_config(), str(workdir))
     assert "Nothing to do" in caplog.text
     jax.tree.map(
         np.testing.assert_array_equal, jax.device_get(again.params), state.params
@@ -86,13 +87,13 @@ def test_a_finished_run_has_nothing_to_do(finished_run, caplog):
 def test_a_workdir_of_another_config_is_refused(finished_run):
     workdir, _ = finished_run
     with pytest.raises(ConfigError) as error:
-        loop.train(tiny_config(**{"loss.temperature": 0.2}), str(workdir))
+        pretrain(tiny_config(**{"loss.temperature": 0.2}), str(workdir))
     message = str(error.value)
     assert message.startswith(f"--workdir={workdir}: holds a run of another config")
     assert "loss.temperature: 0.5 -> 0.2" in message
     assert "--allow_config_change" in message
     # What only concerns storing and watching may change freely.
-    loop.train(tiny_config(**{"log.every_steps": 7}), str(workdir))
+    pretrain(tiny_config(**{"log.every_steps": 7}), str(workdir))
 
 
 def test_the_encoder_of_a_checkpoint_is_that_of_the_state(finished_run):
@@ -126,10 +127,10 @@ def test_load_encodes_images_of_any_size_and_batch(finished_run):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    loop.train(tiny_config(), str(tmp_path))
+    pretrain(tiny_config(), str(tmp_path))
     wild = tiny_config(**{"schedule.train_steps": 10, "optimizer.learning_rate": 1e30})
     with pytest.raises(TrainingDiverged, match=r"step \d+: \w+ is (nan|inf)"):
-        loop.train(wild, str(tmp_path), allow_config_change=True)
+        pretrain(wild, str(tmp_path), allow_config_change=True)
     _, latest = checkpoints.open_for_reading(str(tmp_path), None)
     values = jax.tree.leaves(load(str(tmp_path), step=latest).variables)
     assert latest >= 4
@@ -148,10 +149,10 @@ def test_damaged_and_unfinished_checkpoints(finished_run, tmp_path):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"checkpoints/4: cannot be restored"):
-        loop.train(tiny_config(), str(workdir))
+        pretrain(tiny_config(), str(workdir))
     # As the message says: without it, the run goes on from the one before.
     shutil.rmtree(folder / "4")
-    state = loop.train(tiny_config(), str(workdir))
+    state = pretrain(tiny_config(), str(workdir))
     jax.tree.map(
         np.testing.assert_array_equal,
         jax.device_get(state.params),
@@ -163,9 +164,9 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(tmp_path):
     config = tiny_config()
     config.encoder.stem = "cifar"
     config.schedule.warmup_steps = 0
-    parts = build.make_recipe(config, num_classes=None)
+    parts = step.pretraining_parts(config, num_classes=None)
     mesh = parallel.create_mesh(jax.devices()[:1])
-    state = step.compile_init(parts, mesh, image_size=8)(jax.random.key(0))
+    state = compiling.compile_init(parts, mesh, image_size=8)(jax.random.key(0))
     store = checkpoints.Checkpoints(str(tmp_path), keep_last=2, keep_every_steps=4)
     for number in (2, 4, 6, 8, 10, 12, 14):
         store.save(number, state, {"step": number})
@@ -181,7 +182,7 @@ def test_a_change_that_cannot_be_restored_leaves_the_run_as_it_was(finished_run)
     before = (workdir / "config.json").read_text()
     deeper = tiny_config(**{"encoder.depth": 34})
     with pytest.raises(CheckpointError, match="config changed"):
-        loop.train(deeper, str(workdir), allow_config_change=True)
+        pretrain(deeper, str(workdir), allow_config_change=True)
     assert (workdir / "config.json").read_text() == before
 
 
@@ -189,4 +190,4 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for bad in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match="--workdir="):
-            loop.train(tiny_config(), str(bad))
+            pretrain(tiny_config(), str(bad))

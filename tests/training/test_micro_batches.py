@@ -10,7 +10,7 @@ import pytest
 
 from simclr_jax import losses, models, optim, parallel
 from simclr_jax.models import SimCLR
-from simclr_jax.training import build, micro_batches, objectives, step
+from simclr_jax.training import compiling, micro_batches, objectives, step
 
 NUM_IMAGES, SIZE, CLASSES = 32, 16, 5
 
@@ -23,16 +23,16 @@ class Frozen(SimCLR):
         return super().apply(params, batch_stats, images, train=False)
 
 
-def make_recipe(num_micro_batches, *, frozen=False, **changes):
+def make_parts(num_micro_batches, *, frozen=False, **changes):
     model = (Frozen if frozen else SimCLR)(
         encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
         head=models.create_projection_head(num_layers=2, output_dim=16),
         num_classes=CLASSES,
     )
-    parts = build.Recipe(
+    parts = step.StepParts(
         model=model,
-        objective=objectives.Contrastive(
-            loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
+        objective=step.Contrastive(
+            loss=lambda z: losses.nt_xent(z, temperature=0.5),
             temperature=0.5,
             probe_weight_decay=1e-2,
         ),
@@ -46,7 +46,7 @@ def make_recipe(num_micro_batches, *, frozen=False, **changes):
 @functools.cache
 def start():
     """Parameters without zeros, and statistics that are not those of a fresh net."""
-    state = step.init_state(make_recipe(1), jax.random.key(0), image_size=SIZE)
+    state = step.init_state(make_parts(1), jax.random.key(0), image_size=SIZE)
     params = jax.tree.map(lambda p: jnp.where(p == 0, 0.1, p), state.params)
     stats = jax.tree.map(lambda s: s + 0.3, state.batch_stats)
     generator = np.random.default_rng(1)
@@ -77,8 +77,8 @@ def error(one, other):
 
 
 def test_with_fixed_statistics_it_is_the_whole_batch():
-    whole, stats, metrics = gradients(make_recipe(1, frozen=True))
-    found, same_stats, same_metrics = gradients(make_recipe(4, frozen=True))
+    whole, stats, metrics = gradients(make_parts(1, frozen=True))
+    found, same_stats, same_metrics = gradients(make_parts(4, frozen=True))
     assert error(found, whole) < 1e-5
     assert error(same_stats, stats) < 1e-6
     for name, value in metrics.items():
@@ -104,7 +104,7 @@ def of_the_same_model(params, stats, batch, parts):
 
 
 def test_with_batch_statistics_it_is_the_gradient_of_the_same_model():
-    parts = make_recipe(2)
+    parts = make_parts(2)
     params, stats, batch = start()
     expected, (new_stats, metrics) = jax.jit(
         jax.grad(functools.partial(of_the_same_model, parts=parts), has_aux=True)
@@ -116,15 +116,15 @@ def test_with_batch_statistics_it_is_the_gradient_of_the_same_model():
 
 
 def test_statistics_are_those_of_micro_batches_and_not_of_the_batch():
-    whole, _, _ = gradients(make_recipe(1))
-    parts, _, _ = gradients(make_recipe(4))
+    whole, _, _ = gradients(make_parts(1))
+    parts, _, _ = gradients(make_parts(4))
     assert error(parts, whole) > 1e-2
 
 
 @pytest.mark.slow
 def test_devices_do_not_change_the_micro_batches():
-    one, one_stats, _ = gradients(make_recipe(4))
-    eight, eight_stats, _ = gradients(make_recipe(4), num_devices=8)
+    one, one_stats, _ = gradients(make_parts(4))
+    eight, eight_stats, _ = gradients(make_parts(4), num_devices=8)
     assert error(eight, one) < 2e-5
     assert error(eight_stats, one_stats) < 1e-5
 
@@ -136,13 +136,13 @@ def test_it_takes_less_memory_and_moves_no_images():
     }
 
     def compiled(number):
-        parts = make_recipe(number)
+        parts = make_parts(number)
         mesh = parallel.create_mesh()
         state = jax.eval_shape(
             functools.partial(step.init_state, parts, image_size=SIZE),
             jax.random.key(0),
         )
-        return step.compile_step(parts, mesh).lower(state, batch).compile()
+        return compiling.compile_step(parts, mesh).lower(state, batch).compile()
 
     whole, parts = compiled(1), compiled(8)
     memory = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]

@@ -10,21 +10,21 @@ import optax
 import pytest
 
 from simclr_jax import losses, models, optim, parallel
-from simclr_jax.training import build, objectives, step
+from simclr_jax.training import compiling, step
 
 NUM_IMAGES, SIZE, CLASSES = 16, 16, 5
 
 
-def make_recipe(optimizer: optax.GradientTransformation) -> build.Recipe:
+def make_parts(optimizer: optax.GradientTransformation) -> step.StepParts:
     model = models.SimCLR(
         encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
         head=models.create_projection_head(num_layers=2, output_dim=16),
         num_classes=CLASSES,
     )
-    return build.Recipe(
+    return step.StepParts(
         model=model,
-        objective=objectives.Contrastive(
-            loss=lambda z, labels: losses.nt_xent(z, temperature=0.5),
+        objective=step.Contrastive(
+            loss=lambda z: losses.nt_xent(z, temperature=0.5),
             temperature=0.5,
             chance=losses.chance_level(NUM_IMAGES),
             probe_weight_decay=1e-4,
@@ -34,8 +34,8 @@ def make_recipe(optimizer: optax.GradientTransformation) -> build.Recipe:
     )
 
 
-SGD = make_recipe(optax.sgd(1.0))
-LARS = make_recipe(optim.lars(0.1, weight_decay=1e-4))
+SGD = make_parts(optax.sgd(1.0))
+LARS = make_parts(optim.lars(0.1, weight_decay=1e-4))
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
@@ -49,22 +49,22 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def initial_state(parts: build.Recipe) -> step.TrainState:
+def initial_state(parts: step.StepParts) -> step.TrainState:
     """A state with every branch open: no BatchNorm scale is left at zero."""
-    init = step.compile_init(parts, compiled(parts, 1)[0], image_size=SIZE)
+    init = compiling.compile_init(parts, compiled(parts, 1)[0], image_size=SIZE)
     state = jax.device_get(init(jax.random.key(0)))
     params = jax.tree.map(lambda p: np.where(p == 0, np.float32(0.1), p), state.params)
     return step.TrainState(state.step, params, state.batch_stats, state.opt_state)
 
 
 @functools.cache
-def compiled(parts: build.Recipe, num_devices: int):
+def compiled(parts: step.StepParts, num_devices: int):
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
-    return mesh, step.compile_step(parts, mesh)
+    return mesh, compiling.compile_step(parts, mesh)
 
 
 def run(
-    parts: build.Recipe, num_devices: int, num_steps: int, perturbation: float = 0.0
+    parts: step.StepParts, num_devices: int, num_steps: int, perturbation: float = 0.0
 ) -> tuple[step.TrainState, dict[str, np.ndarray]]:
     mesh, advance = compiled(parts, num_devices)
     state = initial_state(parts)
@@ -132,14 +132,14 @@ def test_the_batch_is_split_and_the_state_whole_on_every_device():
     shard = batch["images"].addressable_shards[3]
     assert shard.data.shape[0] == NUM_IMAGES // 8
     np.testing.assert_array_equal(shard.data, make_batch(0)["images"][6:8])
-    state = step.compile_init(SGD, mesh, image_size=SIZE)(jax.random.key(0))
+    state = compiling.compile_init(SGD, mesh, image_size=SIZE)(jax.random.key(0))
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
 def test_a_state_split_over_devices_makes_the_same_update():
     split = dataclasses.replace(LARS, shard_state=True)
     mesh, advance = compiled(split, 8)
-    layout = step.state_sharding(split, mesh)
+    layout = compiling.state_sharding(split, mesh)
     state = jax.device_put(initial_state(split), layout)
     kernel = state.params["encoder"]["group4"]["block1"]["conv2"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
@@ -219,8 +219,8 @@ def test_bfloat16_trains_with_float32_state(depth):
     parts = dataclasses.replace(
         LARS,
         model=model,
-        objective=objectives.Contrastive(
-            loss=lambda z, labels: losses.nt_xent(z, temperature=0.05),
+        objective=step.Contrastive(
+            loss=lambda z: losses.nt_xent(z, temperature=0.05),
             temperature=0.05,
         ),
     )
@@ -231,12 +231,12 @@ def test_bfloat16_trains_with_float32_state(depth):
         "labels": np.full(NUM_IMAGES, -1, np.int32),
     }
     shapes = jax.eval_shape(
-        functools.partial(step.train_step, recipe=parts), state, batch
+        functools.partial(step.train_step, parts=parts), state, batch
     )
     assert {x.dtype.name for x in jax.tree.leaves(shapes[0])} <= {"float32", "int32"}
     assert {x.dtype.name for x in jax.tree.leaves(shapes[1])} == {"float32"}
     if depth == 18:
         mesh = parallel.create_mesh(jax.devices()[:1])
         state = jax.jit(init)(jax.random.key(0))
-        _, metrics = step.compile_step(parts, mesh)(state, batch)
+        _, metrics = compiling.compile_step(parts, mesh)(state, batch)
         assert all(np.isfinite(value) for value in metrics.values())

@@ -17,7 +17,7 @@ import pytest
 import reference_weights
 
 from simclr_jax import losses, models, optim
-from simclr_jax.training import build, objectives, step
+from simclr_jax.training import step
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 WITH_PROBE, WITHOUT = "head_lr0.1_refinit", "nohead_lr0.01_formula"
@@ -91,16 +91,16 @@ def with_gradients(optimizer):
     return optax.GradientTransformation(init, update)
 
 
-def make_recipe(golden, num_classes):
+def make_parts(golden, num_classes):
     temperature, rate, decay = (
         golden[name].item() for name in ("temperature", "learning_rate", "weight_decay")
     )
     encoder = models.create_encoder(depth=18, stem="cifar", first_group_projection=True)
-    return build.Recipe(
+    return step.StepParts(
         model=models.SimCLR(encoder, models.create_projection_head(), num_classes),
-        objective=objectives.Contrastive(
+        objective=step.Contrastive(
             # Google adds the two directions up.
-            loss=lambda z, labels: 2 * losses.nt_xent(z, temperature=temperature),
+            loss=lambda z: 2 * losses.nt_xent(z, temperature=temperature),
             temperature=temperature,
             chance=2 * losses.chance_level(len(golden["labels"])),
             probe_weight_decay=decay,
@@ -119,7 +119,7 @@ def run(tag):
     """Title, golden arrays and what the package's train step makes of them."""
     with np.load(GOLDEN / f"train_trajectory_{tag}.npz") as arrays:
         golden = dict(arrays)
-    parts = make_recipe(golden, num_classes=10 if tag == WITH_PROBE else None)
+    parts = make_parts(golden, num_classes=10 if tag == WITH_PROBE else None)
     views = np.split(golden["input_two_views"], 2, axis=-1)
     batch = {"images": np.stack(views, 1), "labels": golden["labels"].astype(np.int32)}
     value = fresh if tag == WITH_PROBE else reference_weights.formula
@@ -130,7 +130,7 @@ def run(tag):
 
     apply = jax.jit(functools.partial(parts.model.apply, train=True))
     outputs, _ = apply(params, stats, np.concatenate(views))
-    advance = jax.jit(functools.partial(step.train_step, recipe=parts))
+    advance = jax.jit(functools.partial(step.train_step, parts=parts))
     log, gradients = [], None
     for _ in range(STEPS):
         kernel = np.float64(state.params.get("probe", {}).get("kernel", 0))

@@ -1,0 +1,69 @@
+"""When two configs are the same experiment: hashes and differences."""
+
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import config_dict
+
+# Keys that change how a run is stored, read or watched, and not what it computes.
+_OPERATIONAL = (
+    "data.data_dir",
+    "data.threads",
+    "data.parallel_reads",
+    "data.memory_mb",
+    "parallel.shard_state",
+    "parallel.remat",
+    "loss.form",
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "finetune.init_from",
+    "distill.teacher",
+    "distill.init_from",
+)
+
+
+def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values, as `config.json` holds it."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """Leaves by their dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, config_dict.ConfigDict | dict):
+            for inner, leaf in flatten(value).items():
+                flat[f"{key}.{inner}"] = leaf
+        else:
+            flat[key] = value
+    return flat
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """16 hex digits over all that processes of a run must have in common."""
+    # What each host may have for itself.
+    own = ("data.data_dir", "data.threads", "data.parallel_reads", "data.memory_mb")
+    return _digest({k: v for k, v in flatten(config).items() if k not in own})
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """16 hex digits that name what a config (as read from JSON) computes."""
+    named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
+    return _digest(named)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys whose difference makes another experiment, as 'key: old -> new'."""
+    old_flat, new_flat = flatten(old), flatten(new)
+    return [
+        f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"
+        for key in sorted({*old_flat, *new_flat})
+        if old_flat.get(key) != new_flat.get(key) and not key.startswith(_OPERATIONAL)
+    ]

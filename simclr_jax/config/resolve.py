@@ -1,0 +1,69 @@
+"""Decides what a config leaves open: the stem, and epochs as steps."""
+
+import logging
+
+from ml_collections import config_dict
+
+from simclr_jax.data.sampling import order
+from simclr_jax.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
+
+# The largest side of an image for which the reference uses the CIFAR stem.
+_CIFAR_STEM_MAX_SIZE = 32
+
+
+def resolve(
+    config: config_dict.ConfigDict, *, num_examples: int
+) -> config_dict.ConfigDict:
+    """A copy of the config with stem, training and warm-up steps decided.
+
+    Args:
+      config: valid.
+      num_examples: images in the training split.
+
+    Raises:
+      ConfigError: the dataset is smaller than a batch.
+    """
+    config = config.copy_and_resolve_references()
+    if config.batch.batch_size > num_examples:
+        raise ConfigError(
+            f"config.batch.batch_size={config.batch.batch_size}: must not exceed the "
+            f"{num_examples} images of {config.data.dataset}, since a batch holds no "
+            "image twice"
+        )
+    automatic = "cifar" if config.image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
+    if config.encoder.stem == "auto":
+        config.encoder.stem = automatic
+    elif config.encoder.stem != automatic:
+        _LOG.warning(
+            "config.encoder.stem=%r does not suit config.image_size=%d: the %s stem is "
+            "meant for it, and the other one costs many points of accuracy.",
+            config.encoder.stem,
+            config.image_size,
+            automatic,
+        )
+    schedule = config.schedule
+    steps_per_epoch = order.steps_per_epoch(
+        num_examples=num_examples,
+        batch_size=config.batch.batch_size,
+        block_size=config.data.block_size,
+    )
+    if steps_per_epoch == 0:
+        raise ConfigError(
+            f"config.data.block_size={config.data.block_size}: leaves no batch of "
+            f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
+        )
+    for name in ("train", "warmup"):
+        if schedule[f"{name}_steps"] is None:
+            epochs = schedule[f"{name}_epochs"]
+            schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
+    schedule.train_steps = max(schedule.train_steps, 1)
+    if schedule.warmup_steps >= schedule.train_steps:
+        _LOG.warning(
+            "config.schedule.warmup_steps=%d is not below train_steps=%d: the learning "
+            "rate never reaches its peak.",
+            schedule.warmup_steps,
+            schedule.train_steps,
+        )
+    return config
