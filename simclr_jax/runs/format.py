@@ -1,0 +1,66 @@
+"""The format of run directories: opening those of older versions.
+
+`config.json` carries `format_version`. A version that adds a config key lists it in
+`_ADDED` with its default, and older runs get that default when they are opened, even
+where a later version has another one in `configs/base.py`. A test holds the lists
+against `configs/base.py` and a recorded run of version 1.
+"""
+
+from typing import Any
+
+from simclr_jax.config import renamed
+from simclr_jax.errors import ConfigError
+
+# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`.
+VERSION = 2
+_KEY = "format_version"
+# By version: the keys that it added, with its defaults.
+_ADDED: dict[int, dict[str, Any]] = {2: {"augment.host_views": "auto"}}
+
+
+def stamp(config: dict[str, Any]) -> dict[str, Any]:
+    """A config, as JSON, with the format's version."""
+    return {_KEY: VERSION, **config}
+
+
+def upgrade(stored: dict[str, Any], *, file: str) -> dict[str, Any]:
+    """The config of `config.json` with the keys of this version, changed in place.
+
+    Args:
+      stored: the object in the file.
+      file: its name, for messages.
+
+    Raises:
+      ConfigError: a later version wrote it, or its version is no number.
+    """
+    version = stored.pop(_KEY, 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ConfigError(f"file {file}: {_KEY}={version!r}: must be a whole number")
+    if version > VERSION:
+        raise ConfigError(
+            f"file {file}: {_KEY}={version}: was written by a later version of "
+            f"simclr_jax, and this one reads up to {VERSION}; upgrade simclr_jax"
+        )
+    if version < 2:
+        for old, new in renamed.KEYS.items():
+            group, name = _parent(stored, old)
+            if name in group:
+                new_group, new_name = _parent(stored, new)
+                new_group[new_name] = group.pop(name)
+        for key, values in renamed.VALUES.items():
+            group, name = _parent(stored, key)
+            if name in group:
+                group[name] = values.get(group[name], group[name])
+    for added in range(version + 1, VERSION + 1):
+        for key, default in _ADDED.get(added, {}).items():
+            group, name = _parent(stored, key)
+            group.setdefault(name, default)
+    return stored
+
+
+def _parent(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """(group that holds a dotted key, the key's last part)."""
+    *groups, name = key.split(".")
+    for group in groups:
+        config = config.setdefault(group, {})
+    return config, name
