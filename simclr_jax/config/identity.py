@@ -12,6 +12,7 @@ _OPERATIONAL = (
     "data.threads",
     "data.parallel_reads",
     "data.memory_mb",
+    "augment.host_views",
     "parallel.shard_state",
     "parallel.remat",
     "loss.form",

@@ -15,7 +15,6 @@ from simclr_jax.errors import ConfigError
 from simclr_jax.training.objectives import NUM_VIEWS
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
-OPTIMIZERS = ("lars", "sgd", "adamw")
 
 
 def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -168,7 +167,9 @@ def make_optimizer(
             b1=optimizer.b1,
             b2=optimizer.b2,
         )
-    raise ValueError(f"optimizer.name={optimizer.name!r}: must be one of {OPTIMIZERS}")
+    raise ValueError(
+        f"optimizer.name={optimizer.name!r}: must be one of {optim.OPTIMIZERS}"
+    )
 
 
 def describe(config: config_dict.ConfigDict, model: models.SimCLR) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import config_dict
 from pretraining import pretrain
 
-from simclr_jax import losses
+from simclr_jax import losses, optim
 from simclr_jax.config import identity, resolve, rules
 from simclr_jax.configs import (
     base,
@@ -96,7 +96,7 @@ def test_fine_tuning_of_what_is_not_there_is_refused(argument):
 
 def test_every_config_file_is_tested():
     files = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")}
-    elsewhere = {"presets", "finetune", "distill"}
+    elsewhere = {"__init__", "presets", "finetune", "distill"}
     assert files - elsewhere == {name.split(":")[0] for name in CONFIGS}
 
 
@@ -231,7 +231,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
         lambda workdir, config: write(workdir, config._config),
     )
     monkeypatch.setattr(
-        directory,
+        identity,
         "as_json",
         lambda config: as_json(getattr(config, "_config", config)),
     )
@@ -247,8 +247,8 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     protocols.evaluate(workdir, [p for p in protocols.PROTOCOLS if p not in repeated])
     for name in losses.LOSSES:
         config.loss.name = name
-        build.make_loss(Recorder(config, seen), num_classes=3)
-    for name in build.x:
+        step.contrastive(Recorder(config, seen), num_classes=3)
+    for name in optim.OPTIMIZERS:
         config.optimizer.name = name
         build.make_optimizer(Recorder(config.optimizer, seen, "optimizer."), 0.1)
     assert set(identity.flatten(base.get_config())) - seen == set()
@@ -385,7 +385,7 @@ def test_a_loss_without_blocks_cannot_have_them():
     config = base.get_config()
     config.loss.name, config.loss.form = "nt_logistic", "streaming"
     with pytest.raises(ConfigError, match=r"config\.loss\.form='streaming': .*has no"):
-        build.make_loss(config, num_classes=None)
+        step.contrastive(config, num_classes=None)
 
 
 def test_devices_must_share_every_batch_evenly():

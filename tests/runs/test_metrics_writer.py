@@ -84,4 +84,4 @@ def test_progress_line_shows_chance_rate_wait_and_time_left():
     ("secs", "text"), [(0.2, "0:00:01"), (59, "0:00:59"), (86400, "24:00:00")]
 )
 def test_format_secs(secs, text):
-    assert metrics.format_secs(secs) == text
+    assert metrics_writer.format_secs(secs) == text

@@ -61,11 +61,14 @@ def gradients(parts, num_devices=1):
     params, stats, batch = start()
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     split, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    function = micro_batches.gradients if parts.num_micro_batches > 1 else step._whole
-    return jax.device_get(
-        jax.jit(functools.partial(function, parts), in_shardings=(whole, whole, split))(
-            params, stats, batch
+    function = step.gradients
+    if parts.num_micro_batches > 1:
+        function = functools.partial(
+            micro_batches.gradients, num_micro_batches=parts.num_micro_batches
         )
+    function = functools.partial(function, parts.model, parts.objective)
+    return jax.device_get(
+        jax.jit(function, in_shardings=(whole, whole, split))(params, stats, batch)
     )
 
 
