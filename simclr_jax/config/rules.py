@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
-from simclr_jax.config import identity
+from simclr_jax.config import identity, renamed
 from simclr_jax.data import preprocessing
 from simclr_jax.data.sampling import draws
 from simclr_jax.data.views import composition
@@ -195,6 +195,9 @@ def validate(config: config_dict.ConfigDict) -> None:
       ConfigError: names the first key that breaks a rule, its value and the rule.
     """
     flat = identity.flatten(config)
+    for old, new in renamed.KEYS.items():
+        if old in flat:
+            raise ConfigError(f"config.{old}={flat[old]!r}: is now called config.{new}")
     rules = [*_RULES]
     for group, more in _MORE_RULES.items():
         rules += more if group in config else []
@@ -203,6 +206,8 @@ def validate(config: config_dict.ConfigDict) -> None:
             value = flat[key]
             valid = holds(value)
         if not valid:
+            if isinstance(value, str) and value in renamed.VALUES.get(key, {}):
+                rule = f"is now called {renamed.VALUES[key][value]!r}"
             raise ConfigError(f"config.{key}={value!r}: {rule}")
     for low, high in _ORDERED:
         with _as_config_error(high):

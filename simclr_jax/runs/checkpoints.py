@@ -67,7 +67,7 @@ class Checkpoints:
     def save_weights(
         self, step: int, params: Tree, batch_stats: Tree, description: dict[str, Any]
     ) -> None:
-        """Saves weights without the state of a run; pretraining cannot resume from them."""
+        """Saves weights without a state; pretraining cannot resume from them."""
         self._save(step, params, batch_stats, description)
 
     def _save(
