@@ -1,7 +1,7 @@
 """Every setting of a pretraining run, with SimCLR's values for ImageNet.
 
-Other files here change a few lines of it. On the command line any key can be set:
-`--config.loss.temperature=0.2`. A value None means 'decided from the others'.
+Every other config changes a few lines of it. Any key can be set on the command line:
+`--config.loss.temperature=0.2`. The value None means 'derived from other keys'.
 """
 
 from ml_collections import config_dict
@@ -10,67 +10,66 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """SimCLR with ResNet-50 on ImageNet: batch 4096, 100 epochs."""
     config = config_dict.ConfigDict()
-    config.seed = 0  # of the initial weights, the order of images and all draws
+    config.seed = 0  # of initial weights, order of images and random draws
     config.image_size = 224  # side of a view and of evaluation inputs, in pixels
 
-    # Where images come from; see `simclr_jax/data/sources.py`.
+    # Where images come from; see `simclr_jax/data/sources/registry.py`.
     config.data = data = config_dict.ConfigDict()
     data.dataset = "imagenet2012"  # TFDS name, folder:PATH, npz:PATH, photographs, ...
     data.data_dir = config_dict.placeholder(str)  # of TFDS; None: ~/tensorflow_datasets
     data.split = "train"
     data.image_key = "image"
     data.label_key = "label"  # may be absent from the dataset
-    data.threads = config_dict.placeholder(int)  # for augmenting; None: one per core
-    # Reads at a time, of 16 images or a block each; None: as many as threads. More of
-    # them hide the latency of a store.
+    data.threads = config_dict.placeholder(int)  # for augmentation; None: one per core
+    # Concurrent read requests, of 16 records or one block each; None: `threads`. More
+    # of them hide the latency of a store.
     data.parallel_reads = config_dict.placeholder(int)
-    # Of host memory for all buffers of the input pipeline; None: a quarter of it.
+    # MiB of host memory for all buffers of the input pipeline; None: a quarter of it.
     data.memory_mb = config_dict.placeholder(int)
-    # Datasets whose images have one size and take no more as pixels are decoded once
-    # and kept in memory, on each host; 0: none.
+    # Decode images once and keep their pixels in each host's memory, if they all have
+    # one size and fit in this many MiB; 0 disables.
     data.in_memory_mb = 1024
-    # Neighbours in the dataset that are shuffled and read together, in one request
-    # where it holds them side by side. 1 is best on disks; a store such as GCS wants
-    # 16 or more, and a dataset that is not stored in the order of its classes.
+    # Consecutive images of the dataset that are shuffled and read together, in one
+    # request where they are stored together. 1 is best on disks. A store such as GCS
+    # needs 16 or more, and then a dataset that is not stored class by class.
     data.block_size = 1
 
-    # Images, not views, in one update, over all devices. NT-Xent sees twice as many
-    # views.
+    # Images in one update, over all devices. NT-Xent sees twice as many views.
     config.batch = batch = config_dict.ConfigDict()
     batch.batch_size = 4096
-    # Images that the model sees at a time, over all devices; None: the whole batch. The
-    # loss still compares all views of the batch, and its gradient is exact, at the cost
-    # of a second forward pass; BatchNorm takes its statistics over a micro-batch.
+    # Images in one forward pass, over all devices; None: the whole batch. The loss
+    # still compares all views of the batch, and its gradient is exact, at the cost of a
+    # second forward pass; BatchNorm takes its statistics over a micro-batch.
     batch.micro_batch_size = config_dict.placeholder(int)
 
-    # How the step is spread over the devices.
+    # How a step uses devices and their memory.
     config.parallel = parallel = config_dict.ConfigDict()
-    # True: each device holds a part of parameters and optimiser state, not all of it.
-    # The mathematics stay, as with `remat`.
+    # True: each device holds a shard of parameters and optimiser state.
     parallel.shard_state = False
-    # In which the weight gradients of convolutions are summed over devices; bfloat16
-    # halves that traffic and rounds each device's share to 8 bits.
+    # Dtype in which weight gradients of convolutions are summed over devices; bfloat16
+    # halves that traffic and rounds each device's summand to 8 bits.
     parallel.gradient_dtype = "float32"
-    # What the backward pass computes again instead of keeping it: none; wide (the last
-    # and widest convolution of each residual block); blocks (whole residual blocks).
+    # What the backward pass recomputes to save memory: none; wide (the last and widest
+    # convolution of each residual block); blocks (whole residual blocks).
     parallel.remat = "none"
 
-    # Augmentations, in the order in which they apply (paper appendix A), the crop first
-    # or left out. Also there: rotation, cutout, noise, sobel.
+    # Augmentations in the order of application (paper appendix A); a crop comes first.
+    # Further operations: rotation, cutout, noise, sobel.
     config.augment = augment = config_dict.ConfigDict()
     augment.operations = ("crop", "flip", "color_jitter", "grayscale", "blur")
-    # Where views are made. host; split: crops on the host, the rest on the accelerator;
-    # accelerator: all of it there, for a dataset that its memory and in_memory_mb hold.
+    # Where views are computed. host; host_crop: crops on the host, all else on the
+    # accelerator; accelerator: everything there, for a dataset that fits in its memory
+    # and in in_memory_mb.
     augment.placement = "host"
     augment.crop = crop = config_dict.ConfigDict()
     crop.sampler = "reference"  # or torchvision: area uniform, ratio log-uniform
-    crop.area_min, crop.area_max = 0.08, 1.0  # share of the image
+    crop.area_min, crop.area_max = 0.08, 1.0  # fraction of the image
     crop.ratio_min, crop.ratio_max = 3 / 4, 4 / 3  # width / height
     augment.flip = config_dict.create(probability=0.5)
     augment.color_jitter = jitter = config_dict.ConfigDict()
     jitter.probability = 0.8
     jitter.strength = 1.0  # multiplies the four ranges; 0.5 for CIFAR
-    jitter.brightness = jitter.contrast = jitter.saturation = 0.8  # factors 1 +- this
+    jitter.brightness = jitter.contrast = jitter.saturation = 0.8  # factors 1 +- value
     jitter.hue = 0.2  # turns, so 0.5 reaches every hue
     jitter.brightness_mode = "multiplicative"  # or additive, as in SimCLR v1's code
     augment.grayscale = config_dict.create(probability=0.2)
@@ -89,7 +88,7 @@ def get_config() -> config_dict.ConfigDict:
     config.encoder = encoder = config_dict.ConfigDict()
     encoder.depth = 50  # 18, 34, 50, 101, 152 or 200
     encoder.width = 1.0  # multiplies every layer's filters; any positive number
-    encoder.sk_ratio = 0.0  # 0.0625: SimCLRv2's selective-kernel nets
+    encoder.sk_ratio = 0.0  # 0.0625: SimCLRv2's selective kernels
     encoder.se_ratio = 0.0  # above 0: squeeze-and-excitation of that ratio
     encoder.stem = "auto"  # cifar up to 32 pixels, imagenet above; or by name
     encoder.first_group_projection = False  # True: Google's ResNet-18 and 34
@@ -98,10 +97,10 @@ def get_config() -> config_dict.ConfigDict:
     encoder.kernel_init = "truncated_normal"  # std 1/sqrt(fan_in); or he_normal
     encoder.batch_norm_momentum = 0.9
     encoder.batch_norm_epsilon = 1e-5
-    # Of convolutions and their outputs; weights, statistics and loss are float32.
+    # Dtype of convolutions and their outputs; weights, statistics and loss are float32.
     encoder.compute_dtype = "bfloat16"
 
-    # The projection head g; thrown away after pretraining.
+    # The projection head g; discarded after pretraining.
     config.head = head = config_dict.ConfigDict()
     head.kind = "nonlinear"  # none, linear or nonlinear
     head.num_layers = 3  # the paper's text has 2, its code and SimCLR v2 have 3
@@ -131,15 +130,15 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.trust_coefficient = 0.001  # lars
     optimizer.b1, optimizer.b2 = 0.9, 0.999  # adamw
 
-    # Linear warm-up, then a cosine to 0. Steps, where given, override epochs.
+    # Linear warm-up, then a cosine to 0. Steps, if set, override epochs.
     config.schedule = schedule = config_dict.ConfigDict()
     schedule.train_epochs = 100.0
     schedule.train_steps = config_dict.placeholder(int)
     schedule.warmup_epochs = 10.0
     schedule.warmup_steps = config_dict.placeholder(int)
 
-    # A linear classifier on stop-gradient h, to watch where labels exist. It has no
-    # influence on the encoder.
+    # An online linear classifier on stop-gradient h, trained if there are labels. It
+    # has no influence on the encoder.
     config.probe = config_dict.create(enabled=True)
 
     config.log = config_dict.create(every_steps=50, tensorboard=True)
@@ -147,22 +146,22 @@ def get_config() -> config_dict.ConfigDict:
     config.checkpoint = checkpoint = config_dict.ConfigDict()
     checkpoint.every_steps = 1000
     checkpoint.keep_last = 3
-    checkpoint.keep_every_steps = config_dict.placeholder(int)  # kept for ever
+    checkpoint.keep_every_steps = config_dict.placeholder(int)  # never deleted
 
     # Defaults of `simclr_jax.evaluate`.
     config.evaluation = evaluation = config_dict.ConfigDict()
     evaluation.train_split = "train"
     evaluation.test_split = "validation"
     evaluation.batch_size = 1024
-    evaluation.crop_proportion = 0.875  # central crop; 1 leaves images of the size be
+    evaluation.crop_proportion = 0.875  # central crop, fraction of the side
     evaluation.resize = "bicubic"  # bicubic_legacy: TensorFlow 1's, of Google's weights
     evaluation.layer = 0  # 0: h; i: the head's output after layer i; -1: z
-    # Nearest neighbours (Wu et al., 2018): how many vote. All are measured in one pass;
-    # the first is the figure of the protocol.
+    # Numbers of nearest neighbours that vote (Wu et al., 2018), all measured in one
+    # pass; the first gives the protocol's figure.
     evaluation.knn_k = (200, 20, 10)
     evaluation.knn_temperature = 0.07
-    # L-BFGS: the L2 penalties tried, on the mean loss; one in ten training images
-    # decides.
+    # L-BFGS: candidate L2 penalties on the mean loss, chosen on a held-out tenth of the
+    # training images.
     evaluation.l2_penalties = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     evaluation.lbfgs_steps = 300
     # SGD on frozen features of random crops and flips (paper appendix B.6).

@@ -15,26 +15,26 @@
 | `cifar10.py:800epochs`  | ResNet-18, 512, 800    | 87.9 % kNN, k = 200, best epoch  |
 |                         |                        | (lightly; 331 min, RTX A6000)    |
 
-None of them was run in full here. The first two use LARS, the last two SGD as lightly's
-benchmark does. The paper tuned the rate of `resnet50` over 0.5, 1.0 and 1.5 and does
-not say which one won.
+None of them was run in full here. The first two use LARS, the last two SGD as in
+lightly's benchmark. The paper tuned the learning rate of `resnet50` over 0.5, 1.0 and
+1.5 and does not say which was best.
 """
 
 from ml_collections import config_dict
 
 from simclr_jax.configs import base
 
-_RECIPES = ("reference", "resnet50", "200epochs", "800epochs")
+_VARIANTS = ("reference", "resnet50", "200epochs", "800epochs")
 
 
-def get_config(recipe: str = "reference") -> config_dict.ConfigDict:
+def get_config(variant: str = "reference") -> config_dict.ConfigDict:
     """SimCLR on CIFAR-10.
 
     Args:
-      recipe: 'reference', 'resnet50', '200epochs' or '800epochs'.
+      variant: 'reference', 'resnet50', '200epochs' or '800epochs'.
     """
-    if recipe not in _RECIPES:
-        raise ValueError(f"cifar10.py:{recipe}: must be one of {', '.join(_RECIPES)}")
+    if variant not in _VARIANTS:
+        raise ValueError(f"cifar10.py:{variant}: must be one of {', '.join(_VARIANTS)}")
     config = base.get_config()
     config.image_size = 32
     config.data.dataset = "cifar10"
@@ -51,16 +51,16 @@ def get_config(recipe: str = "reference") -> config_dict.ConfigDict:
     config.evaluation.test_split = "test"
     config.evaluation.crop_proportion = 1.0
     config.evaluation.sgd_batch_size = 512
-    if recipe == "resnet50":
+    if variant == "resnet50":
         config.batch.batch_size = 1024
         config.encoder.depth = 50
         config.head.num_layers = 2
         config.optimizer.weight_decay = 1e-6
-    elif recipe.endswith("epochs"):
+    elif variant.endswith("epochs"):
         config.optimizer.name = "sgd"
         config.optimizer.learning_rate = 0.12  # 0.06 * B / 128: 0.24 at batch 512
         config.optimizer.weight_decay = 5e-4
-        config.schedule.train_epochs = float(recipe.removesuffix("epochs"))
+        config.schedule.train_epochs = float(variant.removesuffix("epochs"))
         config.schedule.warmup_epochs = 0.0
         config.head.num_layers = 2
     return config

@@ -4,12 +4,11 @@
 
 Pretraining needs no label. To evaluate with labels, put the images into class folders
 under IMAGES/train and IMAGES/val and pretrain with `--config.data.split=train`; without
-that split, sub-folders in which every image lies are classes for the online probe.
-ResNet-18 and a batch of 128 also run, slowly, without
-an accelerator; with one, take `--config.encoder.depth=50` and raise
-`--config.batch.batch_size` as far as memory and the number of images allow. There is no
-published figure to expect: look at the views first (`simclr_jax.preview`), then at the
-health verdict in the log.
+that split, sub-folders are classes for the online probe if every image lies in one.
+ResNet-18 and a batch of 128 also run on a CPU, slowly; on an accelerator set
+`--config.encoder.depth=50` and raise `--config.batch.batch_size` as far as memory and
+the number of images allow. There is no published figure to expect: look at the views
+first (`python -m simclr_jax.preview`), then at the health verdict in the log.
 """
 
 from ml_collections import config_dict
@@ -21,7 +20,7 @@ def get_config(folder: str = "images") -> config_dict.ConfigDict:
     """SimCLR on a folder of images.
 
     Args:
-      folder: the folder; everything below it is read.
+      folder: path of the folder; all images below it are read.
     """
     config = base.get_config()
     config.data.dataset = f"folder:{folder}"

@@ -7,9 +7,9 @@ Example, ResNet-50 at double width on a TPU slice:
 
 Settings are those of the reference's README: batch 4096, LARS with a square-root scaled
 rate, 100 epochs. Its figure for ResNet-50 (1x): about 64.5 % top-1 in linear
-evaluation, in about 6 hours on 32 TPU v3 cores. Not run here. `+sk` behind the width
-gives selective kernels, `,200epochs` another length. The papers' own long runs are
-`simclr_v1.py` and `simclr_v2.py`.
+evaluation, in about 6 hours on 32 TPU v3 cores. Not run here. Append `+sk` for
+selective kernels and `,200epochs` for another number of epochs. The long runs of the
+papers are `simclr_v1.py` and `simclr_v2.py`.
 """
 
 from ml_collections import config_dict

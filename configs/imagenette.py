@@ -4,8 +4,8 @@
         --config.data.data_dir=TFDS_DIR
 
 Figure to compare with: 88.9 % kNN, k = 20, best epoch, ResNet-18, batch 256, 800
-epochs, 193 minutes on one RTX A6000 (lightly). Its batch, epochs, sizes and SGD are
-taken over. Not run here.
+epochs, 193 minutes on one RTX A6000 (lightly). Batch, epochs, sizes and SGD are
+the same here. Not run here.
 """
 
 from ml_collections import config_dict

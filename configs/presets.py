@@ -1,6 +1,6 @@
 """SimCLR v1 and v2 as published, and the argument of the ImageNet configs.
 
-What differs between the two, and from `base.py`:
+Differences between the two, and from `base.py`:
 
 | setting               | v1 (ICML 2020)    | v2 (NeurIPS 2020) | base                |
 |-----------------------|-------------------|-------------------|---------------------|
@@ -11,10 +11,10 @@ What differs between the two, and from `base.py`:
 | warm-up               | 10 epochs         | 5 % of all        | 10 epochs           |
 | max-pool, first group | TensorFlow's      | TensorFlow's      | torchvision's       |
 
-Alike in both: crops of Google's sampler, jitter of strength 1, blur of half the views
-with a kernel of a tenth of the side, temperature 0.1, LARS with momentum 0.9. SimCLR
-v2's own weights also used a momentum encoder and a buffer of 64k negatives (about one
-point more, says the paper), which its published code does not have; nor has this.
+Both have crops of Google's sampler, jitter of strength 1, blur of half the views with a
+kernel of a tenth of the side, temperature 0.1 and LARS with momentum 0.9. The released
+SimCLR v2 weights also used a momentum encoder and a buffer of 64k negatives (about one
+point more, according to the paper), which neither its published code nor this one has.
 """
 
 import re
@@ -28,7 +28,7 @@ _WARMUP_SHARE_V2 = 0.05
 
 
 def simclr_v1(config: config_dict.ConfigDict) -> None:
-    """Sets what makes a config SimCLR v1 (paper sections 2.3 and B.6)."""
+    """Changes a config to SimCLR v1 (paper sections 2.3 and B.6)."""
     _google_encoder(config)
     config.augment.color_jitter.brightness_mode = "additive"
     config.head.num_layers = 2
@@ -38,11 +38,10 @@ def simclr_v1(config: config_dict.ConfigDict) -> None:
 
 
 def simclr_v2(config: config_dict.ConfigDict) -> None:
-    """Sets what makes a config SimCLR v2 (its section 3.1).
+    """Changes a config to SimCLR v2 (its section 3.1).
 
-    Warm-up is a share of the epochs that the config has now: give others in the
-    config's argument, as in `simclr_v2.py:50x1,100epochs`, or set
-    `schedule.warmup_epochs` too.
+    Warm-up is 5 % of the config's present epochs: to change the epochs use the config's
+    argument, as in `simclr_v2.py:50x1,100epochs`, or set `schedule.warmup_epochs` too.
     """
     _google_encoder(config)
     config.augment.color_jitter.brightness_mode = "multiplicative"
@@ -64,7 +63,7 @@ def set_encoder(config: config_dict.ConfigDict, argument: str, file: str) -> Non
 
     Args:
       config: changed in place.
-      argument: such as '152x3+sk' or '50x2,200epochs'; +sk are selective kernels.
+      argument: such as '152x3+sk' or '50x2,200epochs'; +sk: selective kernels.
       file: the config file's name, for the message.
 
     Raises:
@@ -79,7 +78,7 @@ def set_encoder(config: config_dict.ConfigDict, argument: str, file: str) -> Non
     config.encoder.depth = int(match["depth"])
     config.encoder.width = float(match["width"] or 1)
     config.encoder.sk_ratio = 0.0625 if match["sk"] else 0.0
-    # Batch 4096 of ResNet-50 then has room on 16 chips of 16 GB (docs/plan.md).
+    # With it, batch 4096 of ResNet-50 fits on 16 chips of 16 GB (docs/plan.md).
     config.parallel.remat = "wide"
     if match["epochs"]:
         config.schedule.train_epochs = float(match["epochs"])

@@ -3,7 +3,7 @@
     bash launch/smoke.sh
 
 A quarter-width ResNet-18 learns from patches of eighteen photographs (see
-`simclr_jax/data/photographs.py`). What to expect is in the README.
+`simclr_jax/data/sources/photographs.py`). The README has the expected figures.
 """
 
 from ml_collections import config_dict

@@ -4,8 +4,8 @@
         --config.data.data_dir=TFDS_DIR
 
 Figure to compare with: 74.5 % linear, ResNet-18, batch 256, 100 epochs, Adam with a
-rate of 3e-4 (sthalles/SimCLR; hardware not told). Its batch, epochs, optimiser and rate
-are taken over. Not run here.
+rate of 3e-4 (sthalles/SimCLR; hardware not named). Batch, epochs, optimiser and rate
+are the same here. Not run here.
 """
 
 from ml_collections import config_dict
