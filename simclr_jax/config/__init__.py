@@ -1,1 +1,4 @@
-"""Rules for configs, what they leave open, and what makes two of them alike."""
+"""Configs: their rules, what is derived from them, and when two are the same.
+
+The configs themselves are in `configs/`.
+"""

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-# Keys that change how a run is stored, read or watched, and not what it computes.
+# Keys that change how a run is stored, read or logged, and not its mathematics.
 _OPERATIONAL = (
     "data.data_dir",
     "data.threads",
@@ -43,14 +43,14 @@ def flatten(config: config_dict.ConfigDict | dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """16 hex digits over all that processes of a run must have in common."""
-    # What each host may have for itself.
-    own = ("data.data_dir", "data.threads", "data.parallel_reads", "data.memory_mb")
-    return _digest({k: v for k, v in flatten(config).items() if k not in own})
+    """16 hex digits over all keys that must be equal on all processes of a run."""
+    # Keys that may differ between hosts.
+    local = ("data.data_dir", "data.threads", "data.parallel_reads", "data.memory_mb")
+    return _digest({k: v for k, v in flatten(config).items() if k not in local})
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """16 hex digits that name what a config (as read from JSON) computes."""
+    """16 hex digits that identify the experiment of a config, as read from JSON."""
     named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
     return _digest(named)
 
@@ -61,7 +61,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys whose difference makes another experiment, as 'key: old -> new'."""
+    """Keys whose values make the two different experiments, as 'key: old -> new'."""
     old_flat, new_flat = flatten(old), flatten(new)
     return [
         f"{key}: {old_flat.get(key)!r} -> {new_flat.get(key)!r}"

@@ -1,1 +1,7 @@
-"""Run directories: config, checkpoints, metrics."""
+"""Run directories.
+
+`directory.py` (the folder and its `config.json`), `format.py` (versions of it),
+`checkpoints.py`, `metrics_writer.py` (`metrics.jsonl` and TensorBoard events),
+`health.py` (a verdict from the metrics) and `atomic.py` (files and folders that appear
+as a whole or not at all).
+"""

@@ -10,7 +10,7 @@ from simclr_jax.errors import ConfigError
 
 
 def write_file(path: pathlib.Path, text: str) -> None:
-    """Writes a file of a run, so that it is there as a whole or not at all.
+    """Writes a file of a run as a whole or not at all.
 
     Raises:
       ConfigError: it cannot be written.
@@ -32,7 +32,7 @@ def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
 
 
 def check_free(path: str, *, flag: str) -> None:
-    """Raises ConfigError unless the folder that a flag names can be made."""
+    """Raises ConfigError unless the folder that a flag names can be created."""
     if "://" in path:
         raise ConfigError(f"--{flag}={path}: must be a local folder")
     folder = pathlib.Path(path)
@@ -45,13 +45,13 @@ def check_free(path: str, *, flag: str) -> None:
 
 @contextlib.contextmanager
 def filled(path: str, *, flag: str) -> Iterator[pathlib.Path]:
-    """An empty folder that takes the place of `path` if nothing is raised.
+    """An empty folder that replaces `path` unless an error is raised in the context.
 
     Raises:
-      ConfigError: it cannot be written, or what it is to replace holds something.
+      ConfigError: it cannot be written, or `path` is a folder with files in it.
     """
     target = pathlib.Path(os.path.realpath(path))
-    # Beside it, so that it can be moved there in one go.
+    # In the same parent folder, so that one rename is enough.
     unfinished = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -32,12 +32,12 @@ class Checkpoints:
     def __init__(
         self, workdir: str, *, keep_last: int, keep_every_steps: int | None
     ) -> None:
-        """Opens, or makes, the folder `checkpoints` of a run.
+        """Opens, or creates, the folder `checkpoints` of a run.
 
         Args:
           workdir: the run directory.
-          keep_last: how many of the newest to keep.
-          keep_every_steps: keep multiples of it for ever too.
+          keep_last: number of newest checkpoints to keep.
+          keep_every_steps: also keep every checkpoint at a multiple of it.
         """
         self._folder = pathlib.Path(workdir).absolute() / FOLDER
         self._manager = ocp.CheckpointManager(
@@ -92,7 +92,7 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: State, sharding: State) -> State:
-        """Reads a state, whatever devices and shardings it was written from.
+        """Reads a state; the devices and shardings may differ from those that wrote it.
 
         Args:
           step: of the checkpoint.
@@ -161,7 +161,7 @@ def _damaged(path: pathlib.Path, error: Exception) -> str:
 
 
 def open_for_reading(workdir: str, step: int | None) -> tuple[pathlib.Path, int]:
-    """Finds a checkpoint of a run.
+    """Finds a checkpoint of a run to read.
 
     Returns:
       (its folder, its step); the newest one where `step` is None.
@@ -196,7 +196,7 @@ def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
 
 
 def write_variables(folder: pathlib.Path, variables: Tree) -> None:
-    """Writes {'params', 'batch_stats'} of an encoder as a checkpoint of its own."""
+    """Writes {'params', 'batch_stats'} of an encoder as a separate checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), variables)
 

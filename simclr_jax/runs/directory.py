@@ -42,12 +42,12 @@ def check(
 
 
 def make_folder(workdir: str) -> None:
-    """Makes the run directory, and checks that all processes see the same one.
+    """Creates the run directory, and checks that all processes see the same one.
 
     Every process has to call it.
 
     Raises:
-      ConfigError: it cannot be made, or is another one on another process's host.
+      ConfigError: it cannot be created, or another process sees a different one.
     """
     folder = pathlib.Path(workdir)
     mark = folder / f".shared-{uuid.uuid4().hex}"
@@ -58,7 +58,7 @@ def make_folder(workdir: str) -> None:
                 mark.touch()
             except OSError as error:
                 raise ConfigError(
-                    f"--workdir={workdir}: cannot be made or written ({error})"
+                    f"--workdir={workdir}: cannot be created or written ({error})"
                 ) from error
     name = processes.gather_texts(mark.name)[0]
     try:

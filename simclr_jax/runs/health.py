@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-# Below this share under chance the encoder tells hardly any images apart.
+# A loss closer to chance than this fraction of it: hardly any images are told apart.
 _CHANCE_MARGIN = 0.01
 # A projection that varies along one direction only, or hardly varies, has collapsed.
 _COLLAPSED_RANK = 1.5
@@ -34,10 +34,10 @@ class HealthMonitor:
         self._count = 0
 
     def update(self, step: int, metrics: Mapping[str, float]) -> str:
-        """Takes the metrics of one logged step.
+        """Judges the metrics of one logged step.
 
         Args:
-          step: number of updates made.
+          step: number of updates so far.
           metrics: `loss`, `effective_rank_z`, `positive_similarity` and
             `negative_similarity`; `chance` for objectives that have such a level.
 

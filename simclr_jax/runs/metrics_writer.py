@@ -20,16 +20,16 @@ _SHARES = (
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and, if asked for, to TensorBoard event files."""
+    """Appends to `metrics.jsonl` and, optionally, to TensorBoard event files."""
 
     def __init__(
         self, workdir: str, *, resume_step: int, tensorboard: bool, active: bool = True
     ) -> None:
-        """Opens the files, and drops what a former start logged after `resume_step`.
+        """Opens the files, and drops steps after `resume_step` that an earlier start logged.
 
         Args:
           workdir: the run directory.
-          resume_step: updates made so far; each step is in the file once.
+          resume_step: number of updates so far; each step is in the file once.
           tensorboard: write event files too.
           active: False writes nothing, for processes other than 0.
         """
@@ -41,7 +41,7 @@ class MetricsWriter:
         _drop_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
-            # Imported here: other users of this package need not have it.
+            # Imported here: not needed where `tensorboard` is False.
             import tensorboardX
 
             self._events = tensorboardX.SummaryWriter(
@@ -79,8 +79,8 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 def _drop_after(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path) if record["step"] <= step]
-    write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
+    remaining = [record for record in read_metrics(path) if record["step"] <= step]
+    write_file(path, "".join(json.dumps(record) + "\n" for record in remaining))
 
 
 def progress_line(

@@ -1,1 +1,9 @@
-"""The loop, the train step, checkpoints, metrics, and configs made into parts."""
+"""Training: the loop, the step, and what builds them from a config.
+
+In reading order: `loop.py` (all trainings, and pretraining's job), `step.py` (the train
+step and pretraining's objective), `objectives.py` and `build.py` (models, optimisers),
+`micro_batches.py` (gradient accumulation with the exact contrastive gradient),
+`compiling.py` (the step jitted for a mesh), `input_pipeline.py` and `device_views.py`
+(batches), `reporter.py`, `bottleneck.py` and `preemption.py`, and the other two
+trainings, `finetuning.py` and `distillation.py`.
+"""

@@ -7,7 +7,7 @@ each micro-batch to carry that gradient back into the parameters.
 
 What holds: loss and gradient are exactly those of the whole batch for the model in
 which BatchNorm takes its statistics over a micro-batch, on all devices together. That
-is the whole-batch model where BatchNorm uses fixed statistics, and another one where it
+is the whole-batch model where BatchNorm uses running statistics, and another one where it
 does not: with M images in a micro-batch, BatchNorm sees 2M views. The running
 statistics move once a step, by the mean over the micro-batches.
 

@@ -39,7 +39,7 @@ class StopRequest:
     def requested(self, step: int) -> bool:
         """Whether to end after this step; the same on all processes.
 
-        Every process has to call it for every step.
+        Every process must call it at every step.
         """
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
