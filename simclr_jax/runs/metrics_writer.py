@@ -25,7 +25,7 @@ class MetricsWriter:
     def __init__(
         self, workdir: str, *, resume_step: int, tensorboard: bool, active: bool = True
     ) -> None:
-        """Opens the files, and drops steps after `resume_step` that an earlier start logged.
+        """Opens the files, and drops steps after `resume_step` of an earlier start.
 
         Args:
           workdir: the run directory.

@@ -1,15 +1,14 @@
-"""The gradient of a huge batch, a micro-batch at a time (Gao et al., 2021).
+"""Gradient accumulation with the exact gradient of the whole batch (Gao et al., 2021).
 
 Plain gradient accumulation would compare views inside a micro-batch only. Here a first
 pass embeds all micro-batches without keeping activations, the loss and its gradient
 with respect to the outputs are taken over the whole batch, and a second pass replays
 each micro-batch to carry that gradient back into the parameters.
 
-What holds: loss and gradient are exactly those of the whole batch for the model in
-which BatchNorm takes its statistics over a micro-batch, on all devices together. That
-is the whole-batch model where BatchNorm uses running statistics, and another one where it
-does not: with M images in a micro-batch, BatchNorm sees 2M views. The running
-statistics move once a step, by the mean over the micro-batches.
+Loss and gradient are exactly those of the whole batch, for a model whose BatchNorm
+takes its statistics over a micro-batch on all devices together: 2M views for M images
+in a micro-batch. With running statistics (frozen BatchNorm) that is the whole-batch
+model itself. The running statistics move once a step, by the mean over micro-batches.
 
 Image p of the batch belongs to micro-batch p mod n. So every device has its share of
 every micro-batch, no image moves between devices, and the assignment does not depend on
