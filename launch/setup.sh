@@ -1,25 +1,44 @@
 #!/usr/bin/env bash
-# Makes .venv in the checkout with the package and all it needs; does nothing where it
-# is up to date. Other scripts here call it; PYTHON chooses the interpreter.
+# Creates a virtual environment in the checkout with the package and everything that
+# tests and the smoke run need; does nothing where it is up to date. The other scripts
+# here call it. PYTHON chooses the interpreter.
+#   bash launch/setup.sh            .venv, with the tested versions of
+#                                   launch/constraints-VERSION.txt
+#   bash launch/setup.sh --newest   .venv-newest, with the newest releases that
+#                                   pyproject.toml allows
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python="${PYTHON:-python3}"
-stamp=.venv/.installed
-wanted="$(cat requirements.txt pyproject.toml | cksum)"
-
-if [[ -f $stamp && "$(cat "$stamp")" == "$wanted" ]]; then
-  exit 0
-fi
-"$python" - <<'CHECK'
+version="$("$python" - <<'CHECK'
 import sys
 if sys.version_info < (3, 11):
     sys.exit(f"error: Python {sys.version.split()[0]}: must be 3.11 or newer "
              "(choose another with PYTHON=...)")
+print("%d.%d" % sys.version_info[:2])
 CHECK
-echo "Installing into .venv (about 2.5 GB, a minute or two) ..."
-if [[ ! -x .venv/bin/python ]]; then
-  "$python" -m venv .venv
+)"
+venv=.venv
+constraints="launch/constraints-$version.txt"
+options=(--constraint "$constraints")
+if [[ "${1:-}" == --newest ]]; then
+  venv=.venv-newest
+  options=(--upgrade --upgrade-strategy eager)
+elif [[ ! -f $constraints ]]; then
+  echo "warning: no tested versions for Python $version; installing the newest" >&2
+  constraints=/dev/null
+  options=()
 fi
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+
+stamp="$venv/.installed"
+wanted="$version $(cat requirements.txt pyproject.toml "$constraints" | cksum)"
+if [[ $venv == .venv && -f $stamp && "$(cat "$stamp")" == "$wanted" ]]; then
+  exit 0
+fi
+echo "Installing into $venv (about 2.5 GB, a minute or two) ..."
+if [[ ! -x $venv/bin/python ]]; then
+  "$python" -m venv "$venv"
+fi
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --requirement requirements.txt "${options[@]}"
 echo "$wanted" > "$stamp"

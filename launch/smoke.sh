@@ -3,7 +3,7 @@
 # scikit-image, and measures the encoder:
 #   bash launch/smoke.sh                             in runs/smoke
 #   bash launch/smoke.sh runs/other --config.seed=1  elsewhere, with other settings
-# An existing run is gone on with.
+# An existing run is resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
