@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from simclr_jax.models.convolutions import Conv2d
-from simclr_jax.models.cpu_convolutions import max_pool_by_comparisons
+from simclr_jax.models.convolutions import Conv2d, max_pool
 
 BASE_FILTERS = 64
 # What rematerialisation may keep of a block: all but its last, widest convolution.
@@ -41,7 +40,6 @@ class Stem(nn.Module):
     filters: int
     deep: bool
     max_pool_padding: str
-    convolutions: str
     convolution: Convolution
     norm: Norm
 
@@ -60,10 +58,9 @@ class Stem(nn.Module):
             x = nn.relu(self.norm(use_running_average=not train, name=f"bn{i}")(x))
         if self.kind == "cifar":
             return x
-        pool = max_pool_by_comparisons if self.convolutions == "cpu" else nn.max_pool
         # Max-pools are padded with -inf. 'SAME' pads an even side after it only.
         padding = ((1, 1), (1, 1)) if self.max_pool_padding == "torch" else "SAME"
-        return pool(x, (3, 3), strides=(2, 2), padding=padding)
+        return max_pool(x, (3, 3), (2, 2), padding)
 
 
 class SelectiveKernel(nn.Module):

@@ -1,14 +1,17 @@
-"""2-D convolutions whose gradients suit the device.
+"""2-D convolutions and the max-pool, in forms that suit the platform.
 
-The mathematics is that of `nn.Conv`. What differs is what XLA is given: 'direct' is one
-convolution forward and one for each gradient, as autodiff has it, for accelerators; for
-'cpu' see `cpu_convolutions`.
+The mathematics is that of `nn.Conv` and `nn.max_pool`. What differs is what XLA is
+given: on accelerators one convolution forward and one for each gradient, on CPUs
+`cpu_convolutions`. The platform is known when a program is lowered, so each program
+holds the form of its own platform only, wherever it was lowered. Values and gradients
+choose separately, so that automatic differentiation never sees the choice.
 
 The gradient of a kernel can leave a bfloat16 convolution in float32. With the batch
-split over devices XLA sums gradients right behind the convolution, so in its dtype.
+split over devices XLA sums gradients right after the convolution, so in its dtype.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,9 +21,17 @@ from jax import lax
 
 from simclr_jax.models import cpu_convolutions
 
-FORMULATIONS = ("direct", "cpu")
 GRADIENT_DTYPES = ("float32", "bfloat16")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+
+def _by_platform(
+    *arrays: jax.Array, cpu: Callable[..., Any], direct: Callable[..., Any]
+) -> Any:
+    """The function of the platform that a program is lowered for, on the arrays."""
+    return lax.platform_dependent(*arrays, cpu=cpu, default=direct)
 
 
 class Conv2d(nn.Module):
@@ -35,7 +46,6 @@ class Conv2d(nn.Module):
     use_bias: bool
     dtype: Any
     kernel_init: Any
-    formulation: str
     gradient_dtype: str
 
     @nn.compact
@@ -48,7 +58,6 @@ class Conv2d(nn.Module):
             kernel,
             stride=self.stride,
             padding=(self.size - 1) // 2,
-            formulation=self.formulation,
             gradient_dtype=self.gradient_dtype,
         )
         if self.use_bias:
@@ -65,90 +74,73 @@ def conv2d(
     *,
     stride: int = 1,
     padding: int = 0,
-    formulation: str = "direct",
     gradient_dtype: str = "float32",
 ) -> jax.Array:
     """Convolves images (cross-correlation, as neural nets have it).
 
-    Differentiable once, in reverse.
+    Differentiable once, in reverse mode.
 
     Args:
       x: [N, H, W, C], float32 or bfloat16: the dtype of the computation.
       kernel: float32 [K, K, C, F], rounded to the dtype of x.
       stride: of both sides.
       padding: zeros on all four sides, less than K.
-      formulation: 'direct' or 'cpu'; equal up to rounding.
       gradient_dtype: in which the kernel's gradient leaves a bfloat16 convolution and
         is summed over devices: 'float32', or 'bfloat16', which halves what they
-        exchange. The gradient that comes out is float32 with either.
+        exchange. The result of the differentiation is float32 with either.
 
     Returns:
       [N, (H + 2 padding - K) // stride + 1, ..., F] in the dtype of x.
 
     Raises:
-      ValueError: an unknown formulation or gradient_dtype.
+      ValueError: an unknown gradient_dtype.
     """
-    for name, value, allowed in (
-        ("formulation", formulation, FORMULATIONS),
-        ("gradient_dtype", gradient_dtype, GRADIENT_DTYPES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
-    return _conv2d(x, kernel, stride, padding, formulation, gradient_dtype)
+    if gradient_dtype not in GRADIENT_DTYPES:
+        raise ValueError(
+            f"gradient_dtype={gradient_dtype!r}: must be one of "
+            f"{', '.join(GRADIENT_DTYPES)}"
+        )
+    return _conv2d(x, kernel, stride, padding, gradient_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv2d(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int,
-    padding: int,
-    formulation: str,
-    gradient_dtype: str,
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, gradient_dtype: str
 ) -> jax.Array:
-    convolve = _convolve
-    if formulation == "cpu" and cpu_convolutions.is_product(
-        x.shape, kernel.shape, stride, padding
-    ):
-        convolve = cpu_convolutions.convolve_patches
-    return convolve(x, kernel.astype(x.dtype), stride, padding)
+    return _by_platform(
+        x,
+        kernel.astype(x.dtype),
+        cpu=functools.partial(_convolve_on_cpu, stride=stride, padding=padding),
+        direct=functools.partial(_convolve, stride=stride, padding=padding),
+    )
 
 
 def _forward(
-    x: jax.Array,
-    kernel: jax.Array,
-    stride: int,
-    padding: int,
-    formulation: str,
-    gradient_dtype: str,
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int, gradient_dtype: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y = _conv2d(x, kernel, stride, padding, formulation, gradient_dtype)
-    return y, (x, kernel)
+    return _conv2d(x, kernel, stride, padding, gradient_dtype), (x, kernel)
 
 
 def _backward(
     stride: int,
     padding: int,
-    formulation: str,
     gradient_dtype: str,
     saved: tuple[jax.Array, jax.Array],
     g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    dtype = jnp.float32 if gradient_dtype == "float32" else x.dtype
-    convolve, kernel_gradient = _convolve, _kernel_gradient
-    if formulation == "cpu":
-        kernel_gradient = cpu_convolutions.kernel_gradient
-        if cpu_convolutions.is_product(x.shape, kernel.shape, stride, padding):
-            convolve = cpu_convolutions.convolve_patches
-    if formulation == "cpu" and stride == 1 and convolve is _convolve:
-        dx = _input_gradient(g, kernel.astype(x.dtype), padding)
-    else:
-        input_gradient = jax.linear_transpose(
-            lambda x: convolve(x, kernel.astype(x.dtype), stride, padding), x
-        )
-        dx = input_gradient(g)[0]
-    dk = kernel_gradient(x, g, kernel.shape[0], stride, padding, dtype)
+    settings = {
+        "stride": stride,
+        "padding": padding,
+        "dtype": jnp.float32 if gradient_dtype == "float32" else x.dtype,
+    }
+    dx, dk = _by_platform(
+        x,
+        kernel.astype(x.dtype),
+        g,
+        cpu=functools.partial(_gradients_on_cpu, **settings),
+        direct=functools.partial(_gradients, **settings),
+    )
     return dx, dk.astype(kernel.dtype)
 
 
@@ -163,6 +155,37 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
         [(padding, padding)] * 2,
         dimension_numbers=_LAYOUT,
     )
+
+
+def _convolve_on_cpu(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> jax.Array:
+    if cpu_convolutions.is_product(x.shape, kernel.shape, stride, padding):
+        return cpu_convolutions.convolve_patches(x, kernel, stride, padding)
+    return _convolve(x, kernel, stride, padding)
+
+
+def _gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int, padding: int, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of x, and of the kernel in `dtype`."""
+    (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(g)
+    return dx, _kernel_gradient(x, g, kernel.shape[0], stride, padding, dtype)
+
+
+def _gradients_on_cpu(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int, padding: int, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    size = kernel.shape[0]
+    if stride == 1 and not cpu_convolutions.is_product(
+        x.shape, kernel.shape, stride, padding
+    ):
+        dx = _input_gradient(g, kernel, padding)
+    else:
+        (dx,) = jax.linear_transpose(
+            lambda x: _convolve_on_cpu(x, kernel, stride, padding), x
+        )(g)
+    return dx, cpu_convolutions.kernel_gradient(x, g, size, stride, padding, dtype)
 
 
 def _kernel_gradient(
@@ -190,8 +213,50 @@ def _kernel_gradient(
 def _input_gradient(g: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """Gradient of the input, for stride 1, in the layout of a forward convolution.
 
-    Autodiff's names the kernel's axes otherwise, which XLA mends on CPUs outside of
-    loops only: inside, such as over micro-batches, it is five times slower.
+    Autodiff names the kernel's axes in another order, which XLA corrects on CPUs
+    outside of loops only: inside, such as over micro-batches, it is five times slower.
     """
     around = kernel.shape[0] - 1 - padding
     return _convolve(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, around)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    """`nn.max_pool` of [N, H, W, C]; differentiable once, in reverse mode."""
+    pools = _pools(window, strides, padding)
+    return _by_platform(x, **pools)
+
+
+def _pools(
+    window: tuple[int, int], strides: tuple[int, int], padding: Padding
+) -> dict[str, Callable[[jax.Array], jax.Array]]:
+    settings = {"strides": strides, "padding": padding}
+    return {
+        "cpu": lambda x: cpu_convolutions.max_pool(x, window, **settings),
+        "direct": lambda x: nn.max_pool(x, window, **settings),
+    }
+
+
+def _forward_pool(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Padding
+) -> tuple[jax.Array, jax.Array]:
+    return max_pool(x, window, strides, padding), x
+
+
+def _backward_pool(
+    window: tuple[int, int],
+    strides: tuple[int, int],
+    padding: Padding,
+    x: jax.Array,
+    g: jax.Array,
+) -> tuple[jax.Array]:
+    def gradient(pool: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+        return lambda x, g: jax.vjp(pool, x)[1](g)[0]
+
+    pools = _pools(window, strides, padding)
+    return (_by_platform(x, g, **{k: gradient(pool) for k, pool in pools.items()}),)
+
+
+max_pool.defvjp(_forward_pool, _backward_pool)

@@ -23,14 +23,14 @@ _LEAST_IMAGES = 8
 _SMALL_SIDE = 2
 
 
-def max_pool_by_comparisons(
+def max_pool(
     x: jax.Array,
     window: tuple[int, int],
     *,
     strides: tuple[int, int],
     padding: str | tuple[tuple[int, int], tuple[int, int]],
 ) -> jax.Array:
-    """`nn.max_pool` of [N, H, W, C], with a gradient that is fast on CPUs.
+    """`nn.max_pool` of [N, H, W, C] by comparisons, whose gradient is fast on CPUs.
 
     As there, the gradient goes to the first of several largest values.
     """

@@ -22,7 +22,7 @@ from simclr_jax.models.blocks import (
     ResidualBlock,
     Stem,
 )
-from simclr_jax.models.convolutions import FORMULATIONS, GRADIENT_DTYPES, Conv2d
+from simclr_jax.models.convolutions import GRADIENT_DTYPES, Conv2d
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -129,7 +129,6 @@ class ResNet(nn.Module):
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
     remat: str = "none"
-    convolutions: str = "direct"
     gradient_dtype: str = "float32"
     frozen_through: int = -1
     frozen_batch_norm: bool = False
@@ -161,7 +160,6 @@ class ResNet(nn.Module):
             _convolution,
             dtype=self.dtype,
             kernel_init=KERNEL_INITS[self.kernel_init],
-            formulation=self.convolutions,
             gradient_dtype=self.gradient_dtype,
         )
         # Statistics are float32 whatever the dtype, and the running variance is the
@@ -182,7 +180,6 @@ class ResNet(nn.Module):
             self._filters(0),
             self.sk_ratio > 0,
             self.max_pool_padding,
-            self.convolutions,
             convolution,
             norm,
             name="stem",
@@ -225,7 +222,6 @@ def create_encoder(
     batch_norm_epsilon: float = 1e-5,
     dtype: Any = jnp.float32,
     remat: str = "none",
-    convolutions: str = "direct",
     gradient_dtype: str = "float32",
     frozen_through: int = -1,
     frozen_batch_norm: bool = False,
@@ -254,8 +250,6 @@ def create_encoder(
       remat: what the backward pass computes again to save memory: 'none',
         'wide' (the widest layer of each block, 4 of the 10 parts of memory of a
         bottleneck) or 'blocks' (whole blocks).
-      convolutions: how convolutions and the max-pool's gradient are written down:
-        'direct', or 'cpu' for what is fast on CPUs; equal up to rounding.
       gradient_dtype: in which gradients of kernels leave the convolutions of a bfloat16
         encoder and are summed over devices: 'float32', or 'bfloat16', which halves
         what they exchange.
@@ -288,7 +282,6 @@ def create_encoder(
         ("normalization", normalization, NORMALIZATIONS),
         ("kernel_init", kernel_init, KERNEL_INITS),
         ("remat", remat, REMATERIALIZATIONS),
-        ("convolutions", convolutions, FORMULATIONS),
         ("gradient_dtype", gradient_dtype, GRADIENT_DTYPES),
     ):
         if value not in allowed:
@@ -307,7 +300,6 @@ def create_encoder(
         batch_norm_epsilon=batch_norm_epsilon,
         dtype=dtype,
         remat=remat,
-        convolutions=convolutions,
         gradient_dtype=gradient_dtype,
         frozen_through=frozen_through,
         frozen_batch_norm=frozen_batch_norm,

@@ -127,7 +127,7 @@ def _is_image(dims: tuple[int, ...], image_size: int) -> bool:
 
 
 def _model_flops(config: config_dict.ConfigDict) -> float:
-    model = build.make_model(config, num_classes=None, platform="tpu")
+    model = build.make_model(config, num_classes=None)
     return model_flops.step_flops(
         model_flops.forward_flops(model, image_size=config.image_size),
         num_views=objectives.NUM_VIEWS * config.batch.batch_size,

@@ -69,33 +69,20 @@ def make_head(settings: dict[str, Any]) -> models.ProjectionHead:
     return models.create_projection_head(**{**settings, "dtype": dtype})
 
 
-def convolutions_for(platform: str) -> str:
-    """The formulation of convolutions that is fast on 'cpu', 'gpu' or 'tpu'."""
-    return "cpu" if platform == "cpu" else "direct"
-
-
-def platform_of(mesh: Mesh | None) -> str:
-    """'cpu', 'gpu' or 'tpu'; of the default device where `mesh` is None."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def execution_settings(config: config_dict.ConfigDict, platform: str) -> dict[str, Any]:
+def execution_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
     """Arguments of `models.create_encoder` on which weights do not depend."""
     return {
         "remat": config.parallel.remat,
-        "convolutions": convolutions_for(platform),
         "gradient_dtype": config.parallel.gradient_dtype,
     }
 
 
 def make_model(
-    config: config_dict.ConfigDict, *, num_classes: int | None, platform: str
+    config: config_dict.ConfigDict, *, num_classes: int | None
 ) -> models.SimCLR:
     """Encoder and head, and a probe where it is enabled and labels exist."""
     return models.SimCLR(
-        encoder=make_encoder(
-            encoder_settings(config), **execution_settings(config, platform)
-        ),
+        encoder=make_encoder(encoder_settings(config), **execution_settings(config)),
         head=make_head(head_settings(config)),
         num_classes=num_classes if config.probe.enabled else None,
     )

@@ -216,7 +216,7 @@ def make_supervised(
             build.encoder_settings(config),
             frozen_through=frozen_through,
             frozen_batch_norm=frozen_batch_norm,
-            **build.execution_settings(config, mesh.devices.flat[0].platform),
+            **build.execution_settings(config),
         ),
         head=build.make_head(
             build.head_settings(config)

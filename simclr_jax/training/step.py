@@ -253,9 +253,7 @@ def pretraining_parts(
     """
     schedule = build.make_schedule(config)
     return StepParts(
-        model=build.make_model(
-            config, num_classes=num_classes, platform=build.platform_of(mesh)
-        ),
+        model=build.make_model(config, num_classes=num_classes),
         objective=contrastive(config, num_classes=num_classes, mesh=mesh),
         optimizer=build.make_optimizer(config.optimizer, schedule),
         schedule=schedule,

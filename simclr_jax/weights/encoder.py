@@ -167,10 +167,7 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     folder, step = checkpoints.open_for_reading(workdir, step)
     description = checkpoints.read_description(folder)
     model = SimCLR(
-        encoder=build.make_encoder(
-            description["encoder"],
-            convolutions=build.convolutions_for(jax.default_backend()),
-        ),
+        encoder=build.make_encoder(description["encoder"]),
         head=build.make_head(description["head"]),
         num_classes=description["num_classes"],
         fine_tuned=description.get("fine_tuned", False),
@@ -215,8 +212,7 @@ def drawn(config: config_dict.ConfigDict) -> PretrainedEncoder:
     """
     rules.validate(config)
     config = resolve.resolve(config, num_examples=config.batch.batch_size)
-    platform = jax.default_backend()
-    model = build.make_model(config, num_classes=None, platform=platform)
+    model = build.make_model(config, num_classes=None)
     variables, heads = _draw(model, config)
     description = build.describe(config, model)
     return PretrainedEncoder(

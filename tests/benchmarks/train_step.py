@@ -37,22 +37,28 @@ def make_images(batch_size: int, side: int) -> Any:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def jax_step(net: str, convolutions: str) -> tuple[Step, int]:
-    """The package's step with 'direct' or 'cpu' convolutions, and its parameters."""
+def jax_step(net: str, form: str) -> tuple[Step, int]:
+    """The package's step, and its parameters.
+
+    Args:
+      net: a name in `NETS`.
+      form: of the convolutions, 'cpu' or 'direct'; 'direct' is for accelerators.
+    """
     import jax
     import numpy as np
 
     from simclr_jax import losses, models, optim, parallel
+    from simclr_jax.models import convolutions
     from simclr_jax.parallel import host_memory
     from simclr_jax.training import compiling, step
 
+    if form == "direct":
+        convolutions._by_platform = lambda *arrays, cpu, direct: direct(*arrays)
     host_memory.keep_freed_memory()  # as the commands do
     depth, stem, side, batch_size = NETS[net]
     parts = step.StepParts(
         model=models.SimCLR(
-            encoder=models.create_encoder(
-                depth=depth, stem=stem, convolutions=convolutions
-            ),
+            encoder=models.create_encoder(depth=depth, stem=stem),
             head=models.create_projection_head(
                 num_layers=HIDDEN_LAYERS + 1, output_dim=OUTPUT_DIM
             ),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from simclr_jax import parallel
-from simclr_jax.config import rules
+from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
 from simclr_jax.errors import DataError, EncoderChanged
 from simclr_jax.evaluation import features, knn, linear, linear_sgd, protocols
@@ -118,8 +118,8 @@ def tiny_config():
 
 
 def make_pretrained():
-    config = rules.resolve(tiny_config(), num_examples=100)
-    model = build.make_model(config, num_classes=18, platform="cpu")
+    config = resolve.resolve(tiny_config(), num_examples=100)
+    model = build.make_model(config, num_classes=18)
     images = np.zeros((1, 8, 8, 3), np.float32)
     params, batch_stats = jax.jit(model.init)(jax.random.key(5), images)
     variables, heads = checkpoints.separate_encoder(
@@ -192,8 +192,8 @@ def test_a_protocol_that_changes_the_encoder_fails_loudly(
 
 def test_the_untrained_baseline_has_the_weights_that_training_started_from():
     pretrained = make_pretrained()
-    config = rules.resolve(tiny_config(), num_examples=100)
-    parts = build.make_recipe(config, num_classes=7)
+    config = resolve.resolve(tiny_config(), num_examples=100)
+    parts = step.pretraining_parts(config, num_classes=7)
     init = functools.partial(step.init_state, parts, image_size=8)
     state = jax.jit(init)(jax.random.key(config.seed))
     started_from = {

@@ -1,10 +1,11 @@
-"""Convolutions against `nn.Conv`, float64 sums, and the programs made of them."""
+"""Convolutions against `nn.Conv` and float64 sums, and each platform's program."""
 
 import functools
 import importlib.util
 import itertools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,8 +17,7 @@ from flax import linen as nn
 
 from simclr_jax import parallel
 from simclr_jax.models import convolutions, cpu_convolutions, create_encoder
-from simclr_jax.models.convolutions import Conv2d, conv2d
-from simclr_jax.models.cpu_convolutions import max_pool_by_comparisons
+from simclr_jax.models.convolutions import Conv2d, conv2d, max_pool
 
 # side of the kernel, stride, side of the images
 CASES = [
@@ -77,6 +77,30 @@ def padded_conv(size, stride, **settings):
     return functools.partial(conv2d, stride=stride, padding=(size - 1) // 2, **settings)
 
 
+def use_form(monkeypatch, form):
+    """'direct': what accelerators compute, computed here. These tests run on CPUs."""
+    if form == "direct":
+        monkeypatch.setattr(
+            convolutions, "_by_platform", lambda *arrays, cpu, direct: direct(*arrays)
+        )
+
+
+@pytest.fixture
+def form(request, monkeypatch):
+    use_form(monkeypatch, request.param)
+    return request.param
+
+
+each_form = pytest.mark.parametrize("form", ["direct", "cpu"], indirect=True)
+each_platform = pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
+
+
+def lowered(function, *arguments, platform):
+    """The program for a platform that need not be there."""
+    traced = jax.jit(function).trace(*arguments)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of one image, where the real budget would take all at once."""
@@ -85,15 +109,13 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(cpu_convolutions, "_LEAST_IMAGES", 1)
 
 
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+@each_form
 @pytest.mark.parametrize(("size", "stride", "side"), CASES)
-def test_values_and_gradients_are_those_of_the_definition(
-    formulation, size, stride, side
-):
+def test_values_and_gradients_are_those_of_the_definition(form, size, stride, side):
     x, kernel, g = draw(size, stride, side)
     want = by_hand(x, kernel, g, stride)
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, kernel, g)]
-    convolve = padded_conv(size, stride, formulation=formulation)
+    convolve = padded_conv(size, stride)
     got = jax.jit(functools.partial(with_gradients, convolve))(*arrays)
     for a, b in zip(got, want, strict=True):
         assert a.dtype == jnp.float32
@@ -105,7 +127,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 def test_chunks_add_up_to_the_same_gradient(size, stride, side):
     x, kernel, g = draw(size, stride, side)
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, kernel, g)]
-    convolve = padded_conv(size, stride, formulation="cpu")
+    convolve = padded_conv(size, stride)
     compute = functools.partial(with_gradients, convolve)
     assert "length=4" in str(jax.make_jaxpr(compute)(*arrays))  # one image a turn
     want = by_hand(x, kernel, g, stride)[2]
@@ -128,9 +150,9 @@ def test_a_chunk_fills_the_budget(num_images, floats, total, chunk):
     assert cpu_convolutions._chunk_size(num_images, floats, total) == chunk
 
 
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+@each_form
 @pytest.mark.parametrize(("size", "stride", "side"), [(1, 2, 7), (3, 1, 4), (3, 2, 2)])
-def test_a_bfloat16_gradient_is_exact_in_float32_only(formulation, size, stride, side):
+def test_a_bfloat16_gradient_is_exact_in_float32_only(form, size, stride, side):
     x, kernel, g = draw(size, stride, side)
     want = by_hand(x, kernel, g, stride)
     arrays = (
@@ -140,9 +162,7 @@ def test_a_bfloat16_gradient_is_exact_in_float32_only(formulation, size, stride,
     )
     errors = {}
     for dtype in convolutions.GRADIENT_DTYPES:
-        convolve = padded_conv(
-            size, stride, formulation=formulation, gradient_dtype=dtype
-        )
+        convolve = padded_conv(size, stride, gradient_dtype=dtype)
         # Not jitted: XLA on CPUs leaves out the rounding of what is widened again.
         y, dx, dk = with_gradients(convolve, *arrays)
         assert (y.dtype, dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16, "float32")
@@ -154,21 +174,22 @@ def test_a_bfloat16_gradient_is_exact_in_float32_only(formulation, size, stride,
     assert 2**-14 < errors["bfloat16"] < 2**-8
 
 
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
-def test_the_kernel_is_rounded_to_the_computation(formulation):
+@each_form
+def test_the_kernel_is_rounded_to_the_computation(form):
     x = jnp.ones((1, 4, 4, 1), jnp.bfloat16)
     kernel = jnp.full((1, 1, 1, 1), 1 + 2**-7 + 2**-12, jnp.float32)
-    assert conv2d(x, kernel, formulation=formulation)[0, 0, 0, 0] == 1 + 2**-7
+    assert conv2d(x, kernel)[0, 0, 0, 0] == 1 + 2**-7
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("size", "stride", "use_bias"), [(1, 2, True), (3, 1, False), (7, 2, True)]
 )
-def test_a_layer_is_flax_s(size, stride, use_bias, dtype):
+@pytest.mark.parametrize("form", ["direct"], indirect=True)
+def test_a_layer_is_flax_s(form, size, stride, use_bias, dtype):
     key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (3, 9, 8, 6))
     init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-    mine = Conv2d(5, size, stride, use_bias, dtype, init, "direct", "bfloat16")
+    mine = Conv2d(5, size, stride, use_bias, dtype, init, "bfloat16")
     flax_s = nn.Conv(
         5,
         (size, size),
@@ -212,47 +233,52 @@ def test_a_layer_is_flax_s(size, stride, use_bias, dtype):
         (7, 1, 6, True),
     ],
 )
-def test_what_is_slow_on_cpus_is_no_convolution_there(size, stride, side, as_products):
+@each_platform
+def test_what_is_slow_on_cpus_is_no_convolution_there(
+    platform, size, stride, side, as_products
+):
+    """Other platforms have three convolutions, and nothing of the form for CPUs."""
     x = jnp.ones((NUM_IMAGES, side, side, CHANNELS))
     kernel = jnp.ones((size, size, CHANNELS, FILTERS))
-    for formulation in convolutions.FORMULATIONS:
-        convolve = padded_conv(size, stride, formulation=formulation)
-        g = jnp.ones(convolve(x, kernel).shape)
-        compute = functools.partial(with_gradients, convolve)
-        program = str(jax.make_jaxpr(compute)(x, kernel, g))
-        # With the primal call of `custom_vjp`, which only differentiation drops.
-        expected = {"direct": 3, "cpu": 0 if as_products else 2}[formulation]
-        assert program.count("= conv_general_dilated") == expected
-        # No copies of the images for the places of a kernel on accelerators.
-        assert ("= stack" in program) == (formulation == "cpu")
-        assert ("dot_general" in program) == (formulation == "cpu")
+    convolve = padded_conv(size, stride)
+    g = jnp.ones(convolve(x, kernel).shape)
+    compute = functools.partial(with_gradients, convolve)
+    program = lowered(compute, x, kernel, g, platform=platform)
+    direct = platform != "cpu"
+    expected = 3 if direct else 0 if as_products else 2
+    assert program.count("stablehlo.convolution") == expected
+    # No copies of the images for the places of a kernel on accelerators.
+    assert ("stablehlo.concatenate" in program) == (not direct and size > 1)
+    assert ("stablehlo.dot_general" in program) != direct
 
 
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((0, 2), (2, 1))])
 @pytest.mark.parametrize("side", [1, 2, 5, 8])
-def test_max_pool_is_flax_s_even_where_values_tie(padding, side):
+@each_form
+def test_max_pool_is_flax_s_even_where_values_tie(form, padding, side):
     generator = np.random.default_rng(side)
     x = generator.integers(-2, 3, (2, side + 1, side, 3)).astype(np.float32)
-    settings = {"strides": (2, 2), "padding": padding}
-    want, want_pull = jax.vjp(lambda x: nn.max_pool(x, (3, 3), **settings), x)
-    got, pull = jax.vjp(lambda x: max_pool_by_comparisons(x, (3, 3), **settings), x)
+    settings = ((3, 3), (2, 2), padding)
+    want, want_pull = jax.vjp(lambda x: nn.max_pool(x, *settings), x)
+    got, pull = jax.vjp(lambda x: max_pool(x, *settings), x)
     np.testing.assert_array_equal(got, want)
     g = generator.integers(1, 100, got.shape).astype(np.float32)
     np.testing.assert_array_equal(pull(g)[0], want_pull(g)[0])
 
 
-def test_max_pool_keeps_what_is_not_a_number():
+@each_form
+def test_max_pool_keeps_what_is_not_a_number(form):
     for place in itertools.product(range(2), range(2)):
         x = jnp.ones((1, 2, 2, 1)).at[0, *place, 0].set(jnp.nan)
-        pooled = max_pool_by_comparisons(x, (2, 2), strides=(2, 2), padding="SAME")
+        pooled = max_pool(x, (2, 2), (2, 2), "SAME")
         assert jnp.isnan(pooled).all()
 
 
-def two_layers(params, x, formulation, gradient_dtype="float32"):
+def two_layers(params, x, gradient_dtype="float32"):
     """A strided and an unstrided convolution: mean square of what comes out."""
-    settings = {"formulation": formulation, "gradient_dtype": gradient_dtype}
     for kernel, stride in zip(params, (2, 1), strict=True):
-        x = jax.nn.relu(padded_conv(3, stride, **settings)(x, kernel))
+        convolve = padded_conv(3, stride, gradient_dtype=gradient_dtype)
+        x = jax.nn.relu(convolve(x, kernel))
     return jnp.mean(jnp.square(x.astype(jnp.float32)))
 
 
@@ -266,10 +292,10 @@ def layers_and_images(num_images=16):
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
-def test_layers_can_be_computed_again_and_looped_over(formulation):
+@each_form
+def test_layers_can_be_computed_again_and_looped_over(form):
     params, x = layers_and_images()
-    objective = functools.partial(two_layers, formulation=formulation)
+    objective = two_layers
     want = jax.jit(jax.grad(objective))(params, x)
 
     def looped(params, x):
@@ -286,12 +312,12 @@ def test_layers_can_be_computed_again_and_looped_over(formulation):
     assert [s.dtype for s in shapes] == [jnp.float32] * 2
 
 
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
-def test_images_split_over_devices_stay_where_they_are(formulation, monkeypatch):
+@each_form
+def test_images_split_over_devices_stay_where_they_are(form, monkeypatch):
     monkeypatch.setattr(cpu_convolutions, "_CHUNK_BYTES", 0)
     monkeypatch.setattr(cpu_convolutions, "_LEAST_TIMES_GRADIENT", 0)
     params, x = layers_and_images()
-    gradients = jax.grad(functools.partial(two_layers, formulation=formulation))
+    gradients = jax.grad(two_layers)
     mesh = parallel.create_mesh(jax.devices())
     assert mesh.size == 8
     whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
@@ -330,7 +356,7 @@ x = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
 found = {{}}
 for dtype in ("float32", "bfloat16"):
     step = jax.jit(
-        jax.grad(lambda p, x: two_layers(p, x, "direct", dtype)),
+        jax.grad(lambda p, x: two_layers(p, x, dtype)),
         in_shardings=(whole, split),
         out_shardings=whole,
     )
@@ -355,11 +381,11 @@ def test_tpus_sum_gradients_in_the_dtype_asked_for():
     assert found == {"float32": ["f32", "f32"], "bfloat16": ["bf16", "bf16"]}
 
 
-def encoder_results(depth, formulation):
+def encoder_results(depth):
     """(variables, h, gradients) of a small net with every branch open."""
     images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 3))
-    encoder = create_encoder(depth=depth, width=0.0625, convolutions=formulation)
-    variables = jax.jit(encoder.init)(jax.random.key(0), images)
+    encoder = create_encoder(depth=depth, width=0.0625)
+    variables = jax.jit(lambda *args: encoder.init(*args))(jax.random.key(0), images)
     # The last scale of each block starts at 0, which would hide its convolutions.
     params = jax.tree.map(lambda p: jnp.where(p == 0, 0.1, p), variables["params"])
 
@@ -383,47 +409,40 @@ def relative_errors(a, b):
 # At 32 pixels the groups have 8, 4, 2 and 1 pixels a side.
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 50])
-def test_a_net_is_the_same_in_both_formulations(depth):
-    variables, h, gradients = encoder_results(depth, "direct")
-    cpu_variables, cpu_h, cpu_gradients = encoder_results(depth, "cpu")
+def test_a_net_is_the_same_in_both_forms(depth, monkeypatch):
+    cpu_variables, cpu_h, cpu_gradients = encoder_results(depth)
+    use_form(monkeypatch, "direct")
+    variables, h, gradients = encoder_results(depth)
     jax.tree.map(np.testing.assert_array_equal, cpu_variables, variables)
     # float32 rounding, 1e-7 of each sum, through all layers and back.
     assert max(relative_errors(cpu_h, h)) < 2e-5
     assert max(relative_errors(cpu_gradients, gradients)) < 1e-4
 
 
-@pytest.mark.parametrize("formulation", convolutions.FORMULATIONS)
+@each_platform
 @pytest.mark.parametrize("gradient_dtype", convolutions.GRADIENT_DTYPES)
-def test_an_encoder_hands_its_settings_on(formulation, gradient_dtype):
+def test_an_encoder_hands_its_settings_on(platform, gradient_dtype):
     encoder = create_encoder(
-        depth=18,
-        width=0.0625,
-        dtype=jnp.bfloat16,
-        convolutions=formulation,
-        gradient_dtype=gradient_dtype,
+        depth=18, width=0.0625, dtype=jnp.bfloat16, gradient_dtype=gradient_dtype
     )
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(encoder.init, jax.random.key(0), images)
     gradients = jax.grad(lambda v, x: encoder.apply(v, x).sum())
-    program = str(jax.make_jaxpr(gradients)(variables, images))
-    direct = formulation == "direct"
-    assert ("= stack" in program) != direct
-    assert ("= reduce_window_max" in program) == direct
+    program = lowered(gradients, variables, images, platform=platform)
+    direct = platform != "cpu"
+    assert ("stablehlo.concatenate" in program) != direct
+    assert ("stablehlo.select_and_scatter" in program) == direct
     if direct:
-        wide = program.count("preferred_element_type=float32")
-        assert wide == {"float32": 20, "bfloat16": 0}[gradient_dtype]
+        kernels = re.findall(r"stablehlo\.convolution.*bf16>\) -> .*xf32>", program)
+        assert len(kernels) == {"float32": 20, "bfloat16": 0}[gradient_dtype]
 
 
-@pytest.mark.parametrize(
-    ("name", "values"), [("convolutions", "direct, cpu"), ("gradient_dtype", "float32")]
-)
-def test_unknown_settings_are_refused(name, values):
-    with pytest.raises(ValueError, match=f"{name}='other': must be one of {values}"):
-        create_encoder(depth=18, **{name: "other"})
+def test_an_encoder_refuses_an_unknown_gradient_dtype():
+    with pytest.raises(ValueError, match="gradient_dtype='other': must be one of fl"):
+        create_encoder(depth=18, gradient_dtype="other")
 
 
-@pytest.mark.parametrize("name", ["formulation", "gradient_dtype"])
-def test_a_convolution_refuses_unknown_settings(name):
+def test_a_convolution_refuses_an_unknown_gradient_dtype():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
-    with pytest.raises(ValueError, match=f"{name}='other': must be one of"):
-        conv2d(x, kernel, **{name: "other"})
+    with pytest.raises(ValueError, match="gradient_dtype='other': must be one of"):
+        conv2d(x, kernel, gradient_dtype="other")

@@ -9,8 +9,9 @@ import reference_weights
 
 from simclr_jax.configs import smoke
 from simclr_jax.runs import directory
-from simclr_jax.runs.checkpoints import Checkpoints, describe
+from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training import build
+from simclr_jax.training.build import describe
 
 TINY = {"depth": 18, "width": 1 / 16, "stem": "imagenet"}
 STEP = 7
@@ -42,7 +43,7 @@ def write(
     config.head.output_dim = 8
     for key, value in {**TINY, **encoder}.items():
         config.encoder[key] = value
-    model = build.make_model(config, num_classes=None, platform="cpu")
+    model = build.make_model(config, num_classes=None)
     shape = (1, image_size, image_size, 3)
     like = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape, "f4"))
     params, batch_stats = map(reference_weights.fill, like)
