@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from export_runs import STEP
+from jax import export as jax_export
 from ml_collections import config_dict
 from PIL import Image
 from safetensors.numpy import load_file
@@ -173,7 +174,7 @@ import pathlib, sys
 import jax, numpy as np
 from jax import export as jax_export
 jax.config.update("jax_platforms", "cpu")
-program = export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes()))
+program = jax_export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes()))
 inputs = np.load("inputs.npy")
 h = program.call(inputs)
 one = program.call(inputs[:1])
@@ -188,7 +189,7 @@ print(program.platforms, h.dtype)
     command = [sys.executable, "-I", "-c", program, str(file)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    text = export.deserialize(bytearray(file.read_bytes())).mlir_module()
+    text = jax_export.deserialize(bytearray(file.read_bytes())).mlir_module()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert len(products) >= 20
     assert all("#stablehlo<precision HIGHEST>" in line for line in products)
