@@ -10,6 +10,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from simclr_jax.config import renamed, shipped
 from simclr_jax.errors import InvalidInput, RunFailed, RunStopped
 
 # The flags defined here show in the --help of the command that asks for them.
@@ -20,11 +21,11 @@ _FAILED, _USAGE_ERROR, _INTERRUPTED, _STOPPED = 1, 2, 130, 143
 
 
 def define_config() -> flags.FlagHolder:
-    """Defines `--config=FILE[:ARGUMENT]` and `--config.key=value`."""
+    """Defines `--config=NAME_OR_FILE[:ARGUMENT]` and `--config.key=value`."""
     return config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file, such as configs/cifar10.py or configs/imagenet.py:50x2; "
+        "A shipped config, such as cifar10 or imagenet:50x2, or a config file FILE.py; "
         "--config.key=value sets one of its keys.",
     )
 
@@ -39,7 +40,7 @@ def define_allow_config_change() -> flags.FlagHolder:
     return flags.DEFINE_bool(
         "allow_config_change",
         False,
-        "Go on in a run directory although its config differs from this one.",
+        "Resume in a run directory although its config differs from this one.",
     )
 
 
@@ -91,9 +92,10 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
     """
     import jax
 
-    from simclr_jax.parallel import host_memory, processes
+    from simclr_jax.parallel import processes
+    from simclr_jax.training import cpu_memory
 
-    host_memory.keep_freed_memory()
+    cpu_memory.keep_freed_memory()
     values = flags.FLAGS
     processes.start(
         values.coordinator_address,
@@ -118,13 +120,13 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
 def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
     """Parses the flags and runs a command.
 
-    A value that cannot be right ends with one line on stderr and exit code 2; a run
-    that cannot go on, such as one whose loss is not finite, with one line and exit
-    code 1; one that was stopped by SIGTERM, with 143.
+    A bad value ends with one line on stderr and exit code 2; a run that fails, such as
+    one whose loss is not finite, with one line and exit code 1; one stopped by SIGTERM
+    with 143.
 
     Args:
       main: the command.
-      required: names of flags that must be given.
+      required: names of required flags.
     """
     for name in required:
         flags.mark_flag_as_required(name)
@@ -133,15 +135,32 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_with_located_config(argv))
         for name in flags.FLAGS:
-            # A config file that is not there is complained about at first use only.
+            # A missing config file raises an error at its first use only.
             getattr(flags.FLAGS[name].value, "keys", None)
     except Exception as error:  # config files are programs and can raise anything
-        _exit(error, _USAGE_ERROR)
+        hints = [renamed.hint(text) for text in (*argv, str(error))]
+        _exit(next(filter(None, hints), error), _USAGE_ERROR)
     if len(rest) > 1:
         _exit(f"unexpected argument {rest[1]!r}", _USAGE_ERROR)
     return rest
+
+
+def _with_located_config(argv: list[str]) -> list[str]:
+    """Arguments in which `--config=NAME` has become `--config=FILE`."""
+    if "config" not in flags.FLAGS:
+        return argv
+    located = list(argv)
+    for number, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if equals:
+            located[number] = f"{flag}={shipped.locate(value)}"
+        elif number + 1 < len(argv):
+            located[number + 1] = shipped.locate(argv[number + 1])
+    return located
 
 
 def _guarded(main: Callable[[], None]) -> None:

@@ -38,9 +38,9 @@ def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.bench import throughput
-    from simclr_jax.parallel import host_memory
+    from simclr_jax.training import cpu_memory
 
-    host_memory.keep_freed_memory()  # as training does, whose step is timed
+    cpu_memory.keep_freed_memory()  # as training does, whose step is timed
     unknown = sorted(set(_MODES.value or ()) - set(PLACEMENTS))
     if unknown or not _MODES.value:
         raise InvalidInput(

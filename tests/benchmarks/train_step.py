@@ -49,12 +49,11 @@ def jax_step(net: str, form: str) -> tuple[Step, int]:
 
     from simclr_jax import losses, models, optim, parallel
     from simclr_jax.models import convolutions
-    from simclr_jax.parallel import host_memory
-    from simclr_jax.training import compiling, step
+    from simclr_jax.training import compiling, cpu_memory, step
 
     if form == "direct":
         convolutions._by_platform = lambda *arrays, cpu, direct: direct(*arrays)
-    host_memory.keep_freed_memory()  # as the commands do
+    cpu_memory.keep_freed_memory()  # as the commands do
     depth, stem, side, batch_size = NETS[net]
     parts = step.StepParts(
         model=models.SimCLR(

@@ -1,4 +1,4 @@
-"""What a CPU's train steps free stays with the process."""
+"""Memory freed by train steps on CPUs stays with the process."""
 
 import ctypes
 import resource
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from simclr_jax.parallel import host_memory
+from simclr_jax.training import cpu_memory
 
 _NUM_ROWS, _NUM_COLUMNS = 64, 2**19
-# Of what a step makes and frees.
+# What a step allocates and frees.
 _NUM_BYTES = 4 * _NUM_ROWS * _NUM_COLUMNS
 _PAGE_BYTES = 4096
 
@@ -71,17 +71,17 @@ def test_without_being_told_plugins_tell_accelerators(
     monkeypatch, plugins, libtpu, expected
 ):
     config = types.SimpleNamespace(jax_platforms=None)
-    monkeypatch.setattr(host_memory, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.setattr(cpu_memory, "jax", types.SimpleNamespace(config=config))
     monkeypatch.setattr(
-        host_memory.importlib.metadata, "entry_points", lambda group: plugins
+        cpu_memory.importlib.metadata, "entry_points", lambda group: plugins
     )
-    monkeypatch.setattr(host_memory.importlib.util, "find_spec", lambda name: libtpu)
+    monkeypatch.setattr(cpu_memory.importlib.util, "find_spec", lambda name: libtpu)
 
-    assert host_memory._cpus_compute() == expected
+    assert cpu_memory._cpus_compute() == expected
 
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", sys.argv[1])
-    is_kept = host_memory.keep_freed_memory()
+    is_kept = cpu_memory.keep_freed_memory()
     jax.config.update("jax_platforms", "cpu")
     print(is_kept, page_faults_of_later_steps())
