@@ -12,14 +12,15 @@ VALUES: dict[str, dict[Any, Any]] = {
 
 
 def hint(text: str) -> str:
-    """What to say where a text names an old key, such as a flag; '' where none does.
+    """What to say where a text uses an old key; '' where none does.
 
     Args:
-      text: a flag, a line of a config file, or an error message about either. Such a
-        message names only the last part of a key.
+      text: a flag such as '--config.augment.device=host', or the message of an error in
+        a config file, which names only the last part of a key.
     """
     for old, new in KEYS.items():
         leaf = old.rpartition(".")[2]
-        if f"config.{old}" in text or f'"{leaf}"' in text or f"'{leaf}'" in text:
+        unknown = f'"{leaf}" does not exist' in text
+        if unknown or text.partition("=")[0] == f"--config.{old}":
             return f"config.{old} is now called config.{new}"
     return ""

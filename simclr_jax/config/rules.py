@@ -70,6 +70,7 @@ _RULES: list[Rule] = [
     *_at_least_one("data.block_size"),
     *_not_negative("data.in_memory_mb"),
     *_one_of("augment.placement", composition.PLACEMENTS),
+    *_one_of("augment.host_views", composition.HOST_VIEWS),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
     ("batch.micro_batch_size", lambda v: v is None or v >= 2, "must be at least 2"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
