@@ -39,6 +39,15 @@ is_running() {
   tr '\0' '\n' < "/proc/$pid/cmdline" | grep -qxF -- "$run"
 } 2>/dev/null
 """,
+    # Sets `sid` to the session of a process, without ps, which minimal images lack.
+    "session_of": r"""
+session_of() {
+  local stat=
+  IFS= read -r -d '' stat < "/proc/$1/stat"
+  # After the name in parentheses: state, parent, group, session.
+  read -r _ _ _ sid _ <<< "${stat##*) }"
+} 2>/dev/null
+""",
     # Processes of pretrain and doctor in this checkout that outlived their supervisor,
     # or were started by hand; not those of a run that is recorded, in whatever
     # directory. A supervisor's arguments name that, behind the word simclr_jax_run.
@@ -49,7 +58,7 @@ leftovers() {
   while read -r pid; do
     tr '\0' '\n' < "/proc/$pid/cmdline" \
       | grep -qxE 'simclr_jax\.(pretrain|doctor)' || continue
-    sid=$(ps -o sid= -p "$pid" | tr -d ' ')
+    session_of "$pid"
     recorded=$(tr '\0' '\n' < "/proc/$sid/cmdline" \
       | grep -m 1 -xF -A 1 simclr_jax_run | tail -n 1)
     [[ -n $recorded && $(cat "$recorded/pid") == "$sid" ]] || echo "$pid"
@@ -203,11 +212,15 @@ echo "@last $(tail -n 1 "$run/log" 2>/dev/null | tr -d '\r' | cut -c1-160)"
 """
 
 STOP = r"""
-members() {  # but for the shell that notes the exit code
-  local pid
+members() {  # except the shell that notes the exit code
+  local folder pid sid supervisor
   if is_running; then
-    pid=$(cat "$run/pid")
-    pgrep -s "$pid" | grep -vx "$pid"
+    supervisor=$(cat "$run/pid")
+    for folder in /proc/[0-9]*; do
+      pid=${folder#/proc/}
+      session_of "$pid"
+      [[ $sid == "$supervisor" && $pid != "$supervisor" ]] && echo "$pid"
+    done
   fi
   leftovers
 }
@@ -221,9 +234,10 @@ ended_within() {
 }
 
 ended_within 0 && echo "@stopped nothing" && exit 0
-members | xargs -r kill -TERM
+# The shell's own kill: minimal images have no such program for xargs.
+members | while read -r pid; do kill -TERM "$pid"; done
 ended_within "$grace" && echo "@stopped TERM" && exit 0
-members | xargs -r kill -KILL
+members | while read -r pid; do kill -KILL "$pid"; done
 ended_within 2 && echo "@stopped KILL" && exit 0
 is_running && kill -KILL -- "-$(cat "$run/pid")" 2>/dev/null
 ended_within 2 && echo "@stopped KILL" && exit 0

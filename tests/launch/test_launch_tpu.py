@@ -342,15 +342,18 @@ def test_stop_leaves_other_programs_of_the_checkout_alone(ready, capsys):
     assert second not in ready.programs(0)
 
 
-def test_stop_does_not_kill_whoever_has_an_old_process_id(ready, capsys):
+def test_stop_does_not_kill_whoever_has_an_old_process_id(ready, capsys, monkeypatch):
     # After a reboot the noted process id is another's; and what is left over, such as a
     # process that waits for a share, cannot be killed.
-    (ready.root / "worker_bin/kill").write_text("#!/usr/bin/env bash\n")
-    (ready.root / "worker_bin/kill").chmod(0o755)
     left = subprocess.Popen(
         ["bash", "-c", "sleep 60; :", "-m", "simclr_jax.pretrain"],
         cwd=ready.home(0) / "simclr_jax",
     )
+    immune = ready.root / "immune.bash"
+    immune.write_text(
+        f'kill() {{ [[ $* == *" {left.pid}" ]] || builtin kill "$@"; }}\n'
+    )
+    monkeypatch.setenv("BASH_ENV", str(immune))
     stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
     ready.write(0, "simclr_jax_run/host0/pid", f"{stranger.pid}\n")
     try:
