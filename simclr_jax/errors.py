@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend; commands print them as one line."""
+"""Errors the user can fix; commands print them as one line."""
 
 
 class InvalidInput(ValueError):
@@ -14,31 +14,31 @@ class DataError(InvalidInput):
 
 
 class NotPrepared(DataError):
-    """A dataset of which TensorFlow Datasets has no prepared copy here."""
+    """A dataset that TensorFlow Datasets has not prepared in its data folder."""
 
 
 class StoreFailed(DataError):
-    """A file that a disk or store did not deliver in many tries; it may be intact."""
+    """A file that a disk or store did not return after retries; it may be intact."""
 
 
 class CheckpointNotFound(InvalidInput, FileNotFoundError):
-    """A folder without the checkpoint asked for."""
+    """A folder that lacks the requested checkpoint."""
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on through no fault of its input."""
+    """A run that cannot continue, although its input is valid."""
 
 
 class StartFailed(RunFailed):
-    """The processes of a job did not come together."""
+    """The processes of a job did not all start, or do not match."""
 
 
 class RunStopped(RunFailed):
-    """A run that was asked to end before its last step; it can be gone on with."""
+    """A run that was asked to stop before its last step; it can be resumed."""
 
 
 class TrainingDiverged(RunFailed):
-    """A loss, gradient or update is not finite any more."""
+    """A loss, gradient or update that is no longer finite."""
 
 
 class CheckpointError(RunFailed):
@@ -46,14 +46,14 @@ class CheckpointError(RunFailed):
 
 
 class EncoderChanged(RunFailed):
-    """An evaluation altered the encoder that it was to measure."""
+    """An evaluation that changed the encoder it measures."""
 
 
 class ExportFailed(RunFailed):
-    """An exported encoder gives other features than the original."""
+    """An exported encoder whose features differ from the original's."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line of at most 300 characters."""
+    """The first line of an error's message, at most 300 characters, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

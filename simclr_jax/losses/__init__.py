@@ -40,9 +40,9 @@ class LossSpec(NamedTuple):
     can_stream: bool = False
 
 
-def _unless_mined(chance: float, semi_hard: bool) -> float | None:
-    # Semi-hard negatives are by choice almost as similar as the positive, so their loss
-    # stays high however good the encoder is.
+def _unless_semi_hard(chance: float, semi_hard: bool) -> float | None:
+    # Semi-hard negatives are chosen to be almost as similar as the positive, so the
+    # loss stays high however good the encoder is.
     return None if semi_hard else chance
 
 
@@ -56,12 +56,16 @@ LOSSES = {
     ),
     "nt_logistic": LossSpec(
         nt_logistic,
-        chance=lambda b, v, semi_hard, **_: _unless_mined(2 * math.log(2), semi_hard),
+        chance=lambda b, v, semi_hard, **_: _unless_semi_hard(
+            2 * math.log(2), semi_hard
+        ),
         settings=("temperature", "normalize", "semi_hard"),
     ),
     "margin_triplet": LossSpec(
         margin_triplet,
-        chance=lambda b, v, margin, semi_hard, **_: _unless_mined(margin, semi_hard),
+        chance=lambda b, v, margin, semi_hard, **_: _unless_semi_hard(
+            margin, semi_hard
+        ),
         settings=("margin", "normalize", "semi_hard"),
     ),
     "dcl": LossSpec(

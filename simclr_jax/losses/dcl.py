@@ -15,10 +15,10 @@ def dcl(
     normalize: bool = True,
     streaming: Streaming | None = None,
 ) -> jax.Array:
-    """NT-Xent without the positive in the denominator (its Eq. 6).
+    """NT-Xent without the positive in the denominator (Eq. 6).
 
-    That removes the coupling by which an easy positive weakens the gradient of all
-    negatives, most of all in small batches.
+    In NT-Xent an easy positive weakens the gradient of all negatives, most of all in
+    small batches; here it does not.
 
     Args:
       z: projections [B, V, K], B and V >= 2, not normalised; any float dtype.
@@ -48,11 +48,11 @@ def dclw(
     normalize: bool = True,
     streaming: Streaming | None = None,
 ) -> jax.Array:
-    """DCL whose positives weigh more the farther apart they are (its Eq. 7).
+    """DCL with larger weights for positives that are farther apart (Eq. 7).
 
     The weight of a pair is 2 - exp(s / sigma) / mean of exp(s / sigma) over all
-    positive pairs of the global batch, s their similarity. It is part of the objective:
-    gradients pass through it.
+    positive pairs of the global batch, s their similarity. Gradients pass through the
+    weights.
 
     Args:
       z: projections [B, V, K], B and V >= 2, not normalised; any float dtype.
@@ -72,8 +72,8 @@ def dclw(
     pairs, negatives = pair_logits(
         z, temperature=temperature, normalize=normalize, streaming=streaming
     )
-    own = jnp.eye(pairs.shape[1], dtype=bool)
-    scaled = jnp.where(own, -jnp.inf, pairs * (temperature / weight_temperature))
+    diagonal = jnp.eye(pairs.shape[1], dtype=bool)
+    scaled = jnp.where(diagonal, -jnp.inf, pairs * (temperature / weight_temperature))
     num_pairs = pairs.shape[0] * pairs.shape[1] * (pairs.shape[1] - 1)
     weights = 2 - num_pairs * jax.nn.softmax(scaled.reshape(-1)).reshape(pairs.shape)
     return similarities.mean_over_positives(negatives[..., None] - weights * pairs)

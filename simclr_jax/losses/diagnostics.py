@@ -1,4 +1,4 @@
-"""Numbers that tell without labels whether contrastive learning works."""
+"""Diagnostics of contrastive learning that need no labels."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from simclr_jax.losses.streaming import Streaming, fold_columns, gather, on_own_
 
 
 def chance_level(num_images: int, num_views: int = 2) -> float:
-    """ln(B*V - 1): NT-Xent of an encoder that tells no two images apart, in nats."""
+    """ln(B*V - 1): NT-Xent in nats where all similarities are equal."""
     return math.log(num_images * num_views - 1)
 
 
@@ -28,20 +28,20 @@ def contrastive_metrics(
     Returns:
       float32 scalars: `contrastive_accuracy`, the share of images whose view 1 is
       nearest to their own view 2; `contrastive_entropy`, the mean entropy in nats of
-      that B-way softmax, ln(B) when undecided (both as in the reference code);
+      that B-way softmax, ln(B) where it is uniform (both as in the reference code);
       `positive_similarity` and `negative_similarity`, mean cosines of the two views
       of one image and of different images.
     """
     first, second = jnp.moveaxis(l2_normalize(jax.lax.stop_gradient(z)), 1, 0)[:2]
     num_images = first.shape[0]
     nearest, entropy = _nearest_and_entropy(first, second, temperature, streaming)
-    own = jnp.arange(num_images)
+    own_column = jnp.arange(num_images)
     positive = jnp.mean(jnp.sum(first * second, axis=-1))
     # The sum over all pairs is the product of the sums.
     total = jnp.sum(jnp.sum(first, axis=0) * jnp.sum(second, axis=0))
     pairs = max(num_images * (num_images - 1), 1)
     return {
-        "contrastive_accuracy": jnp.mean((nearest == own).astype(jnp.float32)),
+        "contrastive_accuracy": jnp.mean((nearest == own_column).astype(jnp.float32)),
         "contrastive_entropy": jnp.mean(entropy),
         "positive_similarity": positive,
         "negative_similarity": (total - positive * num_images) / pairs,
@@ -51,14 +51,14 @@ def contrastive_metrics(
 def _nearest_and_entropy(
     rows: jax.Array, columns: jax.Array, temperature: float, streaming: Streaming | None
 ) -> tuple[jax.Array, jax.Array]:
-    """For rows [B, K]: index of the nearest column, entropy of the softmax over all."""
+    """Per row: index of the nearest column, entropy of the softmax over columns."""
     if streaming is None:
         cosines = products(rows, columns)
         log_p = jax.nn.log_softmax(cosines / temperature, axis=1)
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=1)
         return jnp.argmax(cosines, axis=1), entropy
 
-    def walk(
+    def stream(
         _: jax.Array, rows: jax.Array, columns: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         def fold(carry: _Row, first_column: jax.Array, block: jax.Array) -> _Row:
@@ -72,14 +72,14 @@ def _nearest_and_entropy(
             new_best = jnp.maximum(best, carry.best)
             logits = (cosines - new_best[:, None]) / temperature
             weights = jnp.exp(logits)
-            # What the former sums become when measured from the new best.
+            # Rescales the sums so far to the new best.
             shift = (carry.best - new_best) / temperature
-            kept = jnp.exp(shift)
+            scale = jnp.exp(shift)
             return _Row(
                 best=new_best,
                 nearest=jnp.where(closer, nearest, carry.nearest),
-                total=carry.total * kept + jnp.sum(weights, axis=1),
-                mean=(carry.mean + shift * carry.total) * kept
+                total=carry.total * scale + jnp.sum(weights, axis=1),
+                mean=(carry.mean + shift * carry.total) * scale
                 + jnp.sum(jnp.where(inside, weights * logits, 0.0), axis=1),
             )
 
@@ -90,12 +90,12 @@ def _nearest_and_entropy(
         end = fold_columns(fold, start, columns, block_size=size)
         return end.nearest, jnp.log(end.total) - end.mean / end.total
 
-    every = gather(columns, streaming.mesh)
-    return on_own_rows(walk, rows, every, mesh=streaming.mesh)
+    all_columns = gather(columns, streaming.mesh)
+    return on_own_rows(stream, rows, all_columns, mesh=streaming.mesh)
 
 
 class _Row(NamedTuple):
-    """Of each row: largest cosine, its column, sums of e^l and of e^l * l."""
+    """Per row: largest cosine, its column, sum of e^l and sum of e^l * l."""
 
     best: jax.Array
     nearest: jax.Array
@@ -104,20 +104,20 @@ class _Row(NamedTuple):
 
 
 def effective_rank(x: jax.Array) -> jax.Array:
-    """Participation ratio of the covariance spectrum: how many directions x uses.
+    """Participation ratio of the covariance spectrum: the number of directions x uses.
 
-    (sum of eigenvalues)^2 / sum of squared eigenvalues, between 1 (all on a line, a
-    dimensional collapse) and min(N - 1, D) (a ball). It needs two traces and no
-    eigenvalues, so it is cheap enough for every step, also on accelerators.
+    (sum of eigenvalues)^2 / sum of squared eigenvalues, between 1 (all on a line:
+    dimensional collapse) and min(N - 1, D) (isotropic). Computed from two traces of the
+    D x D covariance, without eigenvalues.
 
     Args:
-      x: [N, D] features; N should be large against the ranks to be told apart.
+      x: [N, D] features; N should be much larger than the ranks to distinguish.
 
     Returns:
       A float32 scalar; 0 where all rows are equal.
     """
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    # Relative to a row first: the mean of equal rows is off by a rounding error.
+    # Subtract one row first: the mean of equal rows has a rounding error.
     x = x - x[0]
     x = x - jnp.mean(x, axis=0)
     # Scaled to unit mean variance first, so that the squares cannot underflow.

@@ -1,4 +1,4 @@
-"""The margin triplet objective of SimCLR's Table 2."""
+"""The margin triplet loss of SimCLR's Table 2."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ def margin_triplet(
 
     Args:
       z: projections [B, V, K], B and V >= 2, not normalised; any float dtype.
-      margin: positive; by how much a positive should be more similar than a negative.
+      margin: positive; how much more similar a positive should be than a negative.
       normalize: False compares plain inner products instead of cosines.
-      semi_hard: take one negative for each positive, `similarities.semi_hard`, and not
-        the mean over all.
+      semi_hard: use one negative per positive, `similarities.semi_hard`, instead of
+        the mean over all negatives.
 
     Returns:
-      A float32 scalar; the margin is chance, without mining.
+      A float32 scalar; chance is the margin, unless `semi_hard`.
 
     Raises:
       ValueError: `z` is not [B >= 2, V >= 2, K] or the margin is not positive.
@@ -35,9 +35,9 @@ def margin_triplet(
     products = similarities.between_views(z)
     others = similarities.other_images(num_images, num_views)
     if semi_hard:
-        mined = similarities.semi_hard(products, others, pairs)
-        return similarities.mean_over_positives(jax.nn.relu(mined - pairs + margin))
-    # A mean over the negatives for each anchor v and positive w: [B, V, V].
+        negatives = similarities.semi_hard(products, others, pairs)
+        return similarities.mean_over_positives(jax.nn.relu(negatives - pairs + margin))
+    # Mean over the negatives of each anchor v and positive w: [B, V, V].
     hinges = []
     for w in range(num_views):
         hinge = jax.nn.relu(products - pairs[..., w].reshape(-1, 1) + margin)

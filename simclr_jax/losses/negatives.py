@@ -1,8 +1,8 @@
-"""How much the views of other images weigh: an anchor's partition over its negatives.
+"""The log partition function of an anchor over the views of other images.
 
-Two forms of one function. The first builds the matrix of all pairs; it is the plain
-reading of the equation and what XLA does best for small batches. The second walks over
-blocks of columns with an online softmax and has its own backward pass.
+Two forms of one function. The first builds the matrix of all pairs: it follows the
+equation, and is the fastest for small batches. The second streams over blocks of
+columns with an online softmax and has its own backward pass.
 """
 
 import dataclasses
@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.losses import similarities
-from simclr_jax.losses import streaming as tiles
-from simclr_jax.losses.streaming import Streaming
+from simclr_jax.losses.streaming import Streaming, fold_columns, gather, on_own_rows
 
-# Below every logit, and finite: the difference of two such is no NaN.
+# Below every logit, and finite, so that the difference of two is not NaN.
 _LOWEST = -1e30
 
 
@@ -25,12 +24,12 @@ def log_partition(
     """Log of the sum over the views of other images of exp(similarity / temperature).
 
     Args:
-      z: [B, V, K] float32 as they are compared, so normalised where cosines are meant.
-      temperature: positive.
+      z: [B, V, K] float32; already normalised if similarities are cosines.
+      temperature: positive divisor of the similarities.
       streaming: None for the matrix of all pairs.
 
     Returns:
-      [B, V] float32; -inf where there is one image only.
+      [B, V] float32; -inf if there is only one image.
     """
     num_images, num_views, width = z.shape
     if streaming is None:
@@ -74,9 +73,9 @@ def _streamed(settings: _Settings, z: jax.Array) -> jax.Array:
 def _forward(
     settings: _Settings, z: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    """Log partitions [N] of z [N, K], and what the backward pass needs."""
+    """Log partitions [N] of z [N, K], and the residuals of the backward pass."""
     mesh = settings.streaming.mesh
-    every_z = tiles.gather(z, mesh)
+    every_z = gather(z, mesh)
 
     def partition(
         first_row: jax.Array, rows: jax.Array, columns: jax.Array
@@ -97,10 +96,10 @@ def _forward(
 
         start = (jnp.full(len(rows), _LOWEST), jnp.zeros(len(rows)))
         size = settings.streaming.size_for(len(rows))
-        largest, total = tiles.fold_columns(fold, start, columns, block_size=size)
+        largest, total = fold_columns(fold, start, columns, block_size=size)
         return largest + jnp.log(total)
 
-    negatives = tiles.on_own_rows(partition, z, every_z, mesh=mesh)
+    negatives = on_own_rows(partition, z, every_z, mesh=mesh)
     return negatives, (z, every_z, negatives)
 
 
@@ -113,21 +112,21 @@ def _backward(
 
     d z_i = sum over j of (g_i p_ij + g_j p_ji) z_j / temperature, where
     p_ij = exp(l_ij - n_i) is the share of negative j in anchor i's partition. Logits
-    are symmetric, so one block of them gives both terms, and only n and g, a number
-    each for every view, have to be gathered beside z.
+    are symmetric, so one block of them gives both terms, and only n and g, one number
+    per view each, have to be gathered in addition to z.
     """
     z, every_z, negatives = residuals
     mesh = settings.streaming.mesh
-    # Without any negative the partition is -inf, and must not be subtracted from -inf.
-    numbers = (jnp.maximum(negatives, _LOWEST), cotangents)
-    every_number = tiles.gather(numbers, mesh)
+    # Without negatives the log partition is -inf, and -inf - -inf would be NaN.
+    per_view = (jnp.maximum(negatives, _LOWEST), cotangents)
+    every_view = gather(per_view, mesh)
 
     def gradient(
         first_row: jax.Array,
-        own: tuple[jax.Array, tuple[jax.Array, jax.Array]],
+        local: tuple[jax.Array, tuple[jax.Array, jax.Array]],
         every: tuple[jax.Array, tuple[jax.Array, jax.Array]],
     ) -> jax.Array:
-        rows, (row_n, row_g) = own
+        rows, (row_n, row_g) = local
 
         def fold(
             carry: jax.Array,
@@ -143,11 +142,11 @@ def _backward(
             return carry + similarities.products(weights, columns.T)
 
         size = settings.streaming.size_for(len(rows))
-        total = tiles.fold_columns(fold, jnp.zeros_like(rows), every, block_size=size)
+        total = fold_columns(fold, jnp.zeros_like(rows), every, block_size=size)
         return total / settings.temperature
 
-    own, every = (z, numbers), (every_z, every_number)
-    return (tiles.on_own_rows(gradient, own, every, mesh=mesh),)
+    rows, columns = (z, per_view), (every_z, every_view)
+    return (on_own_rows(gradient, rows, columns, mesh=mesh),)
 
 
 _streamed.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""NT-Logistic: the pairwise logistic objective of SimCLR's Table 2."""
+"""NT-Logistic: the pairwise logistic loss of SimCLR's Table 2."""
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ def nt_logistic(
       z: projections [B, V, K], B and V >= 2, not normalised; any float dtype.
       temperature: T, positive divisor of the similarities.
       normalize: False compares plain inner products instead of cosines.
-      semi_hard: take one negative for each positive, `similarities.semi_hard`, and not
-        the mean over all.
+      semi_hard: use one negative per positive, `similarities.semi_hard`, instead of
+        the mean over all negatives.
 
     Returns:
-      A float32 scalar in nats; 2 ln(2) is chance, without mining.
+      A float32 scalar in nats; chance is 2 ln(2), unless `semi_hard`.
 
     Raises:
       ValueError: `z` is not [B >= 2, V >= 2, K] or the temperature is not positive.
@@ -40,9 +40,9 @@ def nt_logistic(
     others = similarities.other_images(num_images, num_views)
     attraction = similarities.mean_over_positives(jax.nn.softplus(-pairs))
     if semi_hard:
-        mined = similarities.semi_hard(logits, others, pairs)
-        return attraction + similarities.mean_over_positives(jax.nn.softplus(mined))
+        negatives = similarities.semi_hard(logits, others, pairs)
+        return attraction + similarities.mean_over_positives(jax.nn.softplus(negatives))
     repulsion = jnp.where(others, jax.nn.softplus(logits), 0.0)
-    # Counted here: more than 2^31 of them, at 24,000 images, overflow an int32 sum.
+    # Counted in Python: from 24,000 images on, the count overflows an int32 sum.
     count = num_images * num_views * num_views * (num_images - 1)
     return attraction + jnp.sum(repulsion) / count

@@ -16,17 +16,17 @@ def nt_xent(
 ) -> jax.Array:
     """Mean NT-Xent loss over all B*V views as anchors (Eq. 1).
 
-    Every view is classified among all other views of the global batch, its own image's
-    other view being the right answer. With V > 2 the loss averages over the V-1
-    positives of an anchor. Google's code returns the sum of the two directions' means,
-    which is twice this value.
+    Every view is classified among all other views of the global batch, and the other
+    view of the same image is the correct class. With V > 2 the loss averages over the
+    V-1 positives of an anchor. Google's code returns the sum of the two directions'
+    means, which is twice this value.
 
     Args:
       z: projections [B, V, K], V >= 2, not normalised; any float dtype.
       temperature: positive divisor of the similarities.
       normalize: False compares plain inner products instead of cosines.
-      streaming: walks over the similarities in blocks, for batches whose matrix of
-        all pairs is large; the same loss and gradient to rounding.
+      streaming: streams over the similarities in blocks, for batches whose matrix of
+        all pairs is large; loss and gradient are equal up to rounding.
 
     Returns:
       A float32 scalar in nats; ln(B*V - 1) is chance.
@@ -37,8 +37,8 @@ def nt_xent(
     pairs, others = pair_logits(
         z, temperature=temperature, normalize=normalize, streaming=streaming
     )
-    # Similarities inside an image appear once in the loss: a log partition that sums
-    # another rounding of them loses the digits of a nearly solved batch.
+    # The positives must enter the partition with the same rounding as the numerator:
+    # otherwise the loss of a nearly solved batch is mostly rounding error.
     num_views = pairs.shape[1]
     pairs = jnp.where(jnp.eye(num_views, dtype=bool), -jnp.inf, pairs)
     logits = jnp.concatenate([pairs, others[..., None]], axis=2)
@@ -49,17 +49,17 @@ def nt_xent(
 def pair_logits(
     z: jax.Array, *, temperature: float, normalize: bool, streaming: Streaming | None
 ) -> tuple[jax.Array, jax.Array]:
-    """What an anchor's positives and negatives contribute, as logits.
+    """Logits of the positives of each anchor, and the log partition of its negatives.
 
     Args:
       z: as in `nt_xent`.
-      temperature: as there.
-      normalize: as there.
-      streaming: as there.
+      temperature: as in `nt_xent`.
+      normalize: as in `nt_xent`.
+      streaming: as in `nt_xent`.
 
     Returns:
       ([B, V, V] similarities of an image's views over the temperature, [B, V] log of
-      the summed exponentials of those with all views of other images).
+      the sum of exponentials of those with all views of other images).
     """
     similarities.check_positive("temperature", temperature)
     z = similarities.embeddings(z, normalize=normalize)

@@ -1,10 +1,10 @@
 """Similarities between the views of a batch, in full float32.
 
-At temperature 0.05 a bfloat16 product, the default of TPUs and a step away from that of
-GPUs (TF32), is off by 20 * 2^-8 = 0.08 in the logits; hence `HIGHEST` everywhere.
+At temperature 0.05 a bfloat16 product, the default on TPUs (GPUs use TF32), has an
+error of 20 * 2^-8 = 0.08 in the logits; hence `HIGHEST` everywhere.
 
-Every objective is a function of `z` [B, V, K]. With `z` sharded on B under `jax.jit`
-its value is that of the whole batch: XLA gathers the embeddings, never the images.
+Every loss is a function of `z` [B, V, K]. With `z` sharded on B under `jax.jit` its
+value is that of the global batch: XLA gathers the embeddings, never the images.
 """
 
 import jax
@@ -45,7 +45,7 @@ def products(rows: jax.Array, columns: jax.Array) -> jax.Array:
 def within_images(z: jax.Array) -> jax.Array:
     """Inner products [B, V, V] of each image's views with each other.
 
-    From V x V products, not picked from the sharded matrix of all pairs.
+    Computed per image, not taken from the sharded matrix of all pairs.
     """
     return jnp.einsum("bvk,bwk->bvw", z, z, precision=_PRECISION)
 
@@ -57,7 +57,7 @@ def between_views(z: jax.Array) -> jax.Array:
 
 
 def require_negatives(z: jax.Array) -> None:
-    """Raises ValueError where `z` [B, V, K] has one image only."""
+    """Raises ValueError if `z` [B, V, K] has only one image."""
     if len(z) < 2:
         raise ValueError(f"z has shape {z.shape}: must have B >= 2, to have negatives")
 
@@ -71,20 +71,20 @@ def other_images(num_images: int, num_views: int) -> jax.Array:
 def mean_over_positives(values: jax.Array) -> jax.Array:
     """Mean of [B, V, V] over the pairs of different views of one image."""
     num_images, num_views, _ = values.shape
-    own = jnp.eye(num_views, dtype=bool)
+    diagonal = jnp.eye(num_views, dtype=bool)
     count = num_images * num_views * (num_views - 1)
-    return jnp.sum(jnp.where(own, 0.0, values)) / count
+    return jnp.sum(jnp.where(diagonal, 0.0, values)) / count
 
 
 def semi_hard(
     similarities: jax.Array, negatives: jax.Array, positives: jax.Array
 ) -> jax.Array:
-    """Similarity of the semi-hard negative for each anchor and positive.
+    """Similarity to the semi-hard negative of each anchor and positive.
 
-    The negative closest to the anchor among those farther from it than the positive
-    (Schroff et al. 2015; SimCLR section 5.1). Where every negative is closer than the
-    positive, which the papers leave open, the farthest one, as in TensorFlow's
-    semi-hard triplet loss.
+    The closest negative that is farther from the anchor than the positive (Schroff et
+    al. 2015; SimCLR section 5.1). If every negative is closer than the positive, which
+    the papers leave open, the farthest negative, as in TensorFlow's semi-hard triplet
+    loss.
 
     Args:
       similarities: [B*V, B*V].
@@ -96,9 +96,13 @@ def semi_hard(
     """
     num_images, num_views, _ = positives.shape
     farthest = jnp.min(jnp.where(negatives, similarities, jnp.inf), axis=1)
-    mined = []
+    negatives_of_positive = []
     for w in range(num_views):
         farther = negatives & (similarities < positives[..., w].reshape(-1, 1))
         closest = jnp.max(jnp.where(farther, similarities, -jnp.inf), axis=1)
-        mined.append(jnp.where(jnp.any(farther, axis=1), closest, farthest))
-    return jnp.stack(mined, axis=-1).reshape(num_images, num_views, num_views)
+        negatives_of_positive.append(
+            jnp.where(jnp.any(farther, axis=1), closest, farthest)
+        )
+    return jnp.stack(negatives_of_positive, axis=-1).reshape(
+        num_images, num_views, num_views
+    )

@@ -1,8 +1,8 @@
-"""Similarities of a whole global batch, a block of columns at a time.
+"""Similarities of a global batch, computed one block of columns at a time.
 
-The matrix of all pairs of B*V views has 1.1 TB at 262,144 images. Here every device
-keeps its own rows, sees the embeddings of all devices as columns, and walks over them
-in streaming: nothing larger than (own rows) x (block) exists at any time.
+The matrix of all pairs of B*V views takes 1.1 TB at 262,144 images. Here every device
+keeps its own rows, gathers the embeddings of all devices as columns, and streams over
+blocks of them: nothing larger than (rows of a device) x (block) exists at any time.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # caches, large enough to keep their arithmetic units busy.
 _BLOCK_ENTRIES = 2**22
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 256, 2048
-# Below so many logits on a device one matrix is as fast, and small.
+# With fewer logits than this on a device, one matrix is as fast, and small.
 _WORTH_IT_ENTRIES = 2**22
 
 # carry, index of the block's first column, block of every column array -> carry
@@ -26,30 +26,30 @@ Fold = Callable[[Any, jax.Array, Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Streaming:
-    """How to walk over the similarities; static.
+    """How to stream over the similarities; hashable, so it can be a static argument.
 
     Attributes:
       mesh: rows are split over its axis 'data'; None for one device.
-      size: columns in a block; None decides by the number of rows.
+      size: columns in a block; None chooses it from the number of rows.
     """
 
     mesh: Mesh | None = None
     size: int | None = None
 
     def size_for(self, num_rows: int) -> int:
-        """Columns in a block for so many rows on a device."""
+        """Columns in a block, for this number of rows on a device."""
         if self.size is not None:
             return self.size
-        fitting = _BLOCK_ENTRIES // max(num_rows, 1)
-        return min(max(fitting, _SMALLEST_BLOCK), _LARGEST_BLOCK)
+        columns = _BLOCK_ENTRIES // max(num_rows, 1)
+        return min(max(columns, _SMALLEST_BLOCK), _LARGEST_BLOCK)
 
 
 def choose_streaming(num_views: int, mesh: Mesh | None) -> Streaming | None:
-    """Streaming where they pay, else None for the matrix of all pairs.
+    """Streaming where the matrix of all pairs would be large, else None.
 
     Args:
       num_views: B*V of the global batch.
-      mesh: the devices; None for one.
+      mesh: the devices; None for one device.
     """
     devices = 1 if mesh is None else mesh.size
     worth_it = num_views * num_views > _WORTH_IT_ENTRIES * devices
@@ -57,17 +57,17 @@ def choose_streaming(num_views: int, mesh: Mesh | None) -> Streaming | None:
 
 
 def fold_columns(fold: Fold, carry: Any, columns: Any, *, block_size: int) -> Any:
-    """Folds over blocks of the leading axis of some arrays.
+    """Folds over blocks of the leading axis of arrays.
 
     Args:
       fold: takes (carry, index of the first column, the block of each array).
-      carry: the first one.
-      columns: arrays [N, ...]. The last block is filled up with zeros: `fold` must
-        leave out indices from N on.
+      carry: the initial value.
+      columns: arrays [N, ...]. The last block is padded with zeros: `fold` must
+        ignore indices >= N.
       block_size: columns in a block.
 
     Returns:
-      The last carry.
+      The final carry.
     """
     (num_columns,) = {len(leaf) for leaf in jax.tree.leaves(columns)}
     block_size = min(block_size, num_columns)
@@ -92,17 +92,17 @@ def on_own_rows(
     *,
     mesh: Mesh | None,
 ) -> Any:
-    """Runs a function on every device's own rows and all columns.
+    """Runs a function on the rows of each device and all columns.
 
     Args:
-      function: takes (index of the first row, own rows, all columns) and returns
-        arrays whose leading axis is that of the rows.
-      rows: arrays [N, ...], to be split over the mesh.
+      function: takes (index of the first row, rows of this device, all columns) and
+        returns arrays with the leading axis of the rows.
+      rows: arrays [N, ...], split over the mesh.
       columns: arrays that every device needs as a whole; gathered if they are split.
-      mesh: the devices; None for one.
+      mesh: the devices; None for one device.
 
     Returns:
-      What `function` returns, for all rows, split like them.
+      The results of `function` for all rows, split as the rows are.
     """
     if mesh is None or mesh.size == 1:
         return function(jnp.zeros((), jnp.int32), rows, columns)
@@ -118,7 +118,7 @@ def on_own_rows(
 
 
 def gather(arrays: Any, mesh: Mesh | None) -> Any:
-    """The arrays as a whole on every device."""
+    """The arrays, replicated on every device."""
     if mesh is None or mesh.size == 1:
         return arrays
     return jax.lax.with_sharding_constraint(
