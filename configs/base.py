@@ -61,6 +61,9 @@ def get_config() -> config_dict.ConfigDict:
     # accelerator; accelerator: everything there, for a dataset that fits in its memory
     # and in in_memory_mb.
     augment.placement = "host"
+    # How the host computes views. compiled: machine code by Numba; graph: TensorFlow's
+    # operations, the same views but slower; auto: compiled where that is possible.
+    augment.host_views = "auto"
     augment.crop = crop = config_dict.ConfigDict()
     crop.sampler = "reference"  # or torchvision: area uniform, ratio log-uniform
     crop.area_min, crop.area_max = 0.08, 1.0  # fraction of the image

@@ -1,12 +1,13 @@
 """What each stage of the input pipeline costs, in processor time."""
 
+import functools
 import time
 
 import numpy as np
 
-from simclr_jax.data import pipeline
+from simclr_jax.data import decode, pipeline
 from simclr_jax.data.sampling import draws
-from simclr_jax.data.sources import base
+from simclr_jax.data.sources import reading
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views.composition import Composition
@@ -22,29 +23,31 @@ def measure(
     seed: int,
     batch_size: int,
     num_views: int,
+    compiled: bool,
     secs: float,
 ) -> dict[str, float]:
     """Processor seconds of each stage, an image with all its views.
 
     Every stage is measured with all stages before it, in one thread, and its own share
-    is the difference; stages take turns, and medians count.
+    is the difference of medians; stages take turns.
 
     Args:
       source: the training images.
-      composition: what a view is made of.
+      composition: of the views.
       seed: of order and draws.
-      batch_size: images in a host's batch, all of whose draws are made at once.
+      batch_size: images in a host's batch.
       num_views: V.
-      secs: to spend on each stage, about.
+      compiled: the form of the views; see `host.compose`.
+      secs: to spend on each stage, approximately.
 
     Returns:
-      Seconds by stage; stages that there are none of are left out. 'colour' is all but
-      crop and blur.
+      Seconds by stage, without the stages that the source or the composition lacks.
+      'colour' is everything but crop and blur.
     """
     iterators = {
         name: iter(dataset)
         for name, dataset in _datasets(
-            source, composition, seed, batch_size, num_views
+            source, composition, seed, batch_size, num_views, compiled
         ).items()
     }
     for iterator in iterators.values():
@@ -69,41 +72,42 @@ def _datasets(
     seed: int,
     batch_size: int,
     num_views: int,
+    compiled: bool,
 ) -> dict[str, tf.data.Dataset]:
-    """The pipeline up to each stage; an element stands for a batch."""
-    plan = pipeline.Plan(
+    """The pipeline up to each stage; an element is a batch."""
+    sampler = pipeline.StepSampler(
         source, composition, seed, batch_size, 1, num_views, slice(0, batch_size)
     )
     chunk = pipeline.chunk_size(source, batch_size)
     chunks = batch_size // chunk
     elements = batch_size if source.encoded else chunks
-    planned = tf.data.Dataset.range(2**31).map(plan.in_graph(chunk)).unbatch()
-    read = pipeline.read_chunks(source, planned, None)
+    samples = tf.data.Dataset.range(2**31).map(sampler.in_graph(chunk)).unbatch()
+    read = reading.read_chunks(source, samples, None)
     stages = {"read": read.map(lambda *arrays: tf.size(arrays[1]))}
     if source.encoded:
-        stages["decode"] = read.unbatch().map(
-            lambda record, label, seeds, _: _decoded(source, composition, record, seeds)
-        )
-    make = pipeline.files_to_views if source.encoded else pipeline.pixels_to_views
+        located = pipeline.with_boxes(source, composition, read, None)
+        stages["decode"] = located.map(_decoded)
     parts = {
         "crop": composition.crop_alone(),
         "colour": composition.without("blur"),
         "blur": composition,
     }
+    views = functools.partial(
+        pipeline.views, source, host_crop=False, compiled=compiled, threads=None
+    )
     for name, part in parts.items():
         if name != "blur" or "blur" in composition.operations:
-            views = make(source, part, False, _of_part(read, composition, part), None)
-            stages[name] = views.map(_count)
+            stages[name] = views(part, _of_part(read, composition, part)).map(_count)
     of_batch = {
-        # The answers of a batch, not its pixels.
+        # Only the counts of a batch, not its pixels.
         name: stage.batch(chunks if name == "read" else elements).map(tf.reduce_sum)
         for name, stage in stages.items()
     }
-    whole = make(source, composition, False, read, None).batch(elements)
+    whole = views(composition, read).batch(elements)
     of_batch["pack"] = whole.map(_count)
     options = tf.data.Options()
     options.autotune.enabled = False
-    # Nothing may work ahead while another stage is being measured.
+    # Nothing may run ahead while another stage is being measured.
     options.experimental_optimization.apply_default_optimizations = False
     options.experimental_optimization.inject_prefetch = False
     options.threading.private_threadpool_size = 1
@@ -117,22 +121,18 @@ def _of_part(
     """Only the draws of a part of the composition."""
 
     def chosen(
-        found: tf.Tensor, labels: tf.Tensor, crops: tf.Tensor, uniform: tf.Tensor
+        records: tf.Tensor, labels: tf.Tensor, crops: tf.Tensor, uniform: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        own = draws.by_operation(uniform, composition.operations)
-        kept = [own[name] for name in part.operations] or [uniform[..., :0]]
-        return found, labels, crops, tf.concat(kept, axis=-1)
+        by_name = draws.by_operation(uniform, composition.operations)
+        kept = [by_name[name] for name in part.operations] or [uniform[..., :0]]
+        return records, labels, crops, tf.concat(kept, axis=-1)
 
     return read.map(chosen)
 
 
-def _decoded(
-    source: Source, composition: Composition, record: tf.Tensor, seeds: tf.Tensor
-) -> tf.Tensor:
-    content, _ = source.unpack(record, tf.constant(base.NO_LABEL))
-    image, boxes = base.decode_crops(
-        content, lambda shape: pipeline.draw_boxes(composition, shape, seeds)
-    )
+def _decoded(content: tf.Tensor, shape: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
+    _, crops, _ = rest
+    image, boxes = decode.decode_crops(content, shape, crops)
     return 1 + _nothing(image) + _nothing(boxes - boxes)
 
 
@@ -141,5 +141,5 @@ def _count(batch: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 def _nothing(pixels: tf.Tensor) -> tf.Tensor:
-    """0, of which TensorFlow cannot know that it needs no pixels."""
+    """0, computed so that TensorFlow cannot optimise the pixels away."""
     return tf.minimum(tf.cast(tf.reshape(pixels, (-1,))[0], tf.int32), 0)

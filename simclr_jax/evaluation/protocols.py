@@ -113,6 +113,7 @@ def _linear_sgd(task: Task) -> Result:
         stop_step=steps,
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
+        compiled=input_pipeline.compile_host_views(config),
         buffers=input_pipeline.make_buffers(config, batch_size=batch_size, num_views=1),
     )
     classifier = linear_sgd.train_classifier(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.sources.base import decode_rgb
+from simclr_jax.data.decode import decode_rgb
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import first_line
 

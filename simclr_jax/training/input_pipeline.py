@@ -15,10 +15,12 @@ from simclr_jax import parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import base, in_memory, registry
+from simclr_jax.data.sources import in_memory, reading, registry
+from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
-from simclr_jax.data.views import definition
-from simclr_jax.errors import DataError, InvalidInput
+from simclr_jax.data.views import definition, host
+from simclr_jax.errors import ConfigError, DataError, InvalidInput
+from simclr_jax.parallel import processes
 from simclr_jax.training.device_views import make_composition
 from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
@@ -79,6 +81,38 @@ def make_buffers(
         parallel_reads=config.data.parallel_reads,
         block_size=config.data.block_size,
     )
+
+
+def compile_host_views(config: config_dict.ConfigDict) -> bool:
+    """Whether the host computes views with machine code, the same on all processes.
+
+    A collective: every process has to call it.
+
+    Raises:
+      ConfigError: `augment.host_views` is 'compiled', and a process cannot compile.
+    """
+    form = config.augment.host_views
+    if form == "graph":
+        return False
+    reasons = processes.gather_texts(host.unavailable() or "")
+    for number, reason in enumerate(reasons):
+        if not reason:
+            continue
+        who = f"process {number}: " if len(reasons) > 1 else ""
+        if form == "compiled":
+            raise ConfigError(
+                f"config.augment.host_views='compiled': cannot be had ({who}{reason}); "
+                "'auto' and 'graph' compute the same views with TensorFlow's operations"
+            )
+        _LOG.warning(
+            "config.augment.host_views='auto': views cannot be compiled (%s%s), so "
+            "TensorFlow's operations compute them, which takes about %d times as long",
+            who,
+            reason,
+            host.GRAPH_SLOWDOWN,
+        )
+        return False
+    return True
 
 
 def hold_in_memory(
@@ -143,6 +177,7 @@ def local_batches(
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
         host_crop=config.augment.placement == "host_crop",
+        compiled=compile_host_views(config),
         block_size=config.data.block_size,
         buffers=buffers,
     )
@@ -161,7 +196,7 @@ def global_batches(
     dataset, the dataset itself, replicated, at every step.
     """
     if config.augment.placement == "accelerator":
-        assert isinstance(source, registry.ArraySource)  # by `hold_in_memory`
+        assert isinstance(source, ArraySource)  # by `hold_in_memory`
         images, labels = in_memory.pixels(source)
         arrays = {"images": images, "labels": labels}
         return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
@@ -184,7 +219,6 @@ def write_preview(
       DataError: the dataset cannot be read, or has fewer images.
       InvalidInput: the picture cannot be written there.
     """
-    # As training reads it: its crops depend on whether images lie in memory.
     source = hold_in_memory(config, open_source(config, config.data.split))
     batches = pipeline.train_batches(
         source,
@@ -193,6 +227,7 @@ def write_preview(
         batch_size=num_images,
         num_views=num_views,
         stop_step=1,
+        compiled=compile_host_views(config),
         buffers=make_buffers(config, batch_size=num_images, num_views=num_views),
     )
     views = next(batches)["images"]
@@ -224,4 +259,4 @@ def write_preview(
 def _decoded(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
     found, labels = source.read(indices)
     for record, label in zip(found, labels, strict=True):
-        yield np.asarray(base.decode(source, record, label)[0])
+        yield np.asarray(reading.decode_record(source, record, label)[0])

@@ -9,7 +9,7 @@ import pytest
 from simclr_jax.bench import stages, throughput
 from simclr_jax.bench.throughput import Device, Host
 from simclr_jax.configs import smoke
-from simclr_jax.data.sources import registry
+from simclr_jax.data.sources import arrays
 from simclr_jax.data.views.composition import PLACEMENTS
 from simclr_jax.training import bottleneck, device_views
 
@@ -24,7 +24,7 @@ def _config(**changes):
     return config
 
 
-class _Slow(registry.ArraySource):
+class _Slow(arrays.ArraySource):
     """A source whose reads keep the processor busy for 20 ms."""
 
     def read(self, indices):
@@ -85,7 +85,7 @@ def test_words_for_waiting():
 @pytest.mark.parametrize("placement", ["host", "host_crop", "accelerator"])
 def test_the_train_step_runs_in_each_mode(placement):
     images = np.zeros((32, 8, 8, 3), np.uint8)
-    source = registry.ArraySource(images, name="arrays")
+    source = arrays.ArraySource(images, name="arrays")
     config = _config(**{"encoder.width": 0.0625})
     device = throughput.measure_device(config, source, placement, secs=0.1)
     assert device.count == 8
@@ -113,4 +113,4 @@ def test_the_command_prints_and_writes_all_figures(tmp_path):
 def test_an_unknown_mode_is_named():
     code, _, err = commands.run("bench", "--config=configs/smoke.py", "--modes=gpu")
     assert code == 2
-    assert "--modes=gpu: must be some of host, split, accelerator" in err
+    assert "--modes=gpu: must be some of host, host_crop, accelerator" in err

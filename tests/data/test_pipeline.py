@@ -10,7 +10,7 @@ from simclr_settings import CROP
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.sampling import boxes, draws, order
-from simclr_jax.data.sources import base, registry
+from simclr_jax.data.sources import arrays, folder, reading
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import definition
 from simclr_jax.data.views.composition import Composition
@@ -31,14 +31,14 @@ SEED, COUNT = 5, 29
 def _arrays(count, *, labelled=True):
     images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
     labels = np.arange(count) if labelled else None
-    return registry.ArraySource(images, labels, name="arrays")
+    return arrays.ArraySource(images, labels, name="arrays")
 
 
 def _numbered(count):
     """Images whose pixels are their number; a view of which keeps it."""
     numbers = np.arange(count, dtype=np.uint8)[:, None, None, None]
     images = np.broadcast_to(numbers, (count, 2, 2, 3)).copy()
-    return registry.ArraySource(images, np.arange(count), name="numbered")
+    return arrays.ArraySource(images, np.arange(count), name="numbered")
 
 
 def _buffers(threads):
@@ -68,17 +68,17 @@ def _draws(composition, indices, epochs):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder of images of many sizes, each in a class of its own."""
-    folder = tmp_path_factory.mktemp("files")
+    root = tmp_path_factory.mktemp("files")
     generator = np.random.default_rng(0)
     for number in range(COUNT):
         height, width = generator.integers(20, 90, 2)
         y, x = np.mgrid[:height, :width] / (5.0 + number)
         planes = [np.sin(x + plane) * np.cos(y) for plane in range(3)]
         image = np.uint8(127 + 100 * np.stack(planes, axis=-1))
-        (folder / f"{number:02}").mkdir()
+        (root / f"{number:02}").mkdir()
         suffix = "png" if number % 5 == 0 else "jpg"
-        Image.fromarray(image).save(folder / f"{number:02}" / f"image.{suffix}")
-    return folder.FolderSource(str(folder))
+        Image.fromarray(image).save(root / f"{number:02}" / f"image.{suffix}")
+    return folder.FolderSource(str(root))
 
 
 @pytest.fixture(scope="module", params=["pixels", "files"])
@@ -200,7 +200,7 @@ def test_views_differ_from_each_other_and_by_epoch():
 
 
 def test_every_view_has_its_own_draws(source):
-    batches = _batches(source, split=True, num_views=3, stop_step=10)
+    batches = _batches(source, host_crop=True, num_views=3, stop_step=10)
     words = np.concatenate([batch["draws"] for batch in batches])
     words = words.reshape(-1, VIEW.num_draws)
     assert len(np.unique(words, axis=0)) == len(words) == 10 * 8 * 3
@@ -229,20 +229,11 @@ def test_unlabelled_images_have_label_minus_1():
 def _as_defined(source, index, key, uniform, composition):
     """The views of one image, an operation after the other."""
     found, labels = source.read(np.array([index]))
-    image, _ = base.decode(source, tf.constant(found[0]), labels[0])
+    image, _ = reading.decode_record(source, tf.constant(found[0]), labels[0])
     view = definition.compose(
         composition.operations, composition.settings, image_size=8
     )
-    if source.encoded:
-        seeds = order.view_seeds(key)
-        where = [
-            definition.random_crop_box(
-                tf.shape(image), tf.constant(seed), **SETTINGS["crop"]
-            )
-            for seed in seeds
-        ]
-    else:
-        where = boxes.random_boxes(key, composition.box_draws(source.image_shape))
+    where = boxes.random_boxes(key, composition.box_draws(image.shape[:2]))
     return np.stack([view(image, b, u) for b, u in zip(where, uniform, strict=True)])
 
 
@@ -262,14 +253,14 @@ def test_a_step_shows_the_images_and_draws_of_its_number(step, block_size, sourc
         views = batch["images"][number]
         np.testing.assert_allclose(views.astype(int), expected.astype(int), atol=1)
 
-    (batch,) = _batches(source, split=True, **settings)
+    (batch,) = _batches(source, host_crop=True, **settings)
     np.testing.assert_array_equal(batch["labels"], indices)
     np.testing.assert_array_equal(batch["draws"], uniform)
     assert batch["draws"].dtype == np.float32
 
 
 def test_split_leaves_the_crops_that_crop_alone_makes(source):
-    split = _batches(source, split=True, stop_step=4)
+    split = _batches(source, host_crop=True, stop_step=4)
     crops = _batches(source, CROP, stop_step=4)
     for batch, expected in zip(split, crops, strict=True):
         assert set(batch) == {"images", "labels", "draws"}
@@ -280,7 +271,7 @@ def test_split_leaves_the_crops_that_crop_alone_makes(source):
 
 
 def test_a_composition_without_random_numbers(source):
-    (batch,) = _batches(source, CROP, split=True, stop_step=1)
+    (batch,) = _batches(source, CROP, host_crop=True, stop_step=1)
     assert batch["draws"].shape == (8, 2, 0)
 
 
@@ -289,7 +280,7 @@ def test_without_a_crop_the_whole_image_is_resized(source):
     (batch,) = _batches(source, whole, stop_step=1)
     for views, index in zip(batch["images"], batch["labels"], strict=True):
         found, labels = source.read(np.array([index]))
-        image, _ = base.decode(source, tf.constant(found[0]), labels[0])
+        image, _ = reading.decode_record(source, tf.constant(found[0]), labels[0])
         box = (0, 0, *image.shape[:2])
         expected = definition.to_uint8(definition.crop_and_resize(image, box, (8, 8)))
         for view in views:
@@ -345,7 +336,7 @@ def test_a_late_start_costs_no_more(source):
 
 @pytest.mark.parametrize("count", [1, 8, 17])
 def test_pixels_of_all_images_in_order(count):
-    batches = list(pipeline.pixel_batches(_numbered(count), batch_size=8))
+    batches = list(reading.pixel_batches(_numbered(count), batch_size=8))
     sizes = [len(batch["labels"]) for batch in batches]
     assert sizes == [min(8, count - start) for start in range(0, count, 8)]
     images = np.concatenate([batch["images"] for batch in batches])
@@ -401,7 +392,7 @@ def test_hosts_share_the_evaluation(count, num_hosts):
 
 
 def test_evaluation_of_unlabelled_images():
-    source = registry.ArraySource(_numbered(5)._images, name="numbered")
+    source = arrays.ArraySource(_numbered(5)._images, name="numbered")
     (batch,) = _evaluate(source, batch_size=8)
     np.testing.assert_array_equal(batch["labels"], -1)
     assert batch["mask"].sum() == 5

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data.sources import base, folder, registry, storage
+from simclr_jax.data.sources import folder, reading, registry, storage
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed
 from simclr_jax.prepare import accepting, assembling, parts, preparing
@@ -73,7 +73,7 @@ def _pixels(source, indices):
     """The images and labels of a source, by the way the pipeline takes."""
     contents, labels = source.read(np.asarray(indices))
     decoded = [
-        base.decode(source, tf.constant(content), tf.constant(label))
+        reading.decode_record(source, tf.constant(content), tf.constant(label))
         for content, label in zip(contents, labels, strict=True)
     ]
     return [image.numpy() for image, _ in decoded], [int(label) for _, label in decoded]

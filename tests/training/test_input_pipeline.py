@@ -12,6 +12,7 @@ from simclr_jax import parallel
 from simclr_jax.configs import smoke
 from simclr_jax.data.sampling import draws, order
 from simclr_jax.data.sources import registry
+from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.errors import DataError
 from simclr_jax.training import device_views, input_pipeline
 
@@ -33,7 +34,7 @@ def make_config(**overrides):
 
 def arrays(count=20):
     images = np.random.default_rng(0).integers(0, 256, (count, 10, 12, 3), np.uint8)
-    return registry.ArraySource(images, np.arange(count), name="arrays")
+    return ArraySource(images, np.arange(count), name="arrays")
 
 
 def assert_refused(config, source, *parts):
@@ -58,7 +59,7 @@ def test_small_images_of_one_size_are_held_in_memory(device, tmp_path):
     held = input_pipeline.hold_in_memory(
         config, input_pipeline.open_source(config, "train")
     )
-    assert isinstance(held, registry.ArraySource)
+    assert isinstance(held, ArraySource)
     np.testing.assert_array_equal(held.arrays()[0], images)
 
 

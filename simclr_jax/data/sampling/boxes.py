@@ -1,7 +1,8 @@
-"""Random crops of many images of one size at a time, for NumPy or JAX.
+"""Crop boxes of views, for NumPy or JAX.
 
-`augment.random_crop_box` draws them for one image of any size, in TensorFlow. Other
-draws, the same distribution: the two samplers are those described there.
+A box is a function of the view's key and the size of its image, so it is the same
+wherever the image lies and wherever its views are computed. Images may have one size or
+a size each.
 """
 
 import math
@@ -13,51 +14,61 @@ import numpy as np
 from simclr_jax.data.sampling import order
 from simclr_jax.data.sampling.draws import Array, between
 
+# Attempts that are computed at once: nearly all boxes are found among them, and NumPy's
+# cost of a call is paid once.
+_ATTEMPTS_AT_ONCE = 4
+
 
 class _Limits(NamedTuple):
-    """Size of the images in pixels, and what a crop may be."""
+    """Sizes of images in pixels and the allowed crops.
 
-    height: int
-    width: int
-    area_min: float
-    area_max: float
-    ratio_min: float
-    ratio_max: float
+    Heights, widths and areas are float32, one number or an array [..., 1] with an
+    axis for the attempts.
+    """
+
+    height: Array
+    width: Array
+    area_min: Array
+    area_max: Array
+    smallest: Array
+    share: tuple[float, float]
+    ratio: tuple[float, float]
 
 
 class _Sampler(NamedTuple):
-    """How a crop is drawn: again and again, until a draw fits.
+    """How a box is drawn: attempts until one fits.
 
     Attributes:
       attempt: (u [..., 4], limits, xp) -> ((y, x, height, width), whether it fits).
-      max_attempts: after which the fallback counts.
-      fallback: limits -> (y, x, height, width).
+      max_attempts: the number of attempts.
+      fallback: (heights, widths, ratio) -> the box if none fits, int32 [..., 4].
     """
 
     attempt: Callable[[Array, _Limits, Any], tuple[list[Array], Array]]
     max_attempts: int
-    fallback: Callable[[_Limits], tuple[int, int, int, int]]
+    fallback: Callable[[np.ndarray, np.ndarray, tuple[float, float]], np.ndarray]
 
 
 def _below(u: Array, number: Array, xp: Any) -> Array:
     """Uniform integers in [0, number), as floats; 0 where number is 0."""
-    return xp.floor(u * xp.maximum(number, 1.0))
+    return xp.floor(u * xp.maximum(number, np.float32(1)))
 
 
 def _reference_attempt(u: Array, limits: _Limits, xp: Any) -> tuple[list[Array], Array]:
-    """Ratio uniform, then height uniform among those that the area allows.
+    """Ratio uniform, then height uniform among the heights that the area allows.
 
-    A side is made a pixel longer or shorter where rounding alone breaks the limits. The
-    last place of an offset is never drawn, as in TensorFlow's operation.
+    This is the distribution of `tf.image.sample_distorted_bounding_box`, which the
+    reference calls. A side grows or shrinks by a pixel where only rounding breaks the
+    limits. The last place of an offset is never drawn, as in TensorFlow's operation.
     """
-    height, width = float(limits.height), float(limits.width)
-    ratio = between(u[..., 0], limits.ratio_min, limits.ratio_max)
-    area_min = np.float32(limits.area_min * height * width)
-    area_max = np.float32(limits.area_max * height * width)
+    height, width = limits.height, limits.width
+    area_min, area_max = limits.area_min, limits.area_max
+    ratio = between(u[..., 0], *limits.ratio)
     lowest = xp.rint(xp.sqrt(area_min / ratio))
     highest = xp.rint(xp.sqrt(area_max / ratio))
     too_wide = xp.rint(highest * ratio) > width
-    highest = xp.where(too_wide, xp.floor((width + 0.5) / ratio), highest)
+    half = np.float32(0.5)
+    highest = xp.where(too_wide, xp.floor((width + half) / ratio), highest)
     highest = xp.where(xp.rint(highest * ratio) > width, highest - 1, highest)
     highest = xp.minimum(highest, height)
     lowest = xp.minimum(lowest, highest)
@@ -66,31 +77,32 @@ def _reference_attempt(u: Array, limits: _Limits, xp: Any) -> tuple[list[Array],
         (1.0, lambda h: h * xp.rint(h * ratio) < area_min),
         (-1.0, lambda h: h * xp.rint(h * ratio) > area_max),
     ):
-        h = xp.where(outside(h), h + change, h)
+        h = xp.where(outside(h), h + np.float32(change), h)
     w = xp.rint(h * ratio)
     area = h * w
-    # A crop has to show a tenth of the image, whatever its smallest area is said to be.
-    smallest = max(area_min, np.float32(0.1 * height * width))
-    fits = (area >= smallest) & (area <= area_max)
+    fits = (area >= limits.smallest) & (area <= area_max)
     fits &= (h <= height) & (w <= width) & (w > 0)
     y = _below(u[..., 2], height - h, xp)
     x = _below(u[..., 3], width - w, xp)
     return [y, x, h, w], fits
 
 
-def _whole(limits: _Limits) -> tuple[int, int, int, int]:
-    return 0, 0, limits.height, limits.width
+def _whole(
+    heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]
+) -> np.ndarray:
+    """The whole image."""
+    del ratio
+    zero = np.zeros_like(heights)
+    return np.stack([zero, zero, heights, widths], axis=-1).astype(np.int32)
 
 
 def _torchvision_attempt(
     u: Array, limits: _Limits, xp: Any
 ) -> tuple[list[Array], Array]:
     """Area uniform, ratio log-uniform."""
-    height, width = float(limits.height), float(limits.width)
-    target = between(u[..., 0], limits.area_min, limits.area_max) * height * width
-    ratio = xp.exp(
-        between(u[..., 1], math.log(limits.ratio_min), math.log(limits.ratio_max))
-    )
+    height, width = limits.height, limits.width
+    target = between(u[..., 0], *limits.share) * height * width
+    ratio = xp.exp(between(u[..., 1], *map(math.log, limits.ratio)))
     w, h = xp.rint(xp.sqrt(target * ratio)), xp.rint(xp.sqrt(target / ratio))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     y = _below(u[..., 2], height - h + 1, xp)
@@ -98,26 +110,35 @@ def _torchvision_attempt(
     return [y, x, h, w], fits
 
 
-def _central(limits: _Limits) -> tuple[int, int, int, int]:
+def _central(
+    heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]
+) -> np.ndarray:
     """The largest central crop whose ratio is in range."""
-    height, width = limits.height, limits.width
-    ratio = min(max(width / height, limits.ratio_min), limits.ratio_max)
-    w, h = round(min(width, height * ratio)), round(min(height, width / ratio))
-    return (height - h) // 2, (width - w) // 2, h, w
+    bounded = np.clip(widths / heights, *ratio)
+    w = np.rint(np.minimum(widths, heights * bounded)).astype(np.int64)
+    h = np.rint(np.minimum(heights, widths / bounded)).astype(np.int64)
+    box = [(heights - h) // 2, (widths - w) // 2, h, w]
+    return np.stack(box, axis=-1).astype(np.int32)
 
 
 _SAMPLERS = {
     "reference": _Sampler(_reference_attempt, 100, _whole),
     "torchvision": _Sampler(_torchvision_attempt, 10, _central),
 }
+SAMPLERS = tuple(_SAMPLERS)
 
 
 class BoxDraws:
-    """The draws of one sampler for images of one size; see `random_boxes`."""
+    """The draws of one sampler for images of one size or of a size each.
+
+    Attributes:
+      max_attempts: draws before the fallback is taken.
+      fallback: int32 [4], or [..., 4] for images of a size each.
+    """
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        shape: tuple[int, int] | tuple[np.ndarray, np.ndarray],
         *,
         sampler: str,
         area_min: float,
@@ -125,40 +146,87 @@ class BoxDraws:
         ratio_min: float,
         ratio_max: float,
     ) -> None:
-        """Takes the (height, width) of the images and the config's group `crop`."""
-        self._limits = _Limits(*shape, area_min, area_max, ratio_min, ratio_max)
+        """Takes the sizes of the images and the config's group `augment.crop`.
+
+        Args:
+          shape: (height, width) in pixels: two numbers, or two arrays that have the
+            shape of the keys.
+          sampler: one of `SAMPLERS`.
+          area_min: smallest area as a share of the image.
+          area_max: largest area.
+          ratio_min: smallest width / height.
+          ratio_max: largest width / height.
+        """
+        height, width = (np.asarray(sides, np.int64) for sides in shape)
+        self.one_size = height.ndim == 0
         self._sampler = _SAMPLERS[sampler]
         self.max_attempts = self._sampler.max_attempts
-        self.fallback = np.array(self._sampler.fallback(self._limits), np.int32)
+        ratio = (ratio_min, ratio_max)
+        self.fallback = self._sampler.fallback(height, width, ratio)
+        if not self.one_size:
+            height, width = height[..., None], width[..., None]
+        area = (height * width).astype(np.float64)
+        low = (area_min * area).astype(np.float32)
+        self._limits = _Limits(
+            height.astype(np.float32),
+            width.astype(np.float32),
+            low,
+            (area_max * area).astype(np.float32),
+            # The reference's crops show at least a tenth of the image, for any
+            # `area_min`.
+            np.maximum(low, (0.1 * area).astype(np.float32)),
+            (area_min, area_max),
+            ratio,
+        )
 
-    def attempt(self, key: order.Key, number: Array, xp: Any) -> tuple[Array, Array]:
-        """One draw for each key [...]: (boxes int32 [..., 4], whether they fit)."""
-        each = order.Key(key.first[..., None], key.second[..., None])
-        places = xp.arange(4, dtype=np.uint32)
-        words, _ = order.threefry(each, number * 4 + places, np.array([2], np.uint32))
-        box, fits = self._sampler.attempt(order.uniform(words), self._limits, xp)
+    def attempt(
+        self, key: order.Key, numbers: Array, xp: Any, images: Any = ...
+    ) -> tuple[Array, Array]:
+        """Attempts for each key.
+
+        Args:
+          key: words [...].
+          numbers: uint32 [n], of the attempts.
+          xp: `numpy` or `jax.numpy`.
+          images: which images the keys belong to, where each has its size.
+
+        Returns:
+          (boxes int32 [..., n, 4], whether they fit [..., n]).
+        """
+        each = order.Key(key.first[..., None, None], key.second[..., None, None])
+        places = numbers[:, None] * 4 + np.arange(4, dtype=np.uint32)
+        words, _ = order.threefry(each, places, np.array([2], np.uint32))
+        limits = self._limits
+        if not self.one_size:
+            limits = limits._replace(
+                **{name: getattr(limits, name)[images] for name in limits._fields[:5]}
+            )
+        box, fits = self._sampler.attempt(order.uniform(words), limits, xp)
         return xp.stack(box, axis=-1).astype(np.int32), fits
 
 
 def random_boxes(key: order.Key, draws: BoxDraws) -> np.ndarray:
-    """Crops of views, in NumPy.
+    """Crop boxes of views, in NumPy.
 
     Args:
       key: uint32 arrays [...], from `order.view_keys`.
-      draws: what to draw.
+      draws: the sampler; sizes, where images have one each, have the shape [...] too.
 
     Returns:
       int32 [..., 4]: (y, x, height, width) in pixels.
     """
-    shape = key.first.shape
-    key = order.Key(key.first.reshape(-1), key.second.reshape(-1))
-    boxes = np.tile(draws.fallback, (key.first.size, 1))
-    left = np.arange(key.first.size)
-    for number in range(draws.max_attempts):
-        if not left.size:
+    boxes = np.broadcast_to(draws.fallback, (*key.first.shape, 4)).copy()
+    remaining = np.ones(key.first.shape, bool)
+    for start in range(0, draws.max_attempts, _ATTEMPTS_AT_ONCE):
+        stop = min(start + _ATTEMPTS_AT_ONCE, draws.max_attempts)
+        some = order.Key(key.first[remaining], key.second[remaining])
+        numbers = np.arange(start, stop, dtype=np.uint32)
+        drawn, fits = draws.attempt(some, numbers, np, remaining)
+        found = fits.any(axis=-1)
+        first = drawn[np.arange(len(drawn)), fits.argmax(axis=-1)]
+        views = np.argwhere(remaining)[found]
+        boxes[tuple(views.T)] = first[found]
+        remaining[tuple(views.T)] = False
+        if not remaining.any():
             break
-        own = order.Key(key.first[left], key.second[left])
-        drawn, fits = draws.attempt(own, np.array([number], np.uint32), np)
-        boxes[left[fits]] = drawn[fits]
-        left = left[~fits]
-    return boxes.reshape(*shape, 4)
+    return boxes

@@ -200,8 +200,3 @@ def view_keys(indices: Array, epochs: Array, *, seed: int, num_views: int) -> Ke
     of_image = _key(seed, _VIEWS, epochs[:, None], indices[:, None])
     views = np.arange(num_views, dtype=np.uint32)
     return Key(*threefry(of_image, views[None], _word(0)))
-
-
-def view_seeds(key: Key) -> np.ndarray:
-    """A NumPy key [B, V] as seeds [B, V, 2] int64 of TensorFlow's random operations."""
-    return np.stack([key.first, key.second], axis=-1).astype(np.int64)

@@ -5,7 +5,6 @@ Python and at random; `unpack(record, label)` finds the image in one, inside the
 TensorFlow graph: as a JPEG or PNG file, or as pixels where all images have one size.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +12,6 @@ import numpy as np
 from simclr_jax.data.tf_cpu import tf
 
 NO_LABEL = -1
-# The default is the fast, coarse transform, off by up to 3 levels from every other
-# library.
-_DCT_METHOD = "INTEGER_ACCURATE"
-# Pixels; twice the largest block that a JPEG codes as one.
-_MARGIN = 32
 
 
 class Source(Protocol):
@@ -66,56 +60,3 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Names one record for a message."""
         ...
-
-
-def decode(
-    source: Source, record: tf.Tensor, label: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """One record as (uint8 [H, W, 3], int32 label), as graph operations."""
-    image, label = source.unpack(record, label)
-    return (decode_rgb(image) if source.encoded else image), label
-
-
-def decode_rgb(content: tf.Tensor) -> tf.Tensor:
-    """JPEG or PNG bytes to uint8 [H, W, 3]; grey becomes three equal channels."""
-    # This operation reads PNG too.
-    image = tf.io.decode_jpeg(content, channels=3, dct_method=_DCT_METHOD)
-    return tf.ensure_shape(image, (None, None, 3))
-
-
-def decode_crops(
-    content: tf.Tensor, draw: Callable[[tf.Tensor], tf.Tensor]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes no more of a file than its crops need.
-
-    The pixels are those of the whole image: around a part of a JPEG a margin is decoded
-    too, since its sides are interpolated from less.
-
-    Args:
-      content: bytes of a JPEG or PNG file.
-      draw: shape [3] of the image -> boxes int32 [V, 4], (y, x, height, width).
-
-    Returns:
-      (uint8 [h, w, 3], boxes within it).
-    """
-
-    def part() -> tuple[tf.Tensor, tf.Tensor]:
-        shape = tf.io.extract_jpeg_shape(content)
-        boxes = draw(shape)
-        y, x, height, width = tf.unstack(boxes, axis=1)
-        top, bottom = tf.reduce_min(y), tf.reduce_max(y + height)
-        left = tf.reduce_min(x) // _MARGIN * _MARGIN - _MARGIN
-        right = -(-tf.reduce_max(x + width) // _MARGIN) * _MARGIN + _MARGIN
-        left, right = tf.maximum(left, 0), tf.minimum(right, shape[1])
-        window = tf.stack([top, left, bottom - top, right - left])
-        image = tf.image.decode_and_crop_jpeg(
-            content, window, channels=3, dct_method=_DCT_METHOD
-        )
-        return image, boxes - tf.stack([top, left, 0, 0])
-
-    def whole() -> tuple[tf.Tensor, tf.Tensor]:
-        image = decode_rgb(content)
-        return image, draw(tf.shape(image))
-
-    image, boxes = tf.cond(tf.io.is_jpeg(content), part, whole)
-    return tf.ensure_shape(image, (None, None, 3)), boxes

@@ -4,9 +4,9 @@ import logging
 
 import numpy as np
 
-from simclr_jax.data import pipeline
+from simclr_jax.data.sources import reading
+from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import NO_LABEL, Source
-from simclr_jax.data.sources.registry import ArraySource
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def load(source: Source) -> ArraySource:
         images.nbytes // _MIB,
     )
     start = 0
-    for batch in pipeline.pixel_batches(source, batch_size=_BATCH_SIZE):
+    for batch in reading.pixel_batches(source, batch_size=_BATCH_SIZE):
         stop = start + len(batch["labels"])
         images[start:stop], labels[start:stop] = batch["images"], batch["labels"]
         start = stop

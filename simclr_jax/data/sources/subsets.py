@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from simclr_jax.data import pipeline
 from simclr_jax.data.sampling import order
+from simclr_jax.data.sources import reading
 from simclr_jax.data.sources.base import NO_LABEL, Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
@@ -73,7 +73,7 @@ def labels(source: Source) -> np.ndarray:
     """
     if source.labels is not None:
         return source.labels
-    batches = pipeline.label_batches(source)
+    batches = reading.label_batches(source)
     return np.concatenate([batch["labels"] for batch in batches])
 
 

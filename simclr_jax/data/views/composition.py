@@ -4,11 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from simclr_jax.data.sampling import boxes, draws
+import numpy as np
+
+from simclr_jax.data.sampling import boxes, draws, order
 
 # Where views are made: all on the host; crops on the host and the rest on the
 # accelerator; all on the accelerator, which then holds the dataset.
 PLACEMENTS = ("host", "host_crop", "accelerator")
+# How the host computes views: by machine code, by TensorFlow's operations, or by
+# machine code where it can be had.
+HOST_VIEWS = ("auto", "compiled", "graph")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,16 +36,35 @@ class Composition:
         """Uniform numbers of a view, D."""
         return draws.count(self.operations)
 
-    @property
-    def crop_settings(self) -> Mapping[str, Any] | None:
-        """The arguments of `augment.random_crop_box`; None for whole images."""
-        return self.settings["crop"] if "crop" in self.operations else None
-
-    def box_draws(self, shape: tuple[int, int]) -> boxes.BoxDraws | None:
-        """How boxes are drawn in images of one (height, width)."""
-        if self.crop_settings is None:
+    def box_draws(
+        self, shape: tuple[int, int] | tuple[np.ndarray, np.ndarray]
+    ) -> boxes.BoxDraws | None:
+        """How boxes are drawn in images of `shape`; None for whole images."""
+        if "crop" not in self.operations:
             return None
-        return boxes.BoxDraws(shape, **self.crop_settings)
+        return boxes.BoxDraws(shape, **self.settings["crop"])
+
+    def draw_boxes(
+        self,
+        key: order.Key,
+        shape: tuple[int, int] | tuple[np.ndarray, np.ndarray],
+    ) -> np.ndarray:
+        """The crop boxes of views, in NumPy.
+
+        Args:
+          key: uint32 arrays [...], of the views.
+          shape: (height, width) of the images: numbers, or arrays [...].
+
+        Returns:
+          int32 [..., 4]: (y, x, height, width) in pixels; without 'crop' the whole
+          image.
+        """
+        box_draws = self.box_draws(shape)
+        if box_draws is not None:
+            return boxes.random_boxes(key, box_draws)
+        result = np.zeros((*key.first.shape, 4), np.int32)
+        result[..., 2], result[..., 3] = shape
+        return result
 
     def without(self, name: str) -> "Composition":
         """The same less one operation."""

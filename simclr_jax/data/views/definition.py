@@ -8,10 +8,12 @@ in the config to the random operations, so that any of them can be composed in a
 order. Training runs faster forms of the same: `augment_host.py`, `augment_jax.py`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from simclr_jax.data.sampling import boxes, order
 from simclr_jax.data.sampling.draws import (
     between,
     by_operation,
@@ -128,80 +130,24 @@ def _with_probability(
     return tf.cond(u < probability, operation, lambda: image)
 
 
-def _reference_box(
-    shape: tf.Tensor, seed: tf.Tensor, *, area: Sequence[float], ratio: Sequence[float]
-) -> list[tf.Tensor]:
-    """The reference's sampler: height uniform, smallest area 10 % in effect.
-
-    `min_object_covered` of a box that is the whole image rejects crops under 10 %.
-    After 100 rejected draws the crop is the whole image.
-    """
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
-        seed,
-        min_object_covered=0.1,
-        aspect_ratio_range=ratio,
-        area_range=area,
-        max_attempts=100,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return [begin[0], begin[1], size[0], size[1]]
-
-
-def _torchvision_box(
-    shape: tf.Tensor, seed: tf.Tensor, *, area: Sequence[float], ratio: Sequence[float]
-) -> list[tf.Tensor]:
-    """The sampler of torchvision: area uniform, ratio log-uniform.
-
-    Ten draws; if none fits, the largest centred crop whose ratio is in range.
-    """
-    height, width = shape[0], shape[1]
-    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    draws = tf.random.stateless_uniform([4, 10], seed, alg="philox")
-    target = between(draws[0], *area) * h * w
-    aspect = tf.exp(between(draws[1], math.log(ratio[0]), math.log(ratio[1])))
-    widths = tf.cast(tf.round(tf.sqrt(target * aspect)), tf.int32)
-    heights = tf.cast(tf.round(tf.sqrt(target / aspect)), tf.int32)
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = tf.argmax(tf.cast(fits, tf.int32))
-
-    bounded = tf.clip_by_value(w / h, *ratio)
-    centre_w = tf.cast(tf.round(tf.minimum(w, h * bounded)), tf.int32)
-    centre_h = tf.cast(tf.round(tf.minimum(h, w / bounded)), tf.int32)
-    found = tf.reduce_any(fits)
-    crop_h = tf.where(found, heights[first], centre_h)
-    crop_w = tf.where(found, widths[first], centre_w)
-    room_y, room_x = height - crop_h, width - crop_w
-
-    def offset(u: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
-        return tf.cast(u * tf.cast(room + 1, tf.float32), tf.int32)
-
-    y = tf.where(found, offset(draws[2, first], room_y), room_y // 2)
-    x = tf.where(found, offset(draws[3, first], room_x), room_x // 2)
-    return [y, x, crop_h, crop_w]
-
-
-CROP_SAMPLERS = {"reference": _reference_box, "torchvision": _torchvision_box}
-
-
 def random_crop_box(
-    shape: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    sampler: str,
-    area_min: float,
-    area_max: float,
-    ratio_min: float,
-    ratio_max: float,
+    shape: tf.Tensor, seed: tf.Tensor, **settings: Any
 ) -> list[tf.Tensor]:
-    """Draws a box (y, x, height, width) in an image of `shape` (height, width, C).
+    """Draws a box (y, x, height, width) in an image.
 
-    The seed is int64 [2]. For many images of one size there is `boxes.random_boxes`.
+    Args:
+      shape: (height, width, ...) of the image.
+      seed: integers [2], of which the lower 32 bits are the key of the view.
+      **settings: the config's group `augment.crop`; see `boxes.BoxDraws`.
     """
-    return CROP_SAMPLERS[sampler](
-        shape, seed, area=(area_min, area_max), ratio=(ratio_min, ratio_max)
-    )
+
+    def draw(shape: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        words = (seed.astype(np.int64) & 0xFFFFFFFF).astype(np.uint32)
+        box_draws = boxes.BoxDraws((shape[0], shape[1]), **settings)
+        return boxes.random_boxes(order.Key(words[:1], words[1:]), box_draws)[0]
+
+    box = tf.numpy_function(draw, [shape, seed], tf.int32, stateful=False)
+    return tf.unstack(tf.ensure_shape(box, 4))
 
 
 def random_resized_crop(

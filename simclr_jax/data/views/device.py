@@ -1,27 +1,30 @@
 """SimCLR's augmentations on whole batches, for the XLA compiler.
 
-The arithmetic of `augment.py` once more, without control flow: every image of a batch
-goes through the same operations, and what its draws do not ask for is computed and left
-out.
+The operations of `definition.py` without control flow: every image of a batch goes
+through the same operations, and results that its draws do not ask for are discarded.
 
-Images are three planes (r, g, b), each float32 [N, H, W]: the compiler works on long
-rows, not on pixels of three numbers; `augment_jax.py` has the same operations on images
-[N, H, W, 3]. Draws are those of `draws.py`, one row [N, count] for each operation.
+Images are three planes (r, g, b), each float32 [N, H, W], since the compiler works on
+long rows and not on pixels of three numbers; `augment_jax.py` has the same operations
+on images [N, H, W, 3]. Draws come from `draws.py`, one row [N, count] for each
+operation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax.data.sampling import order
+from simclr_jax.data.sampling.boxes import BoxDraws
 from simclr_jax.data.sampling.draws import (
     between,
     by_operation,
     jitter_factors,
     jitter_order,
 )
+from simclr_jax.data.views.composition import Composition
 
 # Where the reference has them too.
 _GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
@@ -289,6 +292,28 @@ def sobel(planes: Planes) -> Planes:
 # Random operations --------------------------------------------------------------------
 
 
+def random_boxes(key: order.Key, draws: BoxDraws) -> jax.Array:
+    """Boxes int32 [..., 4] of views with keys [...], as `boxes.random_boxes`."""
+    first = jnp.broadcast_to(jnp.asarray(draws.fallback), (*key.first.shape, 4))
+    none_found = jnp.zeros(key.first.shape, bool)
+
+    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        number, _, found = state
+        return (number < draws.max_attempts) & ~jnp.all(found)
+
+    def attempt(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        number, result, found = state
+        drawn, fits = draws.attempt(key, number[None], jnp)
+        drawn, fits = drawn[..., 0, :], fits[..., 0]
+        result = jnp.where((fits & ~found)[..., None], drawn, result)
+        return number + 1, result, found | fits
+
+    start = (jnp.uint32(0), first, none_found)
+    return jax.lax.while_loop(unfinished, attempt, start)[1]
+
+
 def random_flip(planes: Planes, u: jax.Array, *, probability: float) -> Planes:
     """Mirrors left and right."""
     flipped = planes.map(lambda x: jnp.flip(x, 2))
@@ -414,17 +439,17 @@ OPERATIONS: dict[str, Callable[..., Planes]] = {
     "sobel": random_sobel,
 }
 
-Settings = Mapping[str, Mapping[str, Any]]
 Views = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
-def compose(operations: Sequence[str], settings: Settings, *, image_size: int) -> Views:
-    """Joins operations into a function of a batch; see `augment.compose`.
+def compose(composition: Composition) -> Views:
+    """Joins operations into a function of a batch; see `definition.compose`.
 
     Returns:
       views(images uint8 [N, H, W, 3], draws [N, D], boxes [N, 4] or None) -> uint8
       [N, S, S, 3]. Without boxes the images have size S, and 'crop' is left out.
     """
+    size = (composition.image_size, composition.image_size)
 
     def views(
         images: jax.Array, draws: jax.Array, boxes: jax.Array | None
@@ -432,10 +457,10 @@ def compose(operations: Sequence[str], settings: Settings, *, image_size: int) -
         planes = to_planes(images).map(lambda x: x.astype(jnp.float32) / 255.0)
         # Also without 'crop': the box of the whole image makes it a view's size.
         if boxes is not None:
-            planes = crop_and_resize(planes, boxes, (image_size, image_size))
-        for name, own in by_operation(draws, operations).items():
+            planes = crop_and_resize(planes, boxes, size)
+        for name, u in by_operation(draws, composition.operations).items():
             if name != "crop":
-                planes = OPERATIONS[name](planes, own, **settings[name])
+                planes = OPERATIONS[name](planes, u, **composition.settings[name])
         levels = clip(planes).map(lambda x: jnp.rint(x * 255.0))
         return from_planes(levels).astype(jnp.uint8)
 

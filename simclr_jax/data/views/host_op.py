@@ -191,6 +191,16 @@ def _register() -> Any:
     return kernel_function
 
 
+def register() -> None:
+    """Compiles the kernel and registers the operation, once in a process.
+
+    Raises:
+      Exception: Numba or TensorFlow's C interface cannot be used.
+    """
+    with _lock:
+        _register()
+
+
 def views(
     image: tf.Tensor | None,
     boxes: tf.Tensor,
@@ -221,8 +231,7 @@ def views(
       tf.errors.InvalidArgumentError: when run, as `kernels.PROBLEMS` has it.
       tf.errors.ResourceExhaustedError: when run, without the memory for it.
     """
-    with _lock:
-        _register()
+    register()
     boxes, draws = tf.convert_to_tensor(boxes), tf.convert_to_tensor(draws)
     image = tf.zeros((0, 1, 1, 3), tf.uint8) if image is None else image
     made = tf.zeros((0, size, size, 3), tf.float32) if made is None else made

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from simclr_jax.data import augment_jax
 from simclr_jax.data.sampling import draws, order
 from simclr_jax.data.views import device
 from simclr_jax.data.views.composition import Composition
@@ -60,14 +59,11 @@ class ResidentBatches:
         )
         uniform = draws.view_draws(key, self.composition.operations)
         box_draws = self.composition.box_draws((height, width))
-        boxes = (
-            jnp.broadcast_to(
-                jnp.array([0, 0, height, width], jnp.int32),
-                (*key.first.shape, 4),
-            )
-            if box_draws is None
-            else augment_jax.random_boxes(key, box_draws)
-        )
+        if box_draws is None:
+            whole_image = jnp.array([0, 0, height, width], jnp.int32)
+            boxes = jnp.broadcast_to(whole_image, (*key.first.shape, 4))
+        else:
+            boxes = device.random_boxes(key, box_draws)
         boxes = self._whole(boxes)
         # Up to here every device computes the few numbers of the whole batch, so that
         # none waits for another; from here on each makes its own views.
@@ -123,7 +119,7 @@ def in_parts(composition: Composition, parts: int) -> device.Views:
       views(images uint8, draws [B, V, D], boxes int32 [B, V, 4] or None) -> uint8
       [B, V, S, S, 3]. Images are [B, H, W, 3], or without boxes crops [B, V, S, S, 3].
     """
-    one_part = augment_jax.views(composition)
+    one_part = device.compose(composition)
 
     def make(part: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
         images, uniform, boxes = part

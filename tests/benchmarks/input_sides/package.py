@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
 
 from simclr_jax.configs import base
 from simclr_jax.data.sources import base as source_base
-from simclr_jax.data.sources import registry
+from simclr_jax.data.sources import arrays, reading, registry
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.training import input_pipeline
 
@@ -59,7 +59,7 @@ def batches(task: Task, settings: Mapping[str, Any]) -> Batches:
     if task.are_files:
         source = _Files(task.records)
     else:
-        source = registry.ArraySource(np.stack(task.records), name="memory")
+        source = arrays.ArraySource(np.stack(task.records), name="memory")
     config.batch.batch_size = task.batch_size
     config.schedule.train_steps = 2**31
     config.data.threads = 1
@@ -72,7 +72,7 @@ def write_cifar(folder: str, num_images: int, file: pathlib.Path) -> None:
     source = registry.open_source("cifar10", split="train", data_dir=folder)
     encoded, labels = source.read(np.arange(num_images))
     images = [
-        source_base.decode(source, record, label)[0].numpy()
+        reading.decode_record(source, record, label)[0].numpy()
         for record, label in zip(encoded, labels, strict=True)
     ]
     np.save(file, np.stack(images))

@@ -239,15 +239,6 @@ def test_view_keys_are_the_same_in_jax():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_seeds_for_tensorflow_are_the_words_of_the_keys():
-    key = _view_keys([17, 3], [2, 0], seed=42, num_views=2)
-    seeds = order.view_seeds(key)
-    assert seeds.shape == (2, 2, 2)
-    assert seeds.dtype == np.int64
-    np.testing.assert_array_equal(seeds[..., 0], key.first)
-    np.testing.assert_array_equal(seeds[..., 1], key.second)
-
-
 # The literals below pin the order and the draws of existing runs: if one changes, a run
 # that is resumed with a new version sees other batches.
 
@@ -273,7 +264,14 @@ def test_view_keys_are_pinned():
 
 
 @pytest.mark.parametrize(
-    "module", ["order", "augment_jax", "resident", "preprocessing", "photographs"]
+    "module",
+    [
+        "sampling.order",
+        "augment_jax",
+        "views.resident",
+        "preprocessing",
+        "sources.photographs",
+    ],
 )
 def test_imports_without_tensorflow(module):
     code = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tfds_files import prepare
 
-from simclr_jax.data.sources import base, in_memory, registry
+from simclr_jax.data.sources import arrays, base, in_memory, reading, registry
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
@@ -21,7 +21,7 @@ def _one_by_one(source):
     images, labels = [], []
     for index in range(source.num_examples):
         found, label = source.read(np.array([index]))
-        image, label = base.decode(source, tf.constant(found[0]), label[0])
+        image, label = reading.decode_record(source, tf.constant(found[0]), label[0])
         images.append(image.numpy())
         labels.append(int(label))
     return np.stack(images), labels
@@ -34,7 +34,7 @@ def test_a_loaded_dataset_is_that_of_single_records(channels, split, tmp_path):
     source = _open(tmp_path, split)
     images, labels = _one_by_one(source)
     held = in_memory.load(source)
-    assert isinstance(held, registry.ArraySource)
+    assert isinstance(held, arrays.ArraySource)
     for found in (held.arrays(), in_memory.pixels(held), _one_by_one(held)):
         np.testing.assert_array_equal(found[0], images)
         np.testing.assert_array_equal(found[1], labels)
@@ -72,7 +72,7 @@ def test_images_without_labels(tmp_path):
 
 
 def test_arrays_are_not_copied():
-    source = registry.ArraySource(np.zeros((2, 4, 4, 3), np.uint8), name="arrays")
+    source = arrays.ArraySource(np.zeros((2, 4, 4, 3), np.uint8), name="arrays")
     assert in_memory.load(source) is source
 
 

@@ -11,7 +11,7 @@ from tfds_files import SHARDS, prepare
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import base, folder, photographs, registry
+from simclr_jax.data.sources import arrays, base, folder, photographs, reading, registry
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError
@@ -32,7 +32,9 @@ def _smooth(height, width, channels):
 def _image_at(source, index):
     """The decoded image and its label, by the way the pipeline takes."""
     found, labels = source.read(np.array([index]))
-    image, label = base.decode(source, tf.constant(found[0]), tf.constant(labels[0]))
+    image, label = reading.decode_record(
+        source, tf.constant(found[0]), tf.constant(labels[0])
+    )
     assert image.dtype == tf.uint8
     assert label.dtype == tf.int32
     return image.numpy(), int(label)
@@ -280,7 +282,7 @@ def test_a_truncated_file_is_named_when_evaluation_reads_it(truncated):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_are_read_by_number(channels):
     images, labels = _noise(5, 6, 7, channels), np.array([3, 0, 1, 2, 3])
-    source = registry.ArraySource(images, labels, name="arrays")
+    source = arrays.ArraySource(images, labels, name="arrays")
     assert (source.num_examples, source.num_classes) == (5, 4)
     for index in range(5):
         image, label = _image_at(source, index)
@@ -292,7 +294,7 @@ def test_arrays_are_read_by_number(channels):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_of_pixels_are_unpacked_by_the_chunk(channels):
     images = _noise(5, 6, 7, channels)
-    source = registry.ArraySource(images, np.arange(5), name="arrays")
+    source = arrays.ArraySource(images, np.arange(5), name="arrays")
     assert not source.encoded
     assert source.image_shape == (6, 7)
     found, labels = source.read(np.array([4, 0, 2]))
@@ -305,7 +307,7 @@ def test_arrays_of_pixels_are_unpacked_by_the_chunk(channels):
 
 
 def test_arrays_without_labels():
-    source = registry.ArraySource(_noise(2, 4, 4, 3), name="arrays")
+    source = arrays.ArraySource(_noise(2, 4, 4, 3), name="arrays")
     assert source.num_classes is None
     assert _labels(source) == [base.NO_LABEL] * 2
 
@@ -324,7 +326,7 @@ def test_arrays_without_labels():
 )
 def test_unusable_arrays_are_refused(images, labels, message):
     _assert_data_error(
-        ["arrays", message], registry.ArraySource, images, labels, name="arrays"
+        ["arrays", message], arrays.ArraySource, images, labels, name="arrays"
     )
 
 
@@ -482,7 +484,9 @@ def test_tfds_records_in_any_order(prepared):
     found, labels = source.read(numbers)
     assert len(labels) == len(numbers)
     for record, number in zip(found, numbers, strict=True):
-        image, label = base.decode(source, tf.constant(record), tf.constant(-1))
+        image, label = reading.decode_record(
+            source, tf.constant(record), tf.constant(-1)
+        )
         np.testing.assert_array_equal(image, images[number])
         assert label == number % 10
 
@@ -604,7 +608,7 @@ def test_a_synthetic_size_must_be_a_number(dataset):
 def test_no_images_at_all_are_refused():
     images = np.zeros((0, 4, 4, 3), np.uint8)
     with pytest.raises(DataError, match="holds no images"):
-        registry.ArraySource(images, name="arrays")
+        arrays.ArraySource(images, name="arrays")
 
 
 def test_folders_of_splits_are_no_classes(tmp_path):

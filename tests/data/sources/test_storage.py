@@ -13,7 +13,7 @@ from PIL import Image
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.sources import folder, prepared, storage, tfds
+from simclr_jax.data.sources import folder, prepared, reading, storage, tfds
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError, RunFailed, StoreFailed
@@ -482,7 +482,7 @@ def test_batches_end_with_what_the_store_says(kind, images, monkeypatch):
     batches = {
         "train": lambda: _training(source),
         "eval": lambda: pipeline.eval_batches(source, lambda x: x, batch_size=6),
-        "pixels": lambda: pipeline.pixel_batches(source, batch_size=6),
+        "pixels": lambda: reading.pixel_batches(source, batch_size=6),
     }[kind]()
     fail_disk(monkeypatch, "ESTALE", 1000, "05.png")
     cause = os.strerror(errno.ESTALE)

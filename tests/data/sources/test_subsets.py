@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from simclr_jax.data.sources import subsets
+from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder import FolderSource
-from simclr_jax.data.sources.registry import ArraySource
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from simclr_settings import BLUR, JITTER, colour_cases, draws_of
 
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import definition, host, host_kernels, host_op
+from simclr_jax.data.views import compiled, definition, host_kernels, host_op
 from simclr_jax.data.views.composition import Composition
 
 FORM = ", compiled"  # on the fidelity page
@@ -167,7 +167,7 @@ def test_a_hue_just_below_red_is_red(adjustment):
 
 def _program(name, **settings):
     settings = {**SETTINGS[name], **settings}
-    return host.program(Composition((name,), {name: settings}, 20), [name])
+    return compiled.program(Composition((name,), {name: settings}, 20), [name])
 
 
 @pytest.mark.parametrize(
@@ -336,13 +336,13 @@ def test_too_little_memory_is_an_error():
     script = (
         "import resource\n"
         "import numpy as np\n"
-        "from simclr_jax.data import kernels, views_op\n"
+        "from simclr_jax.data.views import host_kernels, host_op\n"
         "from simclr_jax.data.tf_cpu import tf\n"
-        "none = np.zeros((0, kernels.PROGRAM_WIDTH), np.float32)\n"
+        "none = np.zeros((0, host_kernels.PROGRAM_WIDTH), np.float32)\n"
         "@tf.function(autograph=False)\n"
         "def views(image, boxes):\n"
         "    draws = tf.zeros((boxes.shape[0], 0))\n"
-        "    return views_op.views(image, boxes, None, draws, none, size=1000)\n"
+        "    return host_op.views(image, boxes, None, draws, none, size=1000)\n"
         "image = np.zeros((8, 8, 3), np.uint8)\n"
         "boxes = np.tile(np.int32([0, 0, 8, 8]), (2000, 1))\n"
         "views(tf.constant(image), tf.constant(boxes[:1]))\n"
@@ -360,14 +360,14 @@ def test_several_threads_may_be_the_first():
     script = (
         "import threading\n"
         "import numpy as np\n"
-        "from simclr_jax.data import kernels, views_op\n"
+        "from simclr_jax.data.views import host_kernels, host_op\n"
         "from simclr_jax.data.tf_cpu import tf\n"
-        "none = np.zeros((0, kernels.PROGRAM_WIDTH), np.float32)\n"
+        "none = np.zeros((0, host_kernels.PROGRAM_WIDTH), np.float32)\n"
         "def build():\n"
         "    with tf.Graph().as_default():\n"
         "        image = tf.zeros((8, 8, 3), tf.uint8)\n"
         "        boxes = tf.zeros((1, 4), tf.int32)\n"
-        "        views_op.views(image, boxes, None, tf.zeros((1, 0)), none, size=8)\n"
+        "        host_op.views(image, boxes, None, tf.zeros((1, 0)), none, size=8)\n"
         "    print('built')\n"
         "threads = [threading.Thread(target=build) for _ in range(3)]\n"
         "[thread.start() for thread in threads]\n"
@@ -381,7 +381,7 @@ def test_kernels_run_where_nothing_can_be_written():
     script = (
         "import numba.core.caching as caching\n"
         "caching.CacheImpl._locator_classes = []\n"
-        "from simclr_jax.data import kernels\n"
-        "assert kernels.memory_size(32, 40) > 6 * 32 * 32\n"
+        "from simclr_jax.data.views import host_kernels\n"
+        "assert host_kernels.memory_size(32, 40) > 6 * 32 * 32\n"
     )
     _printed(script)

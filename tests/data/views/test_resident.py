@@ -12,7 +12,7 @@ from simclr_settings import BLUR, CROP, JITTER
 from simclr_jax import parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import registry
+from simclr_jax.data.sources import arrays
 from simclr_jax.data.views import definition, resident
 from simclr_jax.data.views.composition import Composition
 
@@ -31,7 +31,7 @@ CROP = VIEW.crop_alone()
 def _source(count=COUNT):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (count, 20, 16, 3), np.uint8)
-    return registry.ArraySource(images, np.arange(count), name="arrays")
+    return arrays.ArraySource(images, np.arange(count), name="arrays")
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def test_views_made_in_parts_are_those_made_at_once(num_devices):
 def test_crops_become_views_in_parts_too():
     crops = next(
         pipeline.train_batches(
-            _source(), VIEW, seed=SEED, batch_size=BATCH, stop_step=1, split=True
+            _source(), VIEW, seed=SEED, batch_size=BATCH, stop_step=1, host_crop=True
         )
     )
     made = [

@@ -1,0 +1,214 @@
+"""Reads the records of a source through tf.data, in parallel and in order."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import numpy as np
+
+from simclr_jax.data.decode import decode_rgb
+from simclr_jax.data.sources.base import Source
+from simclr_jax.data.tf_cpu import tf
+from simclr_jax.errors import DataError, StoreFailed, first_line
+
+# Records that one call into Python reads: enough to hide the cost of the call, few
+# enough that the calls of one batch run side by side.
+READ_CHUNK = 16
+_LABEL_BATCH = 1024
+
+Batch = dict[str, np.ndarray]
+
+
+def options(threads: int) -> tf.data.Options:
+    """Deterministic, and nothing tuned at run time, so memory stays within budget."""
+    result = tf.data.Options()
+    result.deterministic = True
+    result.autotune.enabled = False
+    result.threading.private_threadpool_size = threads
+    # Intra-op parallelism would only compete with the parallel maps.
+    result.threading.max_intra_op_parallelism = 1
+    return result
+
+
+def unbatch(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Splits the elements along their leading axis."""
+    # TensorFlow's own `unbatch` crashes on arrays without elements, such as the draws
+    # of a composition that is a crop alone.
+    return dataset.flat_map(lambda *arrays: tf.data.Dataset.from_tensor_slices(arrays))
+
+
+def decode_record(
+    source: Source, record: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One record as (uint8 [H, W, 3], int32 label), as graph operations."""
+    image, label = source.unpack(record, label)
+    return (decode_rgb(image) if source.encoded else image), label
+
+
+def read_chunks(
+    source: Source,
+    dataset: tf.data.Dataset,
+    parallel_reads: int | None,
+    failures: list[StoreFailed] | None = None,
+) -> tf.data.Dataset:
+    """Maps chunks (indices, extras...) to chunks (records, labels, extras...).
+
+    If a store fails, its error is appended to `failures`, since the dataset itself can
+    only raise an error of TensorFlow's.
+    """
+
+    def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return source.read(indices)
+        except StoreFailed as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
+    def read(indices: tf.Tensor, *extras: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        records, labels = tf.numpy_function(
+            fetch, [indices], (source.record_spec.dtype, tf.int32)
+        )
+        records = tf.ensure_shape(
+            records, (indices.shape[0], *source.record_spec.shape[1:])
+        )
+        labels = tf.ensure_shape(labels, indices.shape)
+        return (records, labels, *extras)
+
+    return dataset.map(read, num_parallel_calls=parallel_reads)
+
+
+def record_batches(
+    source: Source,
+    indices: np.ndarray,
+    unpack: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]],
+    *,
+    batch_size: int,
+    threads: int | None = None,
+    prefetch: int = 1,
+) -> Iterator[Batch]:
+    """Batches of the records `indices`, in this order; the last one may be smaller.
+
+    Args:
+      source: what to read.
+      indices: int64 [N].
+      unpack: (record, label) -> the arrays of one image, as graph operations.
+      batch_size: images in a batch.
+      threads: for reading and decoding; the machine's cores when None.
+      prefetch: batches that are read ahead.
+
+    Raises:
+      DataError: a record cannot be read; the message names it.
+    """
+    threads = threads or os.cpu_count() or 1
+    failures: list[StoreFailed] = []
+    dataset = tf.data.Dataset.from_tensor_slices(indices)
+    dataset = dataset.batch(READ_CHUNK).map(lambda chunk: (chunk,))
+    dataset = read_chunks(source, dataset, threads, failures).unbatch()
+    dataset = dataset.map(unpack, num_parallel_calls=threads)
+    dataset = dataset.batch(batch_size).prefetch(prefetch)
+    return iterate(
+        source,
+        dataset.with_options(options(threads)),
+        lambda number: indices[number * batch_size :][:batch_size],
+        num_batches=math.ceil(len(indices) / batch_size),
+        failures=failures,
+    )
+
+
+def pixel_batches(source: Source, *, batch_size: int) -> Iterator[Batch]:
+    """All images once, in order, unchanged; they must have `source.image_shape`.
+
+    Yields:
+      images uint8 [batch_size, H, W, 3] and labels int32 [batch_size]; the last batch
+      is smaller.
+
+    Raises:
+      DataError: a record cannot be read.
+    """
+    assert source.image_shape is not None
+    shape = (*source.image_shape, 3)
+
+    def decode(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        image, label = decode_record(source, record, label)
+        return {"images": tf.ensure_shape(image, shape), "labels": label}
+
+    indices = np.arange(source.num_examples)
+    return record_batches(source, indices, decode, batch_size=batch_size)
+
+
+def label_batches(source: Source) -> Iterator[Batch]:
+    """The labels of all images, in order; no image is decoded.
+
+    Yields:
+      labels int32 [1024]; the last batch is smaller.
+
+    Raises:
+      DataError: a record cannot be read.
+    """
+    return record_batches(
+        source,
+        np.arange(source.num_examples),
+        lambda record, label: {"labels": source.unpack(record, label)[1]},
+        batch_size=_LABEL_BATCH,
+    )
+
+
+def iterate(
+    source: Source,
+    dataset: tf.data.Dataset,
+    records_of: Callable[[int], np.ndarray],
+    *,
+    num_batches: int,
+    failures: list[StoreFailed],
+) -> Iterator[Batch]:
+    """The batches of a dataset as NumPy arrays, with errors that name the record.
+
+    Args:
+      source: which the dataset reads.
+      dataset: of batches.
+      records_of: number of a batch -> the records in it.
+      num_batches: how many the dataset has.
+      failures: from `read_chunks`.
+    """
+    iterator = dataset.as_numpy_iterator()
+    for number in range(num_batches):
+        try:
+            batch = next(iterator)
+        # TensorFlow fails to build a message from bytes that are not text.
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
+            # The store failed, so no record is at fault.
+            if failures:
+                raise failures[0] from failures[0].__cause__
+            # Records are read in chunks, which can reach into the next batches.
+            following = range(number, min(number + READ_CHUNK, num_batches))
+            suspects = np.concatenate([records_of(n) for n in following])
+            _raise_naming_record(source, suspects, error)
+        yield batch
+
+
+def _raise_naming_record(
+    source: Source, indices: np.ndarray, error: Exception
+) -> NoReturn:
+    """Finds the damaged record among some and raises a DataError."""
+    for index in indices:
+        name = source.describe(int(index))
+        try:
+            records, labels = source.read(np.array([index]))
+            image, _ = decode_record(
+                source, tf.constant(records[0]), tf.constant(labels[0])
+            )
+        except (tf.errors.OpError, OSError, ValueError) as cause:
+            raise DataError(
+                f"{name}: cannot be decoded ({first_line(cause)})"
+            ) from cause
+        height, width, _ = image.shape
+        if source.image_shape not in (None, (height, width)):
+            raise DataError(
+                f"{name}: has {height} x {width} pixels, where its dataset says that "
+                "all images have {} x {}".format(*source.image_shape)
+            ) from error
+    raise DataError(
+        f"{source.name}: reading a batch failed ({first_line(error)})"
+    ) from error

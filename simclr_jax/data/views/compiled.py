@@ -1,0 +1,95 @@
+"""The compiled form of the views of a composition; see `host.py`.
+
+SimCLR's own operations are compiled (`host_kernels.py`) and run inside TensorFlow
+(`host_op.py`); the other operations of a composition run between them as
+`definition.py` has them.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from simclr_jax.data.sampling import draws
+from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.views import definition, host_kernels, host_op
+from simclr_jax.data.views.composition import Composition
+
+register = host_op.register
+
+
+def program(composition: Composition, names: Sequence[str]) -> np.ndarray:
+    """Operations as the table that `host_kernels` reads: [lines, PROGRAM_WIDTH]."""
+    table = np.zeros((len(names), host_kernels.PROGRAM_WIDTH), np.float32)
+    for line, name in zip(table, names, strict=True):
+        before = composition.operations[: composition.operations.index(name)]
+        settings = dict(composition.settings[name])
+        ranges: Sequence[tuple[float, float]] = ()
+        number = 0.0
+        probability = settings.pop("probability")
+        if name == "color_jitter":
+            ranges = draws.jitter_ranges(**settings)
+            number = float(settings["brightness_mode"] == "additive")
+        elif name == "blur":
+            ranges = ((settings["sigma_min"], settings["sigma_max"]),)
+            fraction = np.float32(settings["kernel_fraction"])
+            number = int(np.float32(composition.image_size) * fraction) // 2
+        filled = np.ravel([(low, high - low) for low, high in ranges])
+        line[0] = host_kernels.OPERATIONS.index(name)
+        line[1:3] = draws.count(before), probability
+        line[host_kernels.RANGES : host_kernels.RANGES + len(filled)] = filled
+        line[host_kernels.NUMBER] = number
+    return table
+
+
+def _parts(operations: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Runs of compiled operations, and the other operations between the runs."""
+    runs: list[list[str]] = [[]]
+    others = []
+    for name in operations:
+        if name == "crop":
+            continue
+        if name in host_kernels.OPERATIONS:
+            runs[-1].append(name)
+        else:
+            others.append(name)
+            runs.append([])
+    return runs, others
+
+
+def compose(
+    composition: Composition,
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """The views of a composition; see `host.compose`."""
+    size = composition.image_size
+    runs, others = _parts(composition.operations)
+    programs = [program(composition, names) for names in runs]
+
+    def views(images: tf.Tensor, boxes: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+        source: tuple[tf.Tensor | None, tf.Tensor | None] = (images, None)
+        for program, name in zip(programs, others, strict=False):
+            floats = host_op.views(
+                source[0], boxes, source[1], uniform, program, size=size, as_floats=True
+            )
+            source = (None, _one_by_one(composition, name, floats, uniform))
+        return host_op.views(
+            source[0], boxes, source[1], uniform, programs[-1], size=size
+        )
+
+    return views
+
+
+def _one_by_one(
+    composition: Composition, name: str, images: tf.Tensor, uniform: tf.Tensor
+) -> tf.Tensor:
+    """An operation of `definition.py` on images float32 [..., S, S, 3]."""
+    own = draws.by_operation(uniform, composition.operations)[name]
+    settings = composition.settings[name]
+    result = tf.map_fn(
+        lambda one: definition.OPERATIONS[name](*one, **settings),
+        (
+            tf.reshape(images, (-1, *images.shape[-3:])),
+            tf.reshape(own, (-1, draws.COUNTS[name])),
+        ),
+        fn_output_signature=tf.float32,
+    )
+    return tf.ensure_shape(tf.reshape(result, tf.shape(images)), images.shape)
