@@ -13,7 +13,6 @@ _OPERATIONAL = (
     "data.parallel_reads",
     "data.memory_mb",
     "augment.host_views",
-    "augment.host_views",
     "parallel.shard_state",
     "parallel.remat",
     "loss.form",
