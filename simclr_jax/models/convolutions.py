@@ -129,7 +129,7 @@ def _backward(
     g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    settings = {
+    settings: dict[str, Any] = {
         "stride": stride,
         "padding": padding,
         "dtype": jnp.float32 if gradient_dtype == "float32" else x.dtype,
@@ -232,7 +232,7 @@ def max_pool(
 def _pools(
     window: tuple[int, int], strides: tuple[int, int], padding: Padding
 ) -> dict[str, Callable[[jax.Array], jax.Array]]:
-    settings = {"strides": strides, "padding": padding}
+    settings: dict[str, Any] = {"strides": strides, "padding": padding}
     return {
         "cpu": lambda x: cpu_convolutions.max_pool(x, window, **settings),
         "direct": lambda x: nn.max_pool(x, window, **settings),

@@ -1,4 +1,4 @@
-"""The processes of a job, the device mesh and shardings."""
+"""Process start-up and agreement, the device mesh and shardings."""
 
 from simclr_jax.parallel import processes
 from simclr_jax.parallel.mesh import (

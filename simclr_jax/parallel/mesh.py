@@ -9,10 +9,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axis 'data' over `devices`, by default all there are.
+    """A mesh with the axis 'data' over `devices`, by default all devices.
 
-    In the order of processes, unlike `jax.make_mesh`, which orders a TPU slice by its
-    links: slice i of a batch is then that of process i.
+    Devices are in the order of processes, so that slice i of a batch belongs to process
+    i. `jax.make_mesh` would order a TPU slice by its links.
     """
     devices = jax.devices() if devices is None else list(devices)
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -20,7 +20,7 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over 'data'; the others whole."""
+    """Splits the leading axis over 'data'; the other axes are whole."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -29,15 +29,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-# Smaller arrays (BatchNorm, biases) stay whole: gathering them costs a message each.
+# Smaller arrays (BatchNorm, biases) stay whole: gathering each costs a message.
 _SMALLEST_SHARDED = 2**14
 
 
 def spread(mesh: Mesh, like: Any) -> Any:
-    """Shardings that split large arrays over the devices, to hold each part once.
+    """Shardings that split large arrays over the devices, each part held once.
 
-    Each array is split along its longest axis that the devices divide, the last one
-    among equals; small ones, and those without such an axis, stay whole.
+    Each array is split along its longest axis that is divisible by the number of
+    devices (the last one if several are as long). Small arrays and arrays without such
+    an axis stay whole.
 
     Args:
       mesh: from `create_mesh`.
@@ -48,12 +49,12 @@ def spread(mesh: Mesh, like: Any) -> Any:
     """
 
     def sharding(leaf: Any) -> NamedSharding:
-        fitting = [
+        divisible = [
             (size, axis) for axis, size in enumerate(leaf.shape) if not size % mesh.size
         ]
-        if leaf.size < _SMALLEST_SHARDED or not fitting:
+        if leaf.size < _SMALLEST_SHARDED or not divisible:
             return replicated(mesh)
-        _, chosen = max(fitting)
+        _, chosen = max(divisible)
         return NamedSharding(mesh, PartitionSpec(*[None] * chosen, "data"))
 
     return jax.tree.map(sharding, like)
@@ -62,7 +63,7 @@ def spread(mesh: Mesh, like: Any) -> Any:
 def shard_batch(
     mesh: Mesh, local: Mapping[str, np.ndarray]
 ) -> dict[str, jax.Array | Any]:
-    """Assembles global arrays, split on their leading axis, from this host's slices.
+    """Builds global arrays, split on their leading axis, from this host's slices.
 
     Args:
       mesh: from `create_mesh`.
@@ -79,10 +80,10 @@ def shard_batch(
 
 
 def put(sharding: NamedSharding, arrays: Any) -> Any:
-    """Global arrays from NumPy ones that every process has as a whole.
+    """Global arrays from NumPy arrays that every process holds as a whole.
 
-    Each device gets its own part; `jax.device_put` would send all of it to all devices,
-    to compare what the processes have.
+    Each device receives only its part; `jax.device_put` would send the whole array to
+    all devices, to check that the processes hold the same values.
     """
 
     def one(array: np.ndarray) -> jax.Array:
@@ -94,7 +95,7 @@ def put(sharding: NamedSharding, arrays: Any) -> Any:
 
 
 def fetch(mesh: Mesh, arrays: Any) -> Any:
-    """NumPy copies of global arrays, whole, on every process; all have to call it."""
+    """Whole NumPy copies of global arrays on every process. A collective."""
     if jax.process_count() > 1:
         arrays = jax.jit(lambda x: x, out_shardings=replicated(mesh))(arrays)
     return jax.device_get(arrays)

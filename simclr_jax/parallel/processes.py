@@ -1,9 +1,9 @@
-"""Many processes as one program: start-up, agreement, and who speaks.
+"""Multi-process helpers: start-up, all-or-none error handling, process-0 output.
 
-Every process runs the same code on its own slice of the batch. What one of them alone
-may do (write a file, print) is guarded by `is_main`; what may fail on one of them alone
-(read a dataset, see a folder) stands in `all_or_none`, so that all fail or none: a process
-that leaves on its own would keep the others waiting in the next collective.
+Every process runs the same code on its own slice of the batch. What only one process
+may do (write a file, print) is guarded by `is_main`. What may fail on a single process
+(read a dataset, see a folder) runs inside `all_or_none`, so that all processes fail or
+none: if one left alone, the others would wait for it in the next collective.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from simclr_jax.parallel.roll_call import Membership
 _LOG = logging.getLogger(__name__)
 
 _MAX_TEXT = 2048
-# Known without JAX, which may be what has failed.
+# Kept outside JAX, whose start-up may have failed.
 _num_processes = 1
 
 
@@ -35,21 +35,21 @@ def start(
     timeout_secs: float = 300,
     handle_preemption: bool = False,
 ) -> None:
-    """Joins the processes of a job; does nothing where there is only this one.
+    """Joins the processes of a job; does nothing if there is only one process.
 
     On Cloud TPU, GKE, SLURM and Open MPI no argument is needed. Call it before anything
     touches a device.
 
     Args:
-      coordinator_address: HOST:PORT of process 0, which all can reach.
-      num_processes: how many there are.
-      process_id: this one's number, from 0.
-      timeout_secs: to wait for the others.
-      handle_preemption: SIGTERM does not end the process: it is for `StopRequest` to see.
+      coordinator_address: HOST:PORT of process 0, reachable from all processes.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      timeout_secs: time to wait for the other processes.
+      handle_preemption: SIGTERM does not end the process; `StopRequest` handles it.
 
     Raises:
-      ConfigError: some of the first three are given and some are not, or wrong.
-      StartFailed: processes are missing or do not fit together; names them.
+      ConfigError: only some of the first three are given, or one has a bad value.
+      StartFailed: processes are missing or do not match; the message names them.
     """
     explicit = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in explicit):
@@ -64,24 +64,24 @@ def start(
         _LOG.info("Waiting for %d processes ...", job.num_processes)
     roll_call.wait_for_all(job, timeout_secs=timeout_secs)
     jax.config.update("jax_enable_preemption_service", handle_preemption)
-    # Without an address JAX finds the same job again, and what else to set for it.
-    known = dataclasses.asdict(job) if coordinator_address is not None else {}
-    jax.distributed.initialize(**known, initialization_timeout=int(timeout_secs))
+    # Without an address JAX detects the same job again, with its other settings.
+    arguments = dataclasses.asdict(job) if coordinator_address is not None else {}
+    jax.distributed.initialize(**arguments, initialization_timeout=int(timeout_secs))
 
 
 def _explicit_job(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> Membership:
-    given = {
+    values = {
         "--coordinator_address": coordinator_address,
         "--num_processes": num_processes,
         "--process_id": process_id,
     }
-    missing = [flag for flag, value in given.items() if value is None]
+    missing = [flag for flag, value in values.items() if value is None]
     if coordinator_address is None or num_processes is None or process_id is None:
         raise ConfigError(
             f"{', '.join(missing)}: must be given too, since another of "
-            f"{', '.join(given)} is; on Cloud TPU, GKE and SLURM leave out all three"
+            f"{', '.join(values)} is; on Cloud TPU, GKE and SLURM leave out all three"
         )
     host, _, port = coordinator_address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -100,37 +100,39 @@ def _explicit_job(
 
 
 def _detect(timeout_secs: float) -> Membership | None:
-    """The job that this process is part of, as JAX's own start-up finds it."""
-    # JAX has no public way to ask before it starts up.
+    """The job that this process is part of, as JAX's start-up detects it."""
+    # JAX has no public function for it before start-up.
     from jax._src import clusters
 
-    address, number, own, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(timeout_secs)
+    address, num_processes, process_id, _ = (
+        clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, int(timeout_secs)
+        )
     )
-    if address is None or number is None or own is None:
+    if address is None or num_processes is None or process_id is None:
         return None
-    return Membership(address, number, own)
+    return Membership(address, num_processes, process_id)
 
 
 def others_are_waiting() -> bool:
-    """Whether this process was started as one of several; asks no device."""
+    """Whether this process was started as one of several; touches no device."""
     return _num_processes > 1
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and prints: number 0 does."""
+    """Whether this is process 0, the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def name() -> str:
-    """This process for a message: '3 of 4 on HOST'."""
+    """Names this process in messages: '3 of 4 on HOST'."""
     return f"{jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
 
 
 def gather_texts(text: str) -> list[str]:
-    """Every process's text, by process number, on all of them.
+    """The texts of all processes, by process number.
 
-    A collective: every process has to call it. Texts are cut at 2048 bytes.
+    A collective: every process must call it. Texts are cut at 2048 bytes.
     """
     if jax.process_count() == 1:
         return [text]
@@ -148,24 +150,26 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """A block that fails on all processes if it fails on one.
+    """A context that fails on all processes if it fails on one.
 
-    Every process has to enter it, and it must hold no collective.
+    Every process must enter it, and its body must contain no collective.
 
     Raises:
-      Exception: what the block raised here, or an InvalidInput or RunFailed that names
-        the process which failed and repeats what it said.
+      Exception: the exception of the body on this process, or an InvalidInput or
+        RunFailed with the name of the process that failed and its message.
     """
-    own: Exception | None = None
+    error: Exception | None = None
     try:
         yield
-    except Exception as error:
-        own = error
-    kind = "" if own is None else "input" if isinstance(own, InvalidInput) else "run"
-    said = gather_texts(f"{kind}|{name()}|{own or ''}")
-    if own is not None:
-        raise own
-    for text in said:
+    except Exception as raised:
+        error = raised
+    kind = ""
+    if error is not None:
+        kind = "input" if isinstance(error, InvalidInput) else "run"
+    texts = gather_texts(f"{kind}|{name()}|{error or ''}")
+    if error is not None:
+        raise error
+    for text in texts:
         kind, who, message = text.split("|", 2)
         if kind:
             failure = InvalidInput if kind == "input" else RunFailed
@@ -173,12 +177,17 @@ def all_or_none() -> Iterator[None]:
 
 
 def require_equal(what: str, value: str) -> None:
-    """Raises where processes differ in something that has to be the same.
+    """Raises if a value differs between processes.
 
-    A collective: every process has to call it.
+    A collective: every process must call it.
+
+    Args:
+      what: name of the value, for the message.
+      value: of this process.
 
     Raises:
-      ConfigError: names the first process that differs from process 0, and both values.
+      ConfigError: names the first process that differs from process 0, and both
+        values.
     """
     values = gather_texts(value)
     for number, other in enumerate(values):

@@ -1,8 +1,8 @@
-"""Waits until all processes of a job are there, and says which are not.
+"""Waits until all processes of a job have started, and names those that have not.
 
-JAX's own start-up ends the process when somebody is missing and does not say who. So
-every process first reports to process 0, on the port that JAX takes over afterwards,
-and gets the verdict from it.
+Kept because JAX's own start-up ends the process when another one is missing, without
+naming it or a difference in versions. So every process first reports to process 0, on
+the port that JAX uses afterwards, and receives its verdict.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ import jax
 from simclr_jax.errors import StartFailed
 
 _SECS_BETWEEN_TRIES = 0.5
-# Given to process 0 to send its verdict after the time-out.
+# Time for process 0 to send its verdict after the time-out.
 _VERDICT_SECS = 10.0
-# In which a process that has connected must have said who it is.
+# Time for a connected process to send its report.
 _REPORT_SECS = 5.0
 _MAX_LINE = 65536
 
 
 @dataclasses.dataclass(frozen=True)
 class Membership:
-    """The processes of one run.
+    """The place of this process in a job.
 
     Attributes:
       coordinator_address: HOST:PORT of process 0.
-      num_processes: how many there are.
-      process_id: this one's number.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
     """
 
     coordinator_address: str
@@ -42,25 +42,25 @@ class Membership:
 
     @property
     def host(self) -> str:
-        """Of process 0."""
+        """Host of process 0."""
         return self.coordinator_address.rsplit(":", 1)[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """That process 0 listens on."""
+        """Port that process 0 listens on."""
         return int(self.coordinator_address.rsplit(":", 1)[1])
 
 
 def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
-    """Returns once all processes are there with the same versions.
+    """Returns once all processes have started with the same versions.
 
     Args:
       job: with more than one process.
-      timeout_secs: to wait for the others.
+      timeout_secs: time to wait for the other processes.
 
     Raises:
-      StartFailed: names the processes that are missing, there twice, or of other
-        versions; on all processes that are there.
+      StartFailed: on all processes that have started; names the processes that are
+        missing, have a duplicate number, or have other versions.
     """
     report = {
         "process_id": job.process_id,
@@ -78,10 +78,10 @@ def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
 
 
 def _collect(
-    job: Membership, own: dict[str, Any], deadline: float, timeout_secs: float
+    job: Membership, report: dict[str, Any], deadline: float, timeout_secs: float
 ) -> str:
-    """Process 0: waits for the others' reports and sends all the verdict."""
-    reports = {0: own}
+    """On process 0: waits for the reports and sends the verdict to all."""
+    reports = {0: report}
     with contextlib.ExitStack() as stack:
         try:
             both = socket.has_dualstack_ipv6()
@@ -95,26 +95,26 @@ def _collect(
         except OSError as error:
             return (
                 f"--coordinator_address={job.coordinator_address}: process 0 cannot "
-                f"listen there ({error}); is a former run still going?"
+                f"listen there ({error}); is an earlier run still active?"
             )
         selector = stack.enter_context(selectors.DefaultSelector())
         selector.register(server, selectors.EVENT_READ)
         numbers: dict[Any, int] = {}
         verdict = ""
         while not verdict and len(reports) < job.num_processes:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 verdict = _missing(job, reports, timeout_secs)
                 break
-            for key, _ in selector.select(timeout=left):
+            for key, _ in selector.select(timeout=remaining):
                 if key.fileobj is not server:
-                    # They have nothing more to say: this one has ended.
+                    # A process sends only its report, so this one has ended.
                     selector.unregister(key.fileobj)
                     del reports[numbers.pop(key.fileobj)]
                     continue
                 connection = stack.enter_context(server.accept()[0])
-                number, wrong = _enter(reports, connection)
-                verdict = verdict or wrong
+                number, problem = _receive(reports, connection)
+                verdict = verdict or problem
                 if number is not None:
                     numbers[connection] = number
                     selector.register(connection, selectors.EVENT_READ)
@@ -125,12 +125,14 @@ def _collect(
         return verdict
 
 
-def _enter(
+def _receive(
     reports: dict[int, dict[str, Any]], connection: socket.socket
 ) -> tuple[int | None, str]:
-    """Takes one report; returns its number, and what is wrong with it.
+    """Receives one report.
 
-    Strangers have no number and are ignored.
+    Returns:
+      (process number, what is wrong with the report or ''). The number is None for
+      connections that send no valid report; they are ignored.
     """
     try:
         connection.settimeout(_REPORT_SECS)
@@ -139,48 +141,50 @@ def _enter(
         versions, others = report["versions"], int(report["num_processes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, ""
-    own = reports[0]
-    wrong = ""
-    if others != own["num_processes"]:
-        wrong = (
+    first = reports[0]
+    problem = ""
+    if others != first["num_processes"]:
+        problem = (
             f"process {number} on {host} was started as one of {others} processes, "
-            f"process 0 on {own['host']} as one of {own['num_processes']}"
+            f"process 0 on {first['host']} as one of {first['num_processes']}"
         )
     elif number in reports:
-        wrong = (
-            f"process {number} is there twice, on {reports[number]['host']} and on "
+        problem = (
+            f"process {number} has started twice, on {reports[number]['host']} and on "
             f"{host}: each must have a number of its own"
         )
-    elif versions != own["versions"]:
-        wrong = (
+    elif versions != first["versions"]:
+        problem = (
             f"process {number} on {host} has {_text(versions)}, process 0 on "
-            f"{own['host']} {_text(own['versions'])}: all must have the same"
+            f"{first['host']} {_text(first['versions'])}: all must have the same"
         )
     else:
         reports[number] = report
-    return number, wrong
+    return number, problem
 
 
 def _report(
     job: Membership, report: dict[str, Any], deadline: float, timeout_secs: float
 ) -> str:
-    """Another process: reports to process 0 until it answers; returns its verdict."""
+    """On other processes: reports to process 0 until it answers with its verdict."""
     line = (json.dumps(report) + "\n").encode()
-    while (left := deadline - time.monotonic()) > 0:
+    while (remaining := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((job.host, job.port), timeout=left) as link:
+            with socket.create_connection(
+                (job.host, job.port), timeout=remaining
+            ) as link:
                 link.sendall(line)
-                # Process 0 may have started later, and waits as long from there.
+                # Process 0 may have started later, and its time-out runs from then.
                 link.settimeout(timeout_secs + _VERDICT_SECS)
                 return str(json.loads(_read_line(link))["verdict"])
         except (OSError, ValueError, KeyError):
-            # Not there yet, or something else that held the port and went.
-            time.sleep(min(_SECS_BETWEEN_TRIES, max(left, 0)))
+            # Not started yet, or another program had the port.
+            time.sleep(min(_SECS_BETWEEN_TRIES, max(remaining, 0)))
     return (
         f"process 0 did not answer at {job.coordinator_address} within "
         f"{timeout_secs:g} s (this is process {job.process_id} of "
-        f"{job.num_processes} on {report['host']}): was it started, and does no "
-        "firewall lie between?"
+        f"{job.num_processes} on {report['host']}): was it started, and is the port "
+        "open in the firewall?"
     )
 
 
@@ -197,7 +201,7 @@ def _missing(
     present = ", ".join(f"{i} on {reports[i]['host']}" for i in sorted(reports))
     return (
         f"{len(missing)} of {job.num_processes} processes did not start within "
-        f"{timeout_secs:g} s: missing {names}; there are {present}"
+        f"{timeout_secs:g} s: missing {names}; present {present}"
     )
 
 

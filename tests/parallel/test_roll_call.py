@@ -46,7 +46,7 @@ def test_the_missing_are_named_on_all_that_are_there():
     for verdict in verdicts:
         assert "3 of 5 processes did not start within 1.5 s" in verdict
         assert "missing 1, 3, 4" in verdict
-        assert re.search(r"there are 0 on \S+, 2 on \S+", verdict)
+        assert re.search(r"present 0 on \S+, 2 on \S+", verdict)
 
 
 def test_process_0_missing_is_told_with_its_address():
@@ -101,7 +101,7 @@ def test_a_process_that_ended_is_missing_and_can_come_again():
 
 def test_one_number_given_twice_is_told():
     verdicts = hold([0, 1, 1], num_processes=3, timeout_secs=5.0)
-    assert "process 1 is there twice" in verdicts[0]
+    assert "process 1 has started twice" in verdicts[0]
 
 
 def test_jobs_of_different_sizes_do_not_mix():
