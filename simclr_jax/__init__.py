@@ -1,4 +1,4 @@
-"""SimCLR pretraining in JAX: the same code on a laptop and on accelerators.
+"""SimCLR pretraining in JAX.
 
 Dimension letters used in every docstring of the package:
 
@@ -31,22 +31,23 @@ _SUBPACKAGES = (
 
 
 def load(path: str, *, step: int | None = None) -> "PretrainedEncoder | EncoderProgram":
-    """Opens a pretrained encoder, ready to turn images into representations.
+    """Opens a pretrained encoder.
 
     Args:
-      path: a run directory, as `simclr_jax.pretrain` and `simclr_jax.convert` leave it;
-        one checkpoint of it, `RUN/checkpoints/STEP`; or a folder that
-        `simclr_jax.export` wrote, in any of its formats.
-      step: the checkpoint of a run to read; the newest when None.
+      path: a run directory, written by `simclr_jax.pretrain` or `simclr_jax.convert`;
+        one of its checkpoints, `RUN/checkpoints/STEP`; or a folder that
+        `simclr_jax.export` wrote, in any format.
+      step: the checkpoint of a run to read; the newest if None.
 
     Returns:
-      An object with `encode(images) -> h [N, D]`, `variables`, `encoder`,
-      `preprocessing` and `config`. Of the format `stablehlo`, whose weights are inside
-      a compiled function, the second and third raise AttributeError.
+      An object with `encode(images) -> h [N, D]` float32, `variables`, `encoder`,
+      `preprocessing` and `config`. For the format `stablehlo`, whose weights are inside
+      a compiled function, `variables` and `encoder` raise AttributeError.
 
     Raises:
-      CheckpointNotFound: there is nothing of the kind at `path`.
-      DataError, CheckpointError: it is damaged.
+      CheckpointNotFound: `path` is none of these.
+      DataError, CheckpointError: the files are damaged.
+      ConfigError: `step` is given, and `path` is not a run directory.
     """
     from simclr_jax.weights import load
 
@@ -54,7 +55,7 @@ def load(path: str, *, step: int | None = None) -> "PretrainedEncoder | EncoderP
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `simclr_jax.losses` and its like on first use."""
+    """Imports a subpackage on first use."""
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

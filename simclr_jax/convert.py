@@ -1,14 +1,14 @@
-"""Takes over other people's weights as a run directory.
+"""Imports weights of other codebases as a run directory.
 
     python -m simclr_jax.convert --input=model.ckpt-250228 --workdir=RUN
     python -m simclr_jax.convert --input=net.pth --normalization=imagenet --workdir=RUN
 
 Reads checkpoints of google-research/simclr, v1 and v2 (TF1 and TF2 checkpoints,
 SavedModels), and .safetensors and .pth files with torchvision's names for a ResNet.
-Depth, width, selective kernels, head and classes are read off the tensors; nothing in
-the files is executed. Folders of `simclr_jax.export` become runs again, with all that
-they say of preprocessing and config. `simclr_jax.evaluate` and `simclr_jax.load` work
-on the result.
+Depth, width, selective kernels, head and classes follow from the names and shapes of
+the tensors; no code in a file is executed. Folders of `simclr_jax.export` become runs
+again, with their preprocessing and config. `simclr_jax.evaluate` and `simclr_jax.load`
+open the result.
 """
 
 import importlib
@@ -19,31 +19,33 @@ from simclr_jax import cli
 from simclr_jax.errors import ConfigError
 
 _INPUT: flags.FlagHolder = flags.DEFINE_string(
-    "input", None, "The file or folder with the weights; gs:// for TensorFlow's."
+    "input", None, "The file or folder with the weights; TensorFlow's may be on gs://."
 )
 _WORKDIR = cli.define_workdir()
 _CONFIG = cli.define_config()
 _EMA = flags.DEFINE_bool(
-    "ema", False, "Take the moving averages that some TF1 files of SimCLR v2 hold."
+    "ema", False, "Import the moving averages that some TF1 files of SimCLR v2 hold."
 )
 _PREFIX = flags.DEFINE_string(
-    "prefix", None, "What stands before torchvision's names, if several ResNets do."
+    "prefix",
+    None,
+    "The prefix of torchvision's names, if a file has several ResNets.",
 )
 _NORMALIZATION = flags.DEFINE_enum(
     "normalization",
     None,
     ["none", "imagenet"],
-    "What was done to pixels in [0, 1]; needed for torchvision-named weights.",
+    "The normalization of pixels in [0, 1]; required with torchvision's names.",
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
     ["bicubic", "bicubic_legacy"],
-    "How evaluation images are resized; by default bicubic_legacy, TensorFlow 1's, for "
-    "TF1 files and SavedModels.",
+    "The resizing of evaluation images; by default bicubic_legacy (TensorFlow 1) for "
+    "TF1 files and SavedModels, and bicubic for all others.",
 )
 _IGNORE_UNEXPECTED = flags.DEFINE_bool(
-    "ignore_unexpected", False, "Leave tensors out that have no place."
+    "ignore_unexpected", False, "Leave out tensors without a place in the model."
 )
 
 
@@ -52,16 +54,16 @@ def main() -> None:
     # Imported here, so that --help and bad flags do not wait for JAX.
     from simclr_jax.config import rules
     from simclr_jax.runs import atomic
-    from simclr_jax.weights import convert, reimport
+    from simclr_jax.weights import convert
 
     atomic.check_free(_WORKDIR.value, flag="workdir")
     config = _CONFIG.value
     if config is not None:
         rules.validate(config)
-    exported = reimport.export_at(_INPUT.value)
-    if exported is not None:
+    folder = convert.find_export(_INPUT.value)
+    if folder is not None:
         _check_left_out()
-        weights, config = reimport.read(exported, config)
+        weights, config = convert.read_export(folder, config)
     else:
         weights = convert.read(
             _INPUT.value,
@@ -72,7 +74,7 @@ def main() -> None:
             ignore_unexpected=_IGNORE_UNEXPECTED.value,
         )
         if config is None:
-            # What to evaluate on, where nobody says: the images of the stem.
+            # The dataset to evaluate on follows from the stem.
             cifar = weights.encoder_settings["stem"] == "cifar"
             name = "configs.cifar10" if cifar else "configs.imagenet"
             config = importlib.import_module(name).get_config()
@@ -83,7 +85,7 @@ def main() -> None:
 
 
 def _check_left_out() -> None:
-    """Exports of this package say all that these flags could."""
+    """Raises ConfigError for flags whose values an export records itself."""
     for flag in (_EMA, _PREFIX, _NORMALIZATION, _RESIZE, _IGNORE_UNEXPECTED):
         if flag.value:
             raise ConfigError(

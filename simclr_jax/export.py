@@ -1,34 +1,34 @@
-"""Writes the encoder of a run for use elsewhere.
+"""Writes the encoder of a run for another library.
 
     python -m simclr_jax.export --workdir=RUN --format=timm --output=DIR
 
-Formats: torchvision, timm and huggingface (PyTorch's libraries), safetensors and orbax
-(weights for JAX), stablehlo (a compiled function that needs JAX alone). Each folder has
-the weights, their preprocessing, a model card, and a report of how features of real
-images compare with the original's; where they differ nothing is written. A format that
-cannot express the encoder is refused. `simclr_jax.load(DIR)` opens all of them.
+Formats: torchvision, timm and huggingface (for PyTorch's libraries), safetensors
+(weights for JAX), stablehlo (a compiled function that needs only JAX). Each folder has
+the weights, their preprocessing, a model card, and a parity report, which compares the
+features of real images with the original's; if they differ, nothing is written. A
+format that cannot express the encoder is refused. `simclr_jax.load(DIR)` opens every
+format.
 """
 
 from absl import flags
 
 from simclr_jax import cli
 
-_FORMATS = ("torchvision", "timm", "huggingface", "safetensors", "stablehlo", "orbax")
-
 _WORKDIR = cli.define_workdir()
-_FORMAT = flags.DEFINE_enum("format", None, _FORMATS, "What to write.")
+# Not an enum: the table of formats imports JAX, and --help should not wait for it.
+_FORMAT = flags.DEFINE_string("format", None, "The format; see above.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write; new or empty.")
 _STEP = flags.DEFINE_integer(
-    "step", None, "The checkpoint to export; by default the newest.", lower_bound=0
+    "step", None, "The checkpoint to export; the newest by default.", lower_bound=0
 )
 _PTH = flags.DEFINE_bool(
-    "pth", False, "Write model.pth too; for torchvision, and needs PyTorch."
+    "pth", False, "Write model.pth too; for torchvision only, needs PyTorch."
 )
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "Folder of images to compare features on; by default some of the run's test split, "
-    "or photographs where that cannot be read.",
+    "Folder of images to compare features on; by default 16 images of the run's test "
+    "split, or photographs if it cannot be read.",
 )
 
 

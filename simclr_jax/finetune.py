@@ -36,7 +36,7 @@ def main() -> None:
     path = _INIT_FROM.value
     finetuning.check_group(config, "finetune")
     random = path == "random"
-    weights = encoder.drawn(config) if random else load.load_to_train(path)
+    weights = encoder.initialize(config) if random else load.load_to_train(path)
     with config.unlocked():
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)

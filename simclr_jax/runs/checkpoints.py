@@ -195,12 +195,6 @@ def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(_damaged(checkpoint, error)) from error
 
 
-def write_variables(folder: pathlib.Path, variables: Tree) -> None:
-    """Writes {'params', 'batch_stats'} of an encoder as a separate checkpoint."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), variables)
-
-
 def read_variables(
     checkpoint: pathlib.Path, item: str, like: Tree, sharding: Sharding
 ) -> Tree:

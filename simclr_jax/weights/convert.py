@@ -1,7 +1,8 @@
-"""Turns a file of somebody else's weights into a run directory."""
+"""Writes weights of other codebases, or exported ones, as a run directory."""
 
 import json
 import os
+import pathlib
 from typing import Any
 
 from ml_collections import config_dict
@@ -11,8 +12,17 @@ from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.runs import atomic, directory
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training.build import describe
-from simclr_jax.weights import google, torch_files, torchvision
-from simclr_jax.weights.imported import ImportedWeights
+from simclr_jax.weights import (
+    descriptions,
+    google,
+    jax_formats,
+    load,
+    torch_files,
+    torchvision,
+)
+from simclr_jax.weights.encoder import settings_of
+from simclr_jax.weights.load import EncoderProgram
+from simclr_jax.weights.named_tensors import ImportedWeights
 
 RECEIPT = "import.json"
 _TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".safetensors")
@@ -27,36 +37,37 @@ def read(
     resize: str | None = None,
     ignore_unexpected: bool = False,
 ) -> ImportedWeights:
-    """Reads weights from any file that is understood.
+    """Reads weights of another codebase.
 
     Args:
-      path: of a TensorFlow checkpoint or SavedModel of google-research/simclr, or of a
+      path: a TensorFlow checkpoint or SavedModel of google-research/simclr, or a
         .safetensors or .pth file with torchvision's names.
       ema: see `google.load_google_checkpoint`.
       prefix: see `torchvision.from_torchvision`.
-      normalization: likewise; must be given for such files, and only for them.
-      resize: how evaluation images were resized in training; by the kind of file if
-        None.
-      ignore_unexpected: leave tensors out that have no place, instead of refusing.
+      normalization: see `torchvision.from_torchvision`; required for torchvision's
+        names, not allowed for TensorFlow's files.
+      resize: the resizing of evaluation images in training; if None, it follows from
+        the kind of file.
+      ignore_unexpected: leave out tensors without a place, instead of an error.
 
     Raises:
       ConfigError: an option does not go with the file.
-      DataError: the file cannot be read, or does not fit.
+      DataError: the file cannot be read, or its tensors do not fit.
     """
-    named_torch = path.endswith(_TORCH_SUFFIXES)
-    if named_torch and not os.path.isfile(path):
+    has_torch_name = path.endswith(_TORCH_SUFFIXES)
+    if has_torch_name and not os.path.isfile(path):
         raise DataError(f"--input={path}: there is no such file")
     is_torch = torch_files.is_torch_file(path)
-    if named_torch and not is_torch:
+    if has_torch_name and not is_torch:
         raise DataError(
-            f"--input={path}: is no file of PyTorch's, though its name says so"
+            f"--input={path}: is not a PyTorch file, in spite of its suffix"
         )
     if not is_torch:
         for name, value in (("prefix", prefix), ("normalization", normalization)):
             if value is not None:
                 raise ConfigError(
-                    f"--{name}={value}: must be left out for {path}, since it is for "
-                    "torchvision-named weights"
+                    f"--{name}={value}: must be left out for {path}; it is for "
+                    "weights with torchvision's names"
                 )
         return google.load_google_checkpoint(
             path, ema=ema, resize=resize, ignore_unexpected=ignore_unexpected
@@ -65,9 +76,10 @@ def read(
         raise ConfigError(f"--ema: must be left out for {path}, a PyTorch file")
     if normalization is None:
         raise ConfigError(
-            "--normalization: must be given for torchvision-named weights, since the "
-            "file does not tell: imagenet if pixels had ImageNet's mean and standard "
-            "deviation taken out, none if they were in [0, 1]"
+            "--normalization: must be given for weights with torchvision's names, "
+            "since the file does not record it: imagenet if ImageNet's mean was "
+            "subtracted and pixels divided by the standard deviation, none if pixels "
+            "were in [0, 1]"
         )
     return torchvision.from_torchvision(
         torch_files.read_state_dict(path),
@@ -79,10 +91,66 @@ def read(
     )
 
 
+def find_export(path: str) -> pathlib.Path | None:
+    """The exported folder at a path, which may name the folder or its weight file."""
+    folder = pathlib.Path(path)
+    if folder.name == jax_formats.WEIGHTS:
+        folder = folder.parent
+    return folder if descriptions.is_export(str(folder)) else None
+
+
+def read_export(
+    folder: pathlib.Path, config: config_dict.ConfigDict | None
+) -> tuple[ImportedWeights, config_dict.ConfigDict]:
+    """Reads weights and config from an exported folder.
+
+    Args:
+      folder: from `find_export`.
+      config: for everything that the export does not decide; the exported run's if
+        None.
+
+    Returns:
+      (weights, the config with their encoder and preprocessing).
+
+    Raises:
+      DataError: the folder is damaged, or holds a program.
+      ConfigError: the config has a value that breaks a rule.
+    """
+    pretrained = load.read_export(folder)
+    if isinstance(pretrained, EncoderProgram):
+        raise DataError(
+            f"--input={folder}: is a StableHLO export, a compiled function whose "
+            "weights cannot be read; export the run in another format"
+        )
+    settings = settings_of(pretrained.encoder)
+    del settings["dtype"]
+    name = descriptions.read_json(folder / descriptions.ENCODER)["format"]
+    weights = ImportedWeights(
+        layout=f"simclr_jax export, {name}",
+        encoder_settings=settings,
+        head_settings={"kind": "none"},
+        num_classes=None,
+        params={"encoder": pretrained.variables["params"]},
+        batch_stats={"encoder": pretrained.variables["batch_stats"]},
+        resize=pretrained.preprocessing.resize,
+        step=pretrained.step,
+        ignored={},
+        unexpected=(),
+        notes=(),
+    )
+    if config is None:
+        config = config_dict.ConfigDict(pretrained.config)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.image_size = pretrained.preprocessing.image_size
+        config.evaluation.crop_proportion = pretrained.preprocessing.crop_proportion
+    return weights, complete_config(config, weights)
+
+
 def complete_config(
     config: config_dict.ConfigDict, weights: ImportedWeights
 ) -> config_dict.ConfigDict:
-    """A copy of a config with the encoder, head and resizing of the weights.
+    """A copy of a config, with the encoder, head and resizing of the weights.
 
     Raises:
       ConfigError: the config has a value that breaks a rule.
@@ -95,7 +163,6 @@ def complete_config(
             config.head[key] = value
         config.evaluation.resize = weights.resize
         config.probe.enabled = weights.num_classes is not None
-        # Of the computation; the weights are float32.
         config.encoder.compute_dtype = "float32"
     rules.validate(config)
     return config
@@ -104,19 +171,19 @@ def complete_config(
 def write(
     workdir: str, config: config_dict.ConfigDict, weights: ImportedWeights, source: str
 ) -> dict[str, Any]:
-    """Writes a run directory; it is there as a whole or not at all.
+    """Writes a run directory, as a whole or not at all.
 
     Args:
-      workdir: must not be there, or be empty.
+      workdir: must be new or empty.
       config: from `complete_config`.
-      weights: from `read`.
-      source: where they come from.
+      weights: from `read` or `read_export`.
+      source: the path of the weights.
 
     Returns:
-      What was taken over, ignored and assumed, as written to `import.json`.
+      The content of `import.json`: what was imported, ignored and assumed.
 
     Raises:
-      ConfigError: the directory holds something, or cannot be written.
+      ConfigError: the directory is not empty, or cannot be written.
     """
     atomic.check_free(workdir, flag="workdir")
     receipt = {
@@ -150,14 +217,14 @@ def write(
 
 
 def summary(receipt: dict[str, Any]) -> str:
-    """The receipt for people to read."""
+    """The content of `import.json` as readable lines."""
     encoder, head = receipt["encoder"], receipt["head"]
     lines = [
         f"{receipt['layout']}, step {receipt['step']}",
         "encoder    " + ", ".join(f"{key} {value}" for key, value in encoder.items()),
     ]
     if head["kind"] == "none":
-        lines.append("head       none in the file: z is h")
+        lines.append("head       none: z is h")
     else:
         lines.append(
             f"head       {head['kind']}, {head['num_layers']} layers, output "

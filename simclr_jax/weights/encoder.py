@@ -1,8 +1,9 @@
-"""A pretrained encoder with its preprocessing, read from a run."""
+"""What `simclr_jax.load` returns: a pretrained encoder with its preprocessing."""
 
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,25 +15,36 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.config import identity, resolve, rules
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.models import ProjectionHead, ResNet, SimCLR
+from simclr_jax.models import (
+    ProjectionHead,
+    ResNet,
+    SimCLR,
+    create_projection_head,
+)
 from simclr_jax.models.simclr import Tree
 from simclr_jax.runs import checkpoints, directory
 from simclr_jax.training import build
 
+# How an encoder is computed; weights do not depend on it.
+_EXECUTION = {
+    *("remat", "gradient_dtype", "frozen_through", "frozen_batch_norm"),
+    *("parent", "name"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedEncoder:
-    """What `simclr_jax.load` returns.
+    """An encoder with its weights, preprocessing and config.
 
     Attributes:
-      model: encoder, projection head and probe, as modules.
+      model: the modules of encoder, projection head and probe.
       variables: {'params', 'batch_stats'} of the encoder, float32, replicated.
       heads: {'params', 'batch_stats'} of projection head and probe, by part; parts
-        without any, and empty collections, are left out.
-      preprocessing: what images go through before the encoder.
+        without variables and empty collections are left out.
+      preprocessing: applied to images before the encoder.
       config: of the run, as JSON values.
-      config_hash: names the config that made these weights.
-      step: number of updates that made these weights.
+      config_hash: hash of the config of the run.
+      step: number of updates.
     """
 
     model: SimCLR
@@ -50,7 +62,7 @@ class PretrainedEncoder:
 
     @property
     def head(self) -> ProjectionHead:
-        """The Linen module g; of kind 'none' where there is no projection head."""
+        """The Linen module g; of kind 'none' if there is no projection head."""
         return self.model.head
 
     def encode(
@@ -62,15 +74,16 @@ class PretrainedEncoder:
           images: [N, H, W, 3], one image [H, W, 3], or a sequence of images of any
             sizes; NumPy or JAX, uint8 in [0, 255] or floats in [0, 1]. Preprocessing
             is applied.
-          layer: 0 gives h; i the output of layer i of the projection head, as
-            SimCLRv2 fine-tunes from; -1 gives z.
-          batch_size: images on the device at a time.
+          layer: 0 for h, i for the output of layer i of the projection head (SimCLRv2
+            fine-tunes from a middle layer), -1 for z.
+          batch_size: number of images on the device at a time.
 
         Returns:
-          h (or what `layer` says) [N, D] float32.
+          h [N, D] float32, or the output of another `layer`.
 
         Raises:
-          ValueError: the head has no such layer, or an image cannot be used.
+          ValueError: the head has no such layer, or an image has a wrong shape, type
+            or range.
         """
         encode = self.layer(layer)
         return encode_in_batches(encode, self.preprocessing(images), batch_size)
@@ -80,33 +93,34 @@ class PretrainedEncoder:
 
         Args:
           images: as for `encode`.
-          batch_size: images on the device at a time.
+          batch_size: number of images on the device at a time.
 
         Raises:
-          ValueError: the weights have no classifier, or an image cannot be used.
+          ValueError: the weights have no classifier, or an image has a wrong shape,
+            type or range.
         """
         classifier = self.classifier()
         return encode_in_batches(classifier, self.preprocessing(images), batch_size)
 
     def classifier(self) -> jax.tree_util.Partial:
-        """The function from prepared images to logits [N, classes]; see `layer`.
+        """The function from preprocessed images to logits [N, classes]; see `layer`.
 
-        The classifier of a fine-tuned network sits on what is kept of the head, that of
-        a pretrained one, the online probe, on h.
+        The classifier of a fine-tuned network takes the output of the layers of the
+        head that it kept; the online probe of a pretrained network takes h.
 
         Raises:
           ValueError: the weights have no classifier.
         """
         if self.model.num_classes is None:
-            raise ValueError("these weights have no classifier: they give no classes")
+            raise ValueError("these weights have no classifier")
         layer = self.layer(-1 if self.model.fine_tuned else 0)
         return jax.tree_util.Partial(_logits, layer, self.heads["params"]["probe"])
 
     def layer(self, layer: int) -> jax.tree_util.Partial:
-        """The function from prepared images [N, S, S, 3] in [0, 1] to a layer.
+        """The function from preprocessed images [N, S, S, 3] in [0, 1] to a layer.
 
-        Uses the running BatchNorm statistics and returns no new ones. The weights are
-        leaves of the result, which is a pytree.
+        It uses the running BatchNorm statistics. It is a pytree whose leaves are the
+        weights.
 
         Args:
           layer: as for `encode`.
@@ -130,15 +144,15 @@ class PretrainedEncoder:
 def encode_in_batches(
     encode: Callable[[jax.Array], jax.Array], inputs: np.ndarray, batch_size: int
 ) -> np.ndarray:
-    """What `encode` makes of prepared images [N, S, S, 3], so many at a time."""
-    parts = []
+    """Applies `encode` to preprocessed images [N, S, S, 3] in batches."""
+    outputs = []
     for start in range(0, len(inputs), batch_size):
-        part = inputs[start : start + batch_size]
-        # One compilation: the last batch is filled up.
-        filled = np.zeros((min(batch_size, len(inputs)), *part.shape[1:]), "f4")
-        filled[: len(part)] = part
-        parts.append(np.asarray(encode(jnp.asarray(filled)))[: len(part)])
-    return np.concatenate(parts)
+        images = inputs[start : start + batch_size]
+        # The last batch is padded, so that there is one compilation.
+        batch = np.zeros((min(batch_size, len(inputs)), *images.shape[1:]), "f4")
+        batch[: len(images)] = images
+        outputs.append(np.asarray(encode(jnp.asarray(batch)))[: len(images)])
+    return np.concatenate(outputs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -162,10 +176,47 @@ def _logits(
     return logits + classifier["bias"]
 
 
-def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
-    """Reads the encoder of a run; see `simclr_jax.load`."""
+@dataclasses.dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint of a run whose description is read and whose weights are not.
+
+    Attributes:
+      workdir: the run directory.
+      folder: of the checkpoint.
+      step: of the checkpoint.
+      description: of its model and preprocessing; see `build.describe`.
+    """
+
+    workdir: str
+    folder: pathlib.Path
+    step: int
+    description: dict[str, Any]
+
+
+def open_checkpoint(workdir: str, step: int | None) -> RunCheckpoint:
+    """Reads the description of a checkpoint, the newest if `step` is None.
+
+    Raises:
+      CheckpointNotFound: there is no such checkpoint.
+      CheckpointError: its files are damaged.
+    """
     folder, step = checkpoints.open_for_reading(workdir, step)
     description = checkpoints.read_description(folder)
+    return RunCheckpoint(workdir, folder, step, description)
+
+
+def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
+    """Reads the encoder of a run; see `simclr_jax.load`."""
+    return read(open_checkpoint(workdir, step))
+
+
+def read(checkpoint: RunCheckpoint) -> PretrainedEncoder:
+    """Reads the weights of a checkpoint.
+
+    Raises:
+      CheckpointError: its files are damaged.
+    """
+    description = checkpoint.description
     model = SimCLR(
         encoder=build.make_encoder(description["encoder"]),
         head=build.make_head(description["head"]),
@@ -180,7 +231,9 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
     like = checkpoints.separate_encoder({"params": params, "batch_stats": batch_stats})
     sharding = parallel.replicated(parallel.create_mesh())
     variables, heads = (
-        checkpoints.read_variables(folder, item, shapes, sharding) if shapes else {}
+        checkpoints.read_variables(checkpoint.folder, item, shapes, sharding)
+        if shapes
+        else {}
         for item, shapes in zip(("encoder", "heads"), like, strict=True)
     )
     return PretrainedEncoder(
@@ -188,24 +241,24 @@ def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
         variables=variables,
         heads=heads,
         preprocessing=preprocessing,
-        config=directory.read_config(workdir),
+        config=directory.read_config(checkpoint.workdir),
         config_hash=description["config_hash"],
-        step=step,
+        step=checkpoint.step,
     )
 
 
 def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
-    """The encoder and head with the weights that a training starts from."""
+    """The encoder and head with the initial weights of their run."""
     config = config_dict.ConfigDict(pretrained.config)
     model = dataclasses.replace(pretrained.model, num_classes=None, fine_tuned=False)
-    variables, heads = _draw(model, config)
+    variables, heads = _init(model, config)
     return dataclasses.replace(
         pretrained, model=model, variables=variables, heads=heads, step=0
     )
 
 
-def drawn(config: config_dict.ConfigDict) -> PretrainedEncoder:
-    """The encoder and head of a config with the weights that its training starts from.
+def initialize(config: config_dict.ConfigDict) -> PretrainedEncoder:
+    """The encoder and head of a config with initial weights.
 
     Raises:
       ConfigError: the config has a value that breaks a rule.
@@ -213,7 +266,7 @@ def drawn(config: config_dict.ConfigDict) -> PretrainedEncoder:
     rules.validate(config)
     config = resolve.resolve(config, num_examples=config.batch.batch_size)
     model = build.make_model(config, num_classes=None)
-    variables, heads = _draw(model, config)
+    variables, heads = _init(model, config)
     description = build.describe(config, model)
     return PretrainedEncoder(
         model=model,
@@ -226,13 +279,31 @@ def drawn(config: config_dict.ConfigDict) -> PretrainedEncoder:
     )
 
 
-def _draw(model: SimCLR, config: config_dict.ConfigDict) -> tuple[Tree, Tree]:
+def _init(model: SimCLR, config: config_dict.ConfigDict) -> tuple[Tree, Tree]:
     shape = (1, config.image_size, config.image_size, 3)
     init = jax.jit(
         model.init, out_shardings=parallel.replicated(parallel.create_mesh())
     )
     params, batch_stats = init(jax.random.key(config.seed), jnp.zeros(shape))
     return checkpoints.separate_encoder({"params": params, "batch_stats": batch_stats})
+
+
+def settings_of(encoder: ResNet) -> dict[str, Any]:
+    """The inverse of `build.make_encoder`: settings as JSON values, in float32."""
+    names = {field.name for field in dataclasses.fields(encoder)} - _EXECUTION
+    settings = {name: getattr(encoder, name) for name in sorted(names)}
+    return {**settings, "dtype": "float32"}
+
+
+def without_heads(pretrained: PretrainedEncoder) -> PretrainedEncoder:
+    """The encoder without projection head and classifier, computed in float32."""
+    encoder = build.make_encoder(settings_of(pretrained.encoder))
+    return dataclasses.replace(
+        pretrained,
+        model=SimCLR(encoder, create_projection_head(kind="none")),
+        variables=jax.tree.map(np.asarray, pretrained.variables),
+        heads={},
+    )
 
 
 def checksum(variables: Tree) -> str:

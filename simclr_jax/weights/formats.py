@@ -1,4 +1,9 @@
-"""The formats of `simclr_jax.export`, and what each can express."""
+"""The formats of `simclr_jax.export`.
+
+To add a format, write one function that writes its weights, and add one line to
+`FORMATS`. Tensor names that no other format has need a function that reads them too:
+every export is opened again and compared before it is kept.
+"""
 
 import dataclasses
 import pathlib
@@ -7,7 +12,7 @@ from typing import Any
 
 from simclr_jax.errors import ConfigError
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights import jax_formats, torch_formats
+from simclr_jax.weights import huggingface, jax_formats, torch_formats
 from simclr_jax.weights.encoder import PretrainedEncoder
 
 # Settings of an encoder -> reasons why a format cannot express it.
@@ -16,63 +21,82 @@ Limits = Callable[[dict[str, Any]], list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A kind of folder.
+    """A kind of exported folder.
 
     Attributes:
-      limits: what cannot be expressed.
-      write: writes the weights of an encoder from `folder.exact` into a folder.
-      read: (folder, settings) -> variables; None where they are inside a program.
-      library: that opens it, beside this package; '' for JAX itself.
-      normalizes: whether what is exported takes out mean and standard deviation.
+      write: (folder, encoder from `encoder.without_heads`) -> the lines of Python that
+        open the folder, for the model card, with `descriptions.FOLDER` as its name;
+        writes the weights.
+      read: (folder, settings) -> variables; None if they are inside a program.
+      limits: the checks of what the format can express.
+      library: the library that opens the folder; '' for this package or JAX.
+      normalizes: whether the exported encoder subtracts the mean and divides by the
+        standard deviation.
+      remark: for the model card, after the lines.
+      resizer: the library's resizing, for the model card; a subject for "resizes".
     """
 
-    limits: tuple[Limits, ...]
-    write: Callable[[pathlib.Path, PretrainedEncoder], None]
+    write: Callable[[pathlib.Path, PretrainedEncoder], str]
     read: Callable[[pathlib.Path, dict[str, Any]], Tree] | None
+    limits: tuple[Limits, ...] = ()
     library: str = ""
     normalizes: bool = True
+    remark: str = ""
+    resizer: str = ""
 
 
 FORMATS = {
     "torchvision": Format(
-        limits=(torch_formats.limits, torch_formats.width_limits),
         write=torch_formats.write_torchvision,
-        read=torch_formats.read_torch,
+        read=torch_formats.read,
+        limits=(torch_formats.limits, torch_formats.width_limits),
         library="torchvision",
         normalizes=False,
+        remark="Without the line about `fc`, load with `strict=False`, or assign a new "
+        "classifier to `fc` afterwards.",
+        resizer="torchvision's `Resize`, like PIL,",
     ),
     "timm": Format(
+        write=torch_formats.write_timm,
+        read=torch_formats.read,
         limits=(
             torch_formats.limits,
             torch_formats.width_limits,
             torch_formats.stem_limits,
         ),
-        write=torch_formats.write_timm,
-        read=torch_formats.read_torch,
         library="timm",
         normalizes=False,
+        remark="timm's `num_classes=10` adds a new classifier.",
+        resizer="timm's transform crops after resizing, which is the same up to a "
+        "pixel; it",
     ),
     "huggingface": Format(
+        write=huggingface.write,
+        read=huggingface.read,
         limits=(torch_formats.limits, torch_formats.stem_limits),
-        write=torch_formats.write_huggingface,
-        read=torch_formats.read_huggingface,
         library="transformers",
         normalizes=False,
+        resizer="The image processor crops after resizing, which is the same up to a "
+        "pixel; it",
     ),
     "safetensors": Format(
-        limits=(),
-        write=jax_formats.write_safetensors,
-        read=jax_formats.read_safetensors,
+        write=jax_formats.write_safetensors, read=jax_formats.read_safetensors
     ),
     "stablehlo": Format(
-        limits=(jax_formats.program_limits,),
         write=jax_formats.write_stablehlo,
         read=None,
-    ),
-    "orbax": Format(
-        limits=(), write=jax_formats.write_orbax, read=jax_formats.read_orbax
+        limits=(jax_formats.program_limits,),
+        remark="The program takes any number of images, runs on "
+        f"{', '.join(jax_formats.PLATFORMS)}, needs only JAX, contains the weights and "
+        "multiplies at the highest precision.",
     ),
 }
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError unless `name` is a format."""
+    if name not in FORMATS:
+        raise ConfigError(f"--format={name}: must be one of {', '.join(FORMATS)}")
 
 
 def check(name: str, settings: dict[str, Any]) -> None:
@@ -80,10 +104,10 @@ def check(name: str, settings: dict[str, Any]) -> None:
 
     Args:
       name: of the format.
-      settings: of the encoder, as in `folder.settings_of`.
+      settings: of the encoder, as in `encoder.settings_of`.
 
     Raises:
-      ConfigError: it cannot; says why, and which formats can.
+      ConfigError: it cannot; gives the reasons and the formats that can.
     """
     reasons = _reasons(name, settings)
     if reasons:

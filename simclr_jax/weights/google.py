@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from simclr_jax.errors import DataError
 from simclr_jax.models import DEPTHS
-from simclr_jax.weights.imported import (
+from simclr_jax.weights.layers import CONV, LEAVES, NORM, Structure, encoder_layers
+from simclr_jax.weights.named_tensors import (
     PROBE_LEAVES,
     ImportedWeights,
     Layout,
@@ -20,7 +21,6 @@ from simclr_jax.weights.imported import (
     assemble,
     nearest,
 )
-from simclr_jax.weights.structure import CONV, LEAVES, NORM, Structure, encoder_layers
 from simclr_jax.weights.tensor_bundles import (
     GRAPH,
     SAVED_MODEL_PREFIX,

@@ -1,14 +1,28 @@
-"""The names of Hugging Face's `ResNetModel`, from torchvision's and back."""
+"""The format for Hugging Face's transformers: `ResNetModel` and its image processor.
 
+Its names follow from torchvision's, and the other way round.
+"""
+
+import math
+import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from simclr_jax.errors import DataError
+from simclr_jax.models import DEPTHS
+from simclr_jax.models.blocks import EXPANSION
 from simclr_jax.models.simclr import Tree
+from simclr_jax.weights import descriptions, torch_formats
+from simclr_jax.weights.descriptions import FOLDER
+from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
+from simclr_jax.weights.torch_files import read_state_dict
 from simclr_jax.weights.torchvision import to_torchvision
 
+_PROCESSOR = "preprocessor_config.json"
+_PIL_BICUBIC = 3
 _KINDS = {"conv": "convolution", "bn": "normalization"}
 _SHORTCUT = {"downsample.0": "convolution", "downsample.1": "normalization"}
 _KINDS_BACK = {theirs: kind for kind, theirs in _KINDS.items()}
@@ -20,34 +34,86 @@ _BLOCK_BACK = (
 )
 
 
-def to_huggingface(variables: Tree) -> dict[str, np.ndarray]:
-    """An encoder's weights under the names of `transformers.ResNetModel`.
+def write(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
+    """Writes weights, config and image processor of a `transformers.ResNetModel`."""
+    arrays = {
+        _huggingface_name(name): array
+        for name, array in to_torchvision(pretrained.variables).items()
+    }
+    torch_formats.save_tensors(folder, arrays, pretrained.step)
+    settings = settings_of(pretrained.encoder)
+    bottleneck, depths = DEPTHS[settings["depth"]]
+    expansion = EXPANSION if bottleneck else 1
+    widths = [torch_formats.num_filters(settings, group) for group in range(4)]
+    config = {
+        "architectures": ["ResNetModel"],
+        "model_type": "resnet",
+        "num_channels": 3,
+        "embedding_size": widths[0],
+        "hidden_sizes": [expansion * width for width in widths],
+        "depths": list(depths),
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+        "dtype": "float32",
+    }
+    descriptions.write_json(folder / torch_formats.CONFIG, config)
+    descriptions.write_json(folder / _PROCESSOR, _processor(pretrained))
+    return (
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{FOLDER}")\n'
+        f'model = AutoModel.from_pretrained("{FOLDER}").eval()\n'
+        'outputs = model(**processor(images, return_tensors="pt"))\n'
+        "h = outputs.pooler_output.flatten(1)"
+    )
 
-    Args:
-      variables: {'params', 'batch_stats'} of an encoder with the ImageNet stem.
 
-    Returns:
-      Arrays by name, ordered as PyTorch does.
+def _processor(pretrained: PretrainedEncoder) -> dict[str, Any]:
+    size = pretrained.preprocessing.image_size
+    shorter_side = math.floor(size / pretrained.preprocessing.crop_proportion)
+    mean, std = torch_formats.moments(pretrained)
+    return {
+        # It keeps the aspect ratio; the default processor of ResNets squashes large
+        # images.
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": shorter_side},
+        "resample": _PIL_BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": pretrained.encoder.normalization != "none",
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def read(folder: pathlib.Path, settings: dict[str, Any]) -> Tree:
+    """The variables of a folder with Hugging Face's names.
 
     Raises:
-      ValueError: torchvision, whose architecture it is, has no names for it either.
+      DataError: the file cannot be read, or its tensors do not fit.
     """
-    arrays = to_torchvision(variables)
-    return {_theirs(name): array for name, array in arrays.items()}
+    file = str(folder / torch_formats.WEIGHTS)
+    arrays = to_torchvision_names(read_state_dict(file), file=file)
+    return torch_formats.to_variables(arrays, settings, file)
 
 
 def to_torchvision_names(
     state_dict: Mapping[str, np.ndarray], *, file: str
 ) -> dict[str, np.ndarray]:
-    """Such a state dict under torchvision's names.
+    """A state dict with Hugging Face's names under torchvision's names.
 
     Raises:
-      DataError: a name is not `ResNetModel`'s.
+      DataError: a name is not one of `ResNetModel`.
     """
-    return {_ours(name, file): array for name, array in state_dict.items()}
+    return {_torchvision_name(name, file): array for name, array in state_dict.items()}
 
 
-def _theirs(name: str) -> str:
+def _huggingface_name(name: str) -> str:
     if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
         return f"embedder.embedder.{_KINDS[match[1]]}.{match[2]}"
     match = re.fullmatch(_BLOCK, name)
@@ -59,7 +125,7 @@ def _theirs(name: str) -> str:
     return f"{prefix}.layer.{int(number) - 1}.{_KINDS[kind]}.{leaf}"
 
 
-def _ours(name: str, file: str) -> str:
+def _torchvision_name(name: str, file: str) -> str:
     if match := re.fullmatch(r"embedder\.embedder\.(\w+)\.(\w+)", name):
         if match[1] in _KINDS_BACK:
             return f"{_KINDS_BACK[match[1]]}1.{match[2]}"
@@ -69,4 +135,4 @@ def _ours(name: str, file: str) -> str:
         if number is None:
             return f"{prefix}.{_SHORTCUT_BACK[kind]}.{leaf}"
         return f"{prefix}.{_KINDS_BACK[kind]}{int(number) + 1}.{leaf}"
-    raise DataError(f"file {file}: {name} is no name of Hugging Face's ResNetModel")
+    raise DataError(f"file {file}: {name} is not a name of Hugging Face's ResNetModel")

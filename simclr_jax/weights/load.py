@@ -1,4 +1,4 @@
-"""Opens whatever holds a pretrained encoder: runs, checkpoints, exported folders."""
+"""Opens a pretrained encoder: a run, a checkpoint or an exported folder."""
 
 import dataclasses
 import pathlib
@@ -15,24 +15,23 @@ from simclr_jax.models import SimCLR, create_projection_head
 from simclr_jax.models.simclr import Tree
 from simclr_jax.runs import checkpoints
 from simclr_jax.training import build
+from simclr_jax.weights import descriptions, jax_formats
 from simclr_jax.weights import encoder as encoders
-from simclr_jax.weights import export_folder as folders
-from simclr_jax.weights import jax_formats
 from simclr_jax.weights.encoder import PretrainedEncoder
 from simclr_jax.weights.formats import FORMATS
-from simclr_jax.weights.imported import encoder_shapes
+from simclr_jax.weights.named_tensors import encoder_shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderProgram:
-    """What `simclr_jax.load` returns of a StableHLO export.
+    """What `simclr_jax.load` returns for a StableHLO export.
 
     Attributes:
-      program: prepared images [N, S, S, 3] float32 in [0, 1] -> h [N, D] float32.
-      preprocessing: what images go through before it.
+      program: preprocessed images [N, S, S, 3] float32 in [0, 1] -> h [N, D] float32.
+      preprocessing: applied to images before the program.
       config: of the run, as JSON values.
-      config_hash: names the config that made the weights.
-      step: number of updates that made the weights.
+      config_hash: hash of the config of the run.
+      step: number of updates.
     """
 
     program: export.Exported
@@ -48,46 +47,46 @@ class EncoderProgram:
 
     @property
     def variables(self) -> NoReturn:
-        """There are none to be had; raises AttributeError."""
+        """Raises AttributeError: the weights are inside the program."""
         raise AttributeError(_INSIDE.format("variables"))
 
     @property
     def encoder(self) -> NoReturn:
-        """There is none to be had; raises AttributeError."""
+        """Raises AttributeError: the encoder is inside the program."""
         raise AttributeError(_INSIDE.format("encoder"))
 
 
 _INSIDE = (
     "a StableHLO export has no {}: it is a compiled function with the weights inside; "
-    "export the run with --format=safetensors or orbax for a module and its weights"
+    "export the run with --format=safetensors for a module and its weights"
 )
 
 
 def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderProgram:
     """Opens a pretrained encoder; see `simclr_jax.load`."""
-    place = pathlib.Path(path).expanduser()
-    of_run = (place / checkpoints.FOLDER).is_dir()
-    if step is not None and not of_run:
+    location = pathlib.Path(path).expanduser()
+    is_run = (location / checkpoints.FOLDER).is_dir()
+    if step is not None and not is_run:
         raise ConfigError(
-            f"step={step}: must be left out for {path}, which is no run directory"
+            f"step={step}: must be left out for {path}, which is not a run directory"
         )
-    if of_run:
-        return encoders.load(str(place), step=step)
-    absolute = place.absolute()
+    if is_run:
+        return encoders.load(str(location), step=step)
+    absolute = location.absolute()
     if absolute.is_dir() and absolute.parent.name == checkpoints.FOLDER:
         if not absolute.name.isdecimal():
-            raise CheckpointNotFound(f"{path}: is no complete checkpoint of a run")
+            raise CheckpointNotFound(f"{path}: is not a complete checkpoint of a run")
         return encoders.load(str(absolute.parents[1]), step=int(absolute.name))
-    if folders.is_export(str(place)):
-        return read_export(place)
-    raise CheckpointNotFound(f"{path}: {_what_it_is(place)}; {_UNDERSTOOD}")
+    if descriptions.is_export(str(location)):
+        return read_export(location)
+    raise CheckpointNotFound(f"{path}: {_reason(location)}; {_LOADABLE}")
 
 
 def load_to_train(path: str) -> PretrainedEncoder:
-    """Opens an encoder whose weights are to be trained further.
+    """Opens an encoder to train it further.
 
     Raises:
-      ConfigError: its weights cannot be had.
+      ConfigError: it is a program without separate weights.
       CheckpointNotFound, DataError, CheckpointError: as `load`.
     """
     loaded = load(path)
@@ -96,18 +95,20 @@ def load_to_train(path: str) -> PretrainedEncoder:
     return loaded
 
 
-_UNDERSTOOD = (
-    "what can be loaded is a run directory, a checkpoint in one "
-    f"(RUN/{checkpoints.FOLDER}/STEP), and a folder of simclr_jax.export in any format "
-    f"({', '.join(FORMATS)}), which has the file {folders.ENCODER}; simclr_jax.convert "
-    "makes a run of other people's weights"
+_LOADABLE = (
+    "must be a run directory, a checkpoint in one "
+    f"(RUN/{checkpoints.FOLDER}/STEP), or a folder of simclr_jax.export in any format "
+    f"({', '.join(FORMATS)}), which has the file {descriptions.ENCODER}; "
+    "simclr_jax.convert imports weights of other codebases as a run"
 )
+# Formats of earlier versions of this package.
+_REMOVED_FORMATS = ("orbax",)
 
 
-def _what_it_is(place: pathlib.Path) -> str:
-    if not place.exists():
+def _reason(location: pathlib.Path) -> str:
+    if not location.exists():
         return "does not exist"
-    if not place.is_dir():
+    if not location.is_dir():
         return "is a file"
     return "holds no checkpoint of a run and no exported encoder"
 
@@ -118,33 +119,39 @@ def read_export(folder: pathlib.Path) -> PretrainedEncoder | EncoderProgram:
     Raises:
       DataError, CheckpointError: the folder is damaged.
     """
-    described = folders.read_json(folder / folders.ENCODER)
-    name = described.get("format")
+    description = descriptions.read_json(folder / descriptions.ENCODER)
+    name = description.get("format")
+    if name in _REMOVED_FORMATS:
+        raise DataError(
+            f"folder {folder}: is an export in the format {name}, which was removed; "
+            "export the run again with --format=safetensors"
+        )
     if name not in FORMATS:
         raise DataError(
-            f"file {folder / folders.ENCODER}: format is {name!r}, must be one of "
+            f"file {folder / descriptions.ENCODER}: format is {name!r}, must be one of "
             f"{', '.join(FORMATS)}"
         )
     try:
         common = {
-            "preprocessing": folders.read_preprocessing(folder),
-            "config": described["config"],
-            "config_hash": described["config_hash"],
-            "step": described["step"],
+            "preprocessing": descriptions.read_preprocessing(folder),
+            "config": description["config"],
+            "config_hash": description["config_hash"],
+            "step": description["step"],
         }
-        settings = described["encoder"]
+        settings = description["encoder"]
     except KeyError as error:
-        raise DataError(f"file {folder / folders.ENCODER}: lacks {error}") from error
+        raise DataError(
+            f"file {folder / descriptions.ENCODER}: lacks {error}"
+        ) from error
     read = FORMATS[name].read
     if read is None:
         return EncoderProgram(jax_formats.read_program(folder), **common)
-    execution = {"convolutions": build.convolutions_for(jax.default_backend())}
     try:
-        encoder = build.make_encoder(settings, **execution)
+        encoder = build.make_encoder(settings)
     except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"file {folder / folders.ENCODER}: {error}") from error
+        raise DataError(f"file {folder / descriptions.ENCODER}: {error}") from error
     variables = read(folder, settings)
-    _check_shapes(folder, variables, encoder_shapes(jax_formats.arguments(settings)))
+    _check_shapes(folder, variables, encoder_shapes(settings))
     return PretrainedEncoder(
         model=SimCLR(encoder, create_projection_head(kind="none")),
         variables=jax.device_put(
@@ -162,10 +169,10 @@ def _check_shapes(folder: pathlib.Path, variables: Tree, like: Tree) -> None:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
-    want, got = shapes(like), shapes(variables)
-    for name in sorted(want | got):
-        if want.get(name) != got.get(name):
+    expected, actual = shapes(like), shapes(variables)
+    for name in sorted(expected | actual):
+        if expected.get(name) != actual.get(name):
             raise DataError(
-                f"folder {folder}: {name} has shape {got.get(name)}, and by "
-                f"{folders.ENCODER} it must be {want.get(name)}"
+                f"folder {folder}: {name} has shape {actual.get(name)}, and by "
+                f"{descriptions.ENCODER} it must be {expected.get(name)}"
             )

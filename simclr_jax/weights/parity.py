@@ -1,35 +1,55 @@
-"""Does an exported encoder give the features of the original?"""
+"""Compares the features of an exported encoder with those of the original."""
 
 import dataclasses
+import logging
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import config_dict
+from PIL import Image, UnidentifiedImageError
 
-from simclr_jax.errors import ExportFailed
-from simclr_jax.weights import export_folder as folders
+from simclr_jax.data.sources import photographs
+from simclr_jax.errors import DataError, ExportFailed
 from simclr_jax.weights import load, torch_peers
-from simclr_jax.weights.encoder import PretrainedEncoder
+from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 from simclr_jax.weights.formats import FORMATS
 from simclr_jax.weights.load import EncoderProgram
 
-# Of the largest feature, in float32.
+_LOG = logging.getLogger(__name__)
+
+# As a share of the largest feature, in float32.
 TOLERANCE = 1e-4
+_NUM_IMAGES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Images to compare features on.
+
+    Attributes:
+      images: uint8 [H, W, 3] of any sizes, at most 16.
+      description: for the model card.
+    """
+
+    images: list[np.ndarray]
+    description: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """Features of an export against those of the original.
+    """Differences between the features of an export and those of the original.
 
     Attributes:
-      images: what they are of.
-      scale: the largest absolute value among the original's.
-      comparisons: for each library that opened the export: its name and version, the
-        largest and the mean absolute difference, and the former as a share of `scale`.
-      not_compared: why the library that the export is for did not open it; None where
-        it did, or where that is this package or JAX.
+      images: description of the images.
+      scale: the largest absolute value among the original's features.
+      comparisons: one for each library that opened the export: its name and version,
+        the largest and the mean absolute difference, and the largest as a share of
+        `scale`.
+      not_compared: why the library of the format did not open the export; None if it
+        did, or if the format is for this package or JAX.
     """
 
     images: str
@@ -50,59 +70,59 @@ class Parity:
         }
 
     def lines(self) -> list[str]:
-        """For people to read, a comparison a line."""
-        found = [
+        """One readable line for each comparison."""
+        lines = [
             f"features in {c['library']}: largest difference {c['max_abs']:.1e}, mean "
             f"{c['mean_abs']:.1e}; largest feature {self.scale:.2g}; on {self.images}"
             for c in self.comparisons
         ]
-        return found + (
-            [f"not compared: {self.not_compared}"] * bool(self.not_compared)
-        )
+        if self.not_compared:
+            lines.append(f"not compared: {self.not_compared}")
+        return lines
 
 
 def measure(
-    name: str,
-    folder: pathlib.Path,
-    original: PretrainedEncoder,
-    images: list[np.ndarray],
-    about: str,
+    name: str, folder: pathlib.Path, original: PretrainedEncoder, samples: Samples
 ) -> Parity:
-    """Opens an export in the library that it is for and here, and compares features.
+    """Opens an exported folder and compares its features with the original's.
 
     Args:
       name: of the format.
       folder: the export.
-      original: from `folder.exact`.
-      images: uint8 [H, W, 3] of any sizes.
-      about: what the images are.
+      original: from `encoder.without_heads`.
+      samples: the images.
 
     Raises:
       ExportFailed: features differ by more than the tolerance, or are not finite.
     """
-    inputs = original.preprocessing(images)
-    reference = folders.features(original, inputs)
-    found = {}
+    inputs = original.preprocessing(samples.images)
+    reference = features(original, inputs)
+    results = {}
     library, not_compared = FORMATS[name].library, None
     if library and (package := torch_peers.missing(library)):
         not_compared = f"{package} is not installed"
     elif library:
-        settings = folders.settings_of(original.encoder)
+        settings = settings_of(original.encoder)
         h = torch_peers.features(library, folder, settings, inputs)
-        found[torch_peers.version(library)] = h
+        results[torch_peers.version(library)] = h
     opened = load.read_export(folder)
     if isinstance(opened, EncoderProgram):
-        found["jax.export"] = np.asarray(opened.program.call(jnp.asarray(inputs)))
+        results["jax.export"] = np.asarray(opened.program.call(jnp.asarray(inputs)))
     else:
-        found["simclr_jax.load"] = folders.features(opened, inputs)
-    comparisons = [compare(reference, h, by) for by, h in found.items()]
-    return Parity(
-        about, float(np.abs(reference).max()), tuple(comparisons), not_compared
-    )
+        results["simclr_jax.load"] = features(opened, inputs)
+    comparisons = [compare(reference, h, by) for by, h in results.items()]
+    scale = float(np.abs(reference).max())
+    return Parity(samples.description, scale, tuple(comparisons), not_compared)
+
+
+def features(pretrained: PretrainedEncoder, inputs: np.ndarray) -> np.ndarray:
+    """Features [N, D] of preprocessed images, at the highest matmul precision."""
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(pretrained.layer(0)(jnp.asarray(inputs)))
 
 
 def compare(reference: np.ndarray, h: np.ndarray, library: str) -> dict[str, Any]:
-    """The differences of features [N, D]; raises ExportFailed if they are too large."""
+    """Differences of features [N, D]; raises ExportFailed if they are too large."""
     if h.shape != reference.shape:
         raise ExportFailed(
             f"the export gives features of shape {h.shape} in {library}, and the "
@@ -111,7 +131,7 @@ def compare(reference: np.ndarray, h: np.ndarray, library: str) -> dict[str, Any
     difference = np.abs(h.astype(np.float64) - reference)
     scale = float(np.abs(reference).max())
     largest = float(difference.max())
-    # Also where one is not finite.
+    # False for NaN too.
     if not largest <= TOLERANCE * scale:
         raise ExportFailed(
             f"the export gives other features in {library}: they differ by up to "
@@ -124,3 +144,65 @@ def compare(reference: np.ndarray, h: np.ndarray, library: str) -> dict[str, Any
         "mean_abs": float(difference.mean()),
         "relative": largest / scale if scale else 0.0,
     }
+
+
+def images_of_folder(folder: str) -> Samples:
+    """The first images of a folder and its subfolders.
+
+    Raises:
+      DataError: the folder does not exist or holds no image.
+    """
+    root = pathlib.Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"--images={folder}: no such folder")
+    images: list[np.ndarray] = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        try:
+            with Image.open(path) as file:
+                images.append(np.asarray(file.convert("RGB")))
+        except (UnidentifiedImageError, OSError, ValueError):
+            continue
+        if len(images) == _NUM_IMAGES:
+            break
+    if not images:
+        raise DataError(f"--images={folder}: holds no image")
+    return Samples(images, f"{len(images)} images of a folder")
+
+
+def images_of_run(config: dict[str, Any]) -> Samples:
+    """Images from all parts of a run's test split; photographs if it cannot be read.
+
+    The photographs are those of scikit-image.
+
+    Args:
+      config: of the run.
+
+    Raises:
+      DataError: neither can be read.
+    """
+    dataset = config["data"]["dataset"]
+    split = config["evaluation"]["test_split"]
+    try:
+        images = _images_of_split(config_dict.ConfigDict(config), split)
+    # TensorFlow or the dataset may be missing, or TensorFlow cannot decode its files.
+    except Exception as error:
+        _LOG.info("Comparing on photographs: %s", error)
+        images = photographs.load_whole()[:_NUM_IMAGES]
+        return Samples(
+            images,
+            f"{len(images)} photographs of scikit-image (split {split} of {dataset} "
+            "could not be read)",
+        )
+    return Samples(images, f"{len(images)} images of {dataset}, split {split}")
+
+
+def _images_of_split(config: config_dict.ConfigDict, split: str) -> list[np.ndarray]:
+    # These import TensorFlow, which an export can do without.
+    from simclr_jax.data.sources import reading
+    from simclr_jax.training import input_pipeline
+
+    source = input_pipeline.open_source(config, split)
+    count = min(_NUM_IMAGES, source.num_examples)
+    indices = np.linspace(0, source.num_examples - 1, count).astype(np.int64)
+    records = zip(*source.read(indices), strict=True)
+    return [np.asarray(reading.decode_record(source, *record)[0]) for record in records]

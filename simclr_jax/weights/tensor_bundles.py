@@ -1,4 +1,7 @@
-"""TensorFlow's checkpoint files: finding, opening, and their object graph."""
+"""TensorFlow's checkpoint files and their object graph.
+
+Kept apart from `google`, which is about names, so that one module imports TensorFlow.
+"""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.errors import DataError, first_line
-from simclr_jax.weights.imported import Tensors
+from simclr_jax.weights.named_tensors import Tensors
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Of the bundle in a SavedModel's folder.

@@ -1,8 +1,8 @@
 """PyTorch's weight files, read without PyTorch and without running what is in them.
 
-A `.pth` file is a pickle, which can call anything. Here it can only call what builds
-tensors; other names in it become inert placeholders, and what they would have built is
-left out. Both formats are read: the zip archive of PyTorch 1.6 and the one before.
+A `.pth` file is a zip archive (since PyTorch 1.6) with a pickle, and a pickle can call
+anything. Here it can only call what builds tensors; other names in it become inert
+placeholders, and the objects that they would have built are left out.
 """
 
 import collections
@@ -20,7 +20,7 @@ import safetensors
 from safetensors.numpy import load_file
 
 from simclr_jax.errors import DataError, first_line
-from simclr_jax.weights.imported import Tensors
+from simclr_jax.weights.named_tensors import Tensors
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -35,13 +35,12 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
-# Tensors may repeat numbers of their storage, but not to fill the memory.
+# A tensor may repeat values of its storage, but must not exhaust the memory.
 _SMALL, _MAX_EXPANSION = 1000, 1000
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Keys under which training scripts keep the weights in a checkpoint.
 _INNER = ("state_dict", "model", "model_state_dict", "net", "teacher", "student")
-# What damaged files make the readers raise.
-_DAMAGES = (
+# The errors that the readers raise for damaged files.
+_READ_ERRORS = (
     ValueError,
     KeyError,
     IndexError,
@@ -59,7 +58,7 @@ _DAMAGES = (
 
 
 def is_torch_file(path: str) -> bool:
-    """Whether a local file is in one of the formats read here."""
+    """Whether a local file was written by PyTorch or safetensors."""
     if path.endswith(".safetensors"):
         return True
     try:
@@ -74,33 +73,38 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     """The tensors of a `.safetensors` or `.pth` file by name, as PyTorch orders them.
 
     Raises:
-      DataError: the file cannot be read, or holds no tensors, or several models.
+      DataError: the file cannot be read, or does not hold the tensors of one model.
     """
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
         with open(path, "rb") as file:
-            zipped = file.read(4) == _ZIP_START
-        return _read_zip(path) if zipped else _read_legacy(path)
+            if file.read(1) == _PICKLE_START:
+                raise DataError(
+                    f"file {path}: is not in the zip format of PyTorch 1.6 and later; "
+                    "convert it in PyTorch: weights = torch.load(file), then "
+                    "torch.save(weights, new_file)"
+                )
+        return _read_zip(path)
     except DataError:
         raise
-    except _DAMAGES as error:
+    except _READ_ERRORS as error:
         raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
 
 
-def _state_dict(path: str, loaded: Any) -> dict[str, np.ndarray]:
-    """The one dict of tensors in what a file holds; only these are put together."""
+def _state_dict(path: str, content: Any) -> dict[str, np.ndarray]:
+    """The one dict of tensors in the content of a file; reads only these tensors."""
 
     def tensors(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             return {}
         return {str(k): v for k, v in value.items() if isinstance(v, _Lazy)}
 
-    inner = loaded if isinstance(loaded, Mapping) else {}
+    inner = content if isinstance(content, Mapping) else {}
     candidates = [key for key in _INNER if tensors(inner.get(key))]
-    found = tensors(inner[candidates[0]] if candidates else loaded)
-    if found and len(candidates) <= 1:
-        return {name: lazy.array() for name, lazy in found.items()}
+    lazy_tensors = tensors(inner[candidates[0]] if candidates else content)
+    if lazy_tensors and len(candidates) <= 1:
+        return {name: lazy.array() for name, lazy in lazy_tensors.items()}
     keys = ", ".join(map(str, list(inner)[:8])) or "none"
     raise DataError(
         f"file {path}: must hold tensors by name, or one of the keys "
@@ -108,11 +112,8 @@ def _state_dict(path: str, loaded: Any) -> dict[str, np.ndarray]:
     )
 
 
-# What a pickle may call, and what stands in for the rest.
-
-
 class _Placeholder:
-    """Takes the place of an object that is not a tensor; never does anything."""
+    """Stands for an object that is not a tensor; does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         """Takes any arguments."""
@@ -120,7 +121,7 @@ class _Placeholder:
     def __setstate__(self, _: Any) -> None:
         pass
 
-    # Pickles fill lists and dicts, and what is made like them, through these.
+    # Unpickling fills lists, dicts and their subclasses through these methods.
     def append(self, _: Any) -> None:
         pass
 
@@ -132,15 +133,15 @@ class _Placeholder:
 
 
 class _Storage:
-    """A run of numbers that tensors are cut from."""
+    """A flat array that tensors are views of, read when it is needed."""
 
     def __init__(self, numbers: Callable[[], np.ndarray]) -> None:
-        """Takes what gives the numbers, once the file has come to them."""
+        """Takes the function that reads the array."""
         self.numbers = numbers
 
 
 class _Lazy:
-    """A tensor whose storage may come later in the file."""
+    """A tensor whose storage is not read yet."""
 
     def __init__(
         self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any
@@ -182,12 +183,12 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def __init__(self, file: Any, storage: Callable[[tuple], _Storage]) -> None:
-        """Takes the file and what makes a storage of a persistent id."""
+        """Takes the file and the function from a persistent id to a storage."""
         super().__init__(file, encoding="utf-8")
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the file stands for."""
+        """The object for a name in the file."""
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return name
         return self._ALLOWED.get((module, name), _Placeholder)
@@ -229,40 +230,8 @@ def _read_zip(path: str) -> dict[str, np.ndarray]:
         return _state_dict(path, _Unpickler(content, storage).load())
 
 
-def _read_legacy(path: str) -> dict[str, np.ndarray]:
-    storages: dict[str, np.ndarray] = {}
-    types: dict[str, Any] = {}
-
-    def storage(pid: tuple) -> _Storage:
-        _, kind, key, _, _, view = (*pid, None)[:6]
-        if view is not None:
-            raise ValueError("a storage that is a view of another")
-        types[key] = _dtype(kind)
-        return _Storage(lambda: storages[key])
-
-    with open(path, "rb") as file:
-
-        def load() -> Any:
-            return _Unpickler(file, storage).load()
-
-        if load() != _LEGACY_MAGIC:
-            raise ValueError("not a file of torch.save")
-        load()  # the format's version
-        if not load().get("little_endian", True):
-            raise ValueError("numbers in big-endian order")
-        loaded = load()
-        for key in load():
-            dtype = types[key]
-            count = int.from_bytes(file.read(8), "little")
-            content = file.read(count * dtype.itemsize)
-            if len(content) != count * dtype.itemsize:
-                raise EOFError("the file ends early")
-            storages[key] = np.frombuffer(content, dtype)
-        return _state_dict(path, loaded)
-
-
 def as_tensors(path: str, state_dict: Mapping[str, np.ndarray]) -> Tensors:
-    """Kernels in this package's order: [height, width, in, out] and [in, out]."""
+    """Tensors with kernels as [height, width, in, out] and [in, out]."""
 
     def order(ndim: int) -> tuple[int, ...]:
         return {4: (2, 3, 1, 0), 2: (1, 0)}.get(ndim, tuple(range(ndim)))

@@ -1,4 +1,4 @@
-"""Folders that torchvision, timm and Hugging Face's transformers open."""
+"""The formats for torchvision and timm, and what all formats for PyTorch share."""
 
 import math
 import pathlib
@@ -8,73 +8,93 @@ import numpy as np
 from safetensors.numpy import save
 
 from simclr_jax.models import DEPTHS
-from simclr_jax.models.blocks import BASE_FILTERS, EXPANSION
+from simclr_jax.models.blocks import BASE_FILTERS
 from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights import export_folder as folders
-from simclr_jax.weights.encoder import PretrainedEncoder
-from simclr_jax.weights.huggingface import to_huggingface, to_torchvision_names
+from simclr_jax.weights import descriptions
+from simclr_jax.weights.descriptions import FOLDER
+from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 from simclr_jax.weights.torch_files import read_state_dict
 from simclr_jax.weights.torchvision import from_torchvision, to_torchvision
 
 WEIGHTS, PICKLED_WEIGHTS = "model.safetensors", "model.pth"
-_CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
-_PIL_BICUBIC = 3
-# PyTorch's default, which none of the three can be told to change.
+CONFIG = "config.json"
+_BY_NAME = (18, 34, 50, 101, 152)  # the depths that torchvision has functions for
+# PyTorch's default; none of the libraries has an option for it.
 _EPSILON = 1e-5
 
 
 def limits(settings: dict[str, Any]) -> list[str]:
-    """What about an encoder none of the three can express, as reasons."""
-    found = []
+    """The reasons why no PyTorch library can express an encoder."""
+    reasons = []
     if settings["sk_ratio"] > 0:
-        found.append(f"selective kernels (encoder.sk_ratio={settings['sk_ratio']})")
+        reasons.append(f"selective kernels (encoder.sk_ratio={settings['sk_ratio']})")
     if settings["se_ratio"] > 0:
-        found.append(
+        reasons.append(
             f"squeeze-and-excitation (encoder.se_ratio={settings['se_ratio']})"
         )
     if settings["first_group_projection"] and not DEPTHS[settings["depth"]][0]:
-        found.append(
+        reasons.append(
             "a projection shortcut in the first group of basic blocks "
             "(encoder.first_group_projection=True)"
         )
     if settings["stem"] == "imagenet" and settings["max_pool_padding"] != "torch":
-        found.append(
-            "a max-pool padded as TensorFlow does (encoder.max_pool_padding="
+        reasons.append(
+            "a max-pool with TensorFlow's padding (encoder.max_pool_padding="
             f"{settings['max_pool_padding']!r})"
         )
     if settings["batch_norm_epsilon"] != _EPSILON:
-        found.append(
+        reasons.append(
             f"encoder.batch_norm_epsilon={settings['batch_norm_epsilon']} "
             f"(PyTorch's ResNets have {_EPSILON})"
         )
-    return found
+    return reasons
 
 
 def width_limits(settings: dict[str, Any]) -> list[str]:
-    """Of torchvision and timm, whose stems have 64 filters."""
-    if _filters(settings, 0) == BASE_FILTERS:
+    """The reasons of torchvision and timm, whose stems have 64 filters."""
+    if num_filters(settings, 0) == BASE_FILTERS:
         return []
     return [f"encoder.width={settings['width']:g} (their stems have 64 filters)"]
 
 
 def stem_limits(settings: dict[str, Any]) -> list[str]:
-    """Of timm and Hugging Face, whose stems have a stride and a max-pool."""
+    """The reasons of timm and transformers, whose stems have stride and max-pool."""
     if settings["stem"] == "imagenet":
         return []
     return [f"the stem for small images (encoder.stem={settings['stem']!r})"]
 
 
-def write_torchvision(folder: pathlib.Path, pretrained: PretrainedEncoder) -> None:
+def write_torchvision(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
     """Writes `model.safetensors` with torchvision's names."""
-    _save(folder, to_torchvision(pretrained.variables), pretrained.step)
+    save_tensors(folder, to_torchvision(pretrained.variables), pretrained.step)
+    settings = settings_of(pretrained.encoder)
+    bottleneck, depths = DEPTHS[settings["depth"]]
+    model = f"models.resnet{settings['depth']}()"
+    if settings["depth"] not in _BY_NAME:
+        block = "Bottleneck" if bottleneck else "BasicBlock"
+        model = f"models.ResNet(models.resnet.{block}, {list(depths)})"
+    stem = ""
+    if settings["stem"] == "cifar":
+        stem = (
+            "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)\n"
+            "model.maxpool = torch.nn.Identity()\n"
+        )
+    return (
+        "import torch\nfrom safetensors.torch import load_file\n"
+        f"from torchvision import models\n\nmodel = {model}\n"
+        f"model.fc = torch.nn.Identity()\n{stem}"
+        f'weights = load_file("{FOLDER}/{WEIGHTS}")\n'
+        "model.load_state_dict(weights, strict=True)\n"
+        "h = model.eval()(images)  # preprocessed, [N, 3, S, S]"
+    )
 
 
-def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> None:
+def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
     """Writes `model.safetensors` and `config.json` for timm's 'local-dir:' models."""
-    write_torchvision(folder, pretrained)
+    save_tensors(folder, to_torchvision(pretrained.variables), pretrained.step)
     size = pretrained.preprocessing.image_size
-    mean, std = _moments(pretrained)
+    mean, std = moments(pretrained)
     config = {
         "architecture": f"resnet{pretrained.encoder.depth}",
         "num_classes": 0,
@@ -96,92 +116,55 @@ def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> None:
             "classifier": "fc",
         },
     }
-    folders.write_json(folder / _CONFIG, config)
+    descriptions.write_json(folder / CONFIG, config)
+    return (
+        "import timm\n\n"
+        f'model = timm.create_model("local-dir:{FOLDER}", pretrained=True).eval()\n'
+        "data = timm.data.resolve_data_config({}, model=model)\n"
+        "transform = timm.data.create_transform(**data)"
+    )
 
 
-def write_huggingface(folder: pathlib.Path, pretrained: PretrainedEncoder) -> None:
-    """Writes weights, config and image processor of a `transformers.ResNetModel`."""
-    _save(folder, to_huggingface(pretrained.variables), pretrained.step)
-    settings = folders.settings_of(pretrained.encoder)
-    bottleneck, depths = DEPTHS[settings["depth"]]
-    expansion = EXPANSION if bottleneck else 1
-    config = {
-        "architectures": ["ResNetModel"],
-        "model_type": "resnet",
-        "num_channels": 3,
-        "embedding_size": _filters(settings, 0),
-        "hidden_sizes": [expansion * _filters(settings, group) for group in range(4)],
-        "depths": list(depths),
-        "layer_type": "bottleneck" if bottleneck else "basic",
-        "hidden_act": "relu",
-        "downsample_in_first_stage": False,
-        "downsample_in_bottleneck": False,
-        "dtype": "float32",
-    }
-    folders.write_json(folder / _CONFIG, config)
-    size = pretrained.preprocessing.image_size
-    short = math.floor(size / pretrained.preprocessing.crop_proportion)
-    mean, std = _moments(pretrained)
-    processor = {
-        # Resizes and crops at any size; the usual one of ResNets squashes large images.
-        "image_processor_type": "BitImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": short},
-        "resample": _PIL_BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": pretrained.encoder.normalization != "none",
-        "image_mean": mean,
-        "image_std": std,
-    }
-    folders.write_json(folder / _PROCESSOR, processor)
-
-
-def read_torch(folder: pathlib.Path, settings: dict[str, Any]) -> Tree:
+def read(folder: pathlib.Path, settings: dict[str, Any]) -> Tree:
     """The variables of a folder with torchvision's names.
 
     Raises:
       DataError: the file cannot be read, or its tensors do not fit.
     """
     file = str(folder / WEIGHTS)
-    return _as_variables(read_state_dict(file), settings, file)
+    return to_variables(read_state_dict(file), settings, file)
 
 
-def read_huggingface(folder: pathlib.Path, settings: dict[str, Any]) -> Tree:
-    """The variables of a folder with Hugging Face's names; raises DataError."""
-    file = str(folder / WEIGHTS)
-    arrays = to_torchvision_names(read_state_dict(file), file=file)
-    return _as_variables(arrays, settings, file)
-
-
-def _as_variables(
+def to_variables(
     arrays: dict[str, np.ndarray], settings: dict[str, Any], file: str
 ) -> Tree:
+    """{'params', 'batch_stats'} from arrays with torchvision's names; see `read`."""
     weights = from_torchvision(
         arrays, normalization=settings["normalization"], prefix="", file=file
     )
     return weights.variables
 
 
-def _save(folder: pathlib.Path, arrays: dict[str, np.ndarray], step: int) -> None:
+def save_tensors(
+    folder: pathlib.Path, arrays: dict[str, np.ndarray], step: int
+) -> None:
+    """Writes arrays and the update counters of BatchNorms as `model.safetensors`."""
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # PyTorch's BatchNorms count their updates; loading strictly wants the counters.
+    # PyTorch's BatchNorms count their updates; strict loading needs the counters.
     for name in arrays:
         if name.endswith(".running_mean"):
             counter = name.removesuffix("running_mean") + "num_batches_tracked"
             tensors[counter] = np.array(step, np.int64)
-    # `save_file` would let nobody but its writer read the file.
+    # `save_file` would make the file readable for its owner only.
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _moments(pretrained: PretrainedEncoder) -> tuple[list[float], list[float]]:
-    """(mean, std) that the library's transform has to take out."""
-    moments = NORMALIZATIONS[pretrained.encoder.normalization]
-    return (list(moments[0]), list(moments[1])) if moments else ([0.0] * 3, [1.0] * 3)
+def moments(pretrained: PretrainedEncoder) -> tuple[list[float], list[float]]:
+    """(mean, std) that the library's transform subtracts and divides by."""
+    values = NORMALIZATIONS[pretrained.encoder.normalization]
+    return (list(values[0]), list(values[1])) if values else ([0.0] * 3, [1.0] * 3)
 
 
-def _filters(settings: dict[str, Any], group: int) -> int:
+def num_filters(settings: dict[str, Any], group: int) -> int:
+    """Filters of the 3x3 convolutions in a group of blocks, counted from 0."""
     return max(1, round(BASE_FILTERS * settings["width"])) * 2**group

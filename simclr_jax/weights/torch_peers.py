@@ -1,7 +1,7 @@
-"""The libraries that exports are for, in a process of their own.
+"""Opens exports in PyTorch's libraries, in another process (`torch_process`).
 
-None of them is a dependency: each is used where it is installed, and `missing` says
-where it is not.
+The libraries are not dependencies of this package: `missing` names the one that is not
+installed.
 """
 
 import importlib.metadata
@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
-import simclr_jax
 from simclr_jax.errors import ExportFailed
 from simclr_jax.models import DEPTHS
 from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.weights import torch_formats
 
 _MODULE = "simclr_jax.weights.torch_process"
+# The folder that holds the package.
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def missing(library: str) -> str | None:
-    """The first package that a library's comparison needs and that is not installed."""
-    packages = dict.fromkeys((library, "torch"))
+    """The first of a library and PyTorch that is not installed; None if both are."""
+    packages = (library, "torch")
     return next((p for p in packages if importlib.util.find_spec(p) is None), None)
 
 
@@ -40,13 +41,13 @@ def version(library: str) -> str:
 def features(
     library: str, folder: pathlib.Path, settings: dict[str, Any], inputs: np.ndarray
 ) -> np.ndarray:
-    """What a library makes of an exported folder, opened as its model card says.
+    """Features from an exported folder, opened as its model card says.
 
     Args:
-      library: torchvision, timm or transformers; installed.
+      library: torchvision, timm or transformers; must be installed.
       folder: the export.
       settings: of the encoder.
-      inputs: prepared images float32 [N, S, S, 3] in [0, 1].
+      inputs: preprocessed images float32 [N, S, S, 3] in [0, 1].
 
     Returns:
       h [N, D] float32, computed on the CPU.
@@ -86,14 +87,13 @@ def _request(library: str, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _run(request: dict[str, Any]) -> None:
-    root = pathlib.Path(simclr_jax.__file__).parents[1]
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.run(
         [sys.executable, "-m", _MODULE],
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        # Nothing is to be looked for on the network.
+        # Keeps transformers and timm off the network.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
     )
     if process.returncode:
@@ -102,5 +102,5 @@ def _run(request: dict[str, Any]) -> None:
         if process.returncode < 0:
             reason = f"ended by {signal.Signals(-process.returncode).name}"
         raise ExportFailed(
-            f"{version(request['library'])} cannot take the export ({reason})"
+            f"{version(request['library'])} cannot open the export ({reason})"
         )

@@ -1,12 +1,11 @@
-"""The process in which PyTorch opens an export; run by `peers`.
+"""The program in which PyTorch opens an export; run by `torch_peers`.
 
-The only module that imports PyTorch and its libraries. They are in a process of their
-own since PyTorch and TensorFlow in one can end it, by a segmentation fault. Nothing
-else of this package is imported here.
+A separate process, since PyTorch and TensorFlow in one process can crash it. It imports
+nothing else of this package.
 
-Reads one JSON object from stdin: `library`, `folder`, `weights` (a path); for features
-also `inputs` and `outputs` (.npy files), `bottleneck`, `depths`, `small_stem`; to write
-a pickle `pickled`.
+Reads one JSON object from stdin: `library`, `folder` and `weights` (a path). To compute
+features also `inputs` and `outputs` (.npy files), `bottleneck`, `depths` and
+`small_stem`; to write a pickle also `pickled` (a path).
 """
 
 import json
@@ -57,7 +56,7 @@ def _write_features(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Does what is asked."""
+    """Answers the request on stdin."""
     request = json.load(sys.stdin)
     if "pickled" in request:
         torch.save(load_file(request["weights"]), pathlib.Path(request["pickled"]))

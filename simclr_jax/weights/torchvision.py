@@ -10,7 +10,8 @@ import numpy as np
 from simclr_jax import models
 from simclr_jax.errors import DataError
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights.imported import (
+from simclr_jax.weights.layers import LEAVES, Structure, encoder_layers
+from simclr_jax.weights.named_tensors import (
     PROBE_LEAVES,
     ImportedWeights,
     Layout,
@@ -19,7 +20,6 @@ from simclr_jax.weights.imported import (
     nearest,
     place,
 )
-from simclr_jax.weights.structure import LEAVES, Structure, encoder_layers
 from simclr_jax.weights.torch_files import as_tensors
 
 _THEIR_LEAVES = {

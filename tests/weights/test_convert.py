@@ -8,6 +8,7 @@ import commands
 import google_files
 import numpy as np
 import pytest
+from pretraining import pretrain
 from test_torchvision import GOLDEN, state_dict
 
 import simclr_jax
@@ -15,7 +16,6 @@ from simclr_jax.configs import cifar10
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import CheckpointError, ConfigError, InvalidInput
 from simclr_jax.runs import atomic, directory
-from simclr_jax.training import loop
 from simclr_jax.weights import convert, export, load_google_checkpoint
 
 
@@ -127,7 +127,7 @@ def test_run_can_be_evaluated_and_not_pretrained(imported, tmp_path):
     config.batch.batch_size = 8
     config.evaluation.batch_size = config.evaluation.sgd_batch_size = 8
     with pytest.raises(CheckpointError, match="imported weights and no state"):
-        loop.train(config, run, allow_config_change=True)
+        pretrain(config, run, allow_config_change=True)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -235,7 +235,7 @@ def test_an_interrupted_import_leaves_nothing_behind(tmp_path, monkeypatch):
         ("torch_moco.pth", {"ema": True}, "--ema: must be left out"),
         ("torch_moco.pth", {}, "--normalization: must be given"),
         ("typo.pth", {"normalization": "none"}, "there is no such file"),
-        ("README.md.pth", {"normalization": "none"}, "is no file of PyTorch's"),
+        ("README.md.pth", {"normalization": "none"}, "is not a PyTorch file"),
     ],
 )
 def test_options_that_do_not_go_with_the_file(path, options, message, tmp_path):

@@ -1,6 +1,6 @@
 """The worked example of the documentation, as it is printed.
 
-bash launch/test.sh -m slow tests/exporting/test_example.py
+bash launch/test.sh -m slow tests/weights/test_example.py
 """
 
 import os

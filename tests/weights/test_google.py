@@ -11,7 +11,7 @@ import pytest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 from simclr_jax.weights import google, load_google_checkpoint, tensor_bundles
-from simclr_jax.weights.imported import Tensors
+from simclr_jax.weights.named_tensors import Tensors
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FORMATS = {

@@ -1,6 +1,6 @@
 """Exports as torchvision, timm and transformers open them.
 
-    bash launch/test.sh -m slow tests/exporting/test_libraries.py
+    bash launch/test.sh -m slow tests/weights/test_libraries.py
 
 The command compares features in a Python that has the libraries; then the lines of the
 model card, as they are printed, are run there without this package, and their features

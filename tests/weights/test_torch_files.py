@@ -30,9 +30,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", ["torch_kinds.pth", "torch_kinds_legacy.pth"])
-def test_every_kind_of_tensor(name):
-    got = torch_files.read_state_dict(str(GOLDEN / name))
+def test_every_kind_of_tensor():
+    got = torch_files.read_state_dict(str(GOLDEN / "torch_kinds.pth"))
     assert got.keys() == KINDS.keys()
     for key, want in KINDS.items():
         np.testing.assert_array_equal(got[key], want)
@@ -54,6 +53,18 @@ def test_safetensors(tmp_path):
     assert got.keys() == arrays.keys()
     for key, want in arrays.items():
         np.testing.assert_array_equal(got[key], want)
+
+
+# The first bytes of the format before PyTorch 1.6: its magic number, pickled.
+OLD_FORMAT = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+
+def test_the_old_format_names_its_conversion(tmp_path):
+    path = tmp_path / "x.pth"
+    path.write_bytes(OLD_FORMAT + b"rest")
+    with pytest.raises(DataError, match=r"torch\.load.*torch\.save") as caught:
+        torch_files.read_state_dict(str(path))
+    assert str(caught.value).startswith(f"file {path}: is not in the zip format")
 
 
 class Attack:
@@ -88,7 +99,7 @@ def test_nothing_in_a_file_is_executed(wrap, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 0.95])
-@pytest.mark.parametrize("name", ["torch_moco.pth", "torch_legacy.pth", "safetensors"])
+@pytest.mark.parametrize("name", ["torch_moco.pth", "safetensors"])
 def test_truncated_files(name, share, tmp_path):
     if name == "safetensors":
         content = safetensors.numpy.save({"x": np.ones(1000, np.float32)})
@@ -130,8 +141,7 @@ def test_files_without_tensors_name_what_they_hold(tmp_path):
 
 
 def test_files_are_told_by_their_content(tmp_path):
-    for name in ("torch_moco.pth", "torch_legacy.pth"):
-        content = (GOLDEN / name).read_bytes()
+    for content in ((GOLDEN / "torch_moco.pth").read_bytes(), OLD_FORMAT):
         (tmp_path / "any.name").write_bytes(content)
         assert torch_files.is_torch_file(str(tmp_path / "any.name"))
     (tmp_path / "text").write_text("hello")

@@ -52,17 +52,13 @@ def test_forward_pass_is_torchvision_s(depth, fidelity):
             )
 
 
-@pytest.mark.parametrize(
-    ("file", "prefix"),
-    [("torch_moco.pth", "module.encoder_q."), ("torch_legacy.pth", None)],
-)
-def test_files_of_pytorch(file, prefix):
-    """Written by PyTorch with the formula's values: layer for layer they arrive."""
-    path = str(GOLDEN / file)
+def test_files_of_pytorch():
+    """A file of PyTorch's with the formula's values: every layer gets its own."""
+    path = str(GOLDEN / "torch_moco.pth")
     weights = from_torchvision(
         torch_files.read_state_dict(path),
         normalization="none",
-        prefix=prefix,
+        prefix="module.encoder_q.",
         file=path,
     )
     settings = weights.encoder_settings
@@ -74,10 +70,10 @@ def test_files_of_pytorch(file, prefix):
     for tree in (weights.params, weights.batch_stats):
         want = reference_weights.fill(tree)
         jax.tree.map(np.testing.assert_array_equal, tree, want)
-    counted = {"batch counters": 20}
-    if prefix:
-        counted["outside module.encoder_q."] = 122
-    assert weights.ignored == counted
+    assert weights.ignored == {
+        "batch counters": 20,
+        "outside module.encoder_q.": 122,
+    }
 
 
 def test_several_networks_need_a_prefix():

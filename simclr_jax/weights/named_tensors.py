@@ -14,7 +14,7 @@ import numpy as np
 from simclr_jax import models
 from simclr_jax.errors import DataError
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights.structure import Structure
+from simclr_jax.weights.layers import Structure
 
 _LOG = logging.getLogger(__name__)
 
@@ -277,8 +277,13 @@ def _num_classes(tensors: Tensors, layout: Layout) -> int | None:
 
 
 def encoder_shapes(settings: dict[str, Any]) -> Tree:
-    """Shapes of an encoder's {'params', 'batch_stats'}; nothing is computed."""
-    encoder = models.create_encoder(**settings)
+    """Shapes of an encoder's {'params', 'batch_stats'}, without computing them.
+
+    Args:
+      settings: arguments of `models.create_encoder`; may be JSON values.
+    """
+    dtype = jnp.dtype(settings.get("dtype", "float32"))
+    encoder = models.create_encoder(**{**settings, "dtype": dtype})
     return jax.eval_shape(encoder.init, jax.random.key(0), _struct(1, 64, 64, 3))
 
 
