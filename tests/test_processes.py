@@ -181,6 +181,6 @@ def test_doctor_checks_two_processes(tmp_path):
     assert len(lines) == 14
     assert not [line for line in lines if line.startswith("BAD")]
     assert "2 processes with 2 devices each" in text
-    assert "All is well." in text
+    assert "All checks passed." in text
     assert "ok" not in [line.split(" ")[0] for line in other.splitlines()]
     assert not (tmp_path / "run").exists()

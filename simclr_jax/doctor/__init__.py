@@ -1,1 +1,1 @@
-"""Checks of a machine or pod before a run: what `simclr_jax.doctor` prints."""
+"""Checks of a machine or pod before a run, printed by `simclr_jax.doctor`."""

@@ -4,9 +4,9 @@
     python -m simclr_jax.doctor --workdir=RUN
 
 Environment, devices, hosts, versions, clocks and the run directory, then whether all
-devices together compute the loss, gradient, BatchNorm statistics and update of one. A
-line each; the exit code is 1 if one of them is bad. On many hosts start it on all of
-them, as `simclr_jax.pretrain`.
+devices together compute the same loss, gradient, BatchNorm statistics and update as one
+device. Prints one line per check; the exit code is 1 if a check fails. With several
+hosts, start it on all of them, like `simclr_jax.pretrain`.
 """
 
 from absl import flags
@@ -14,7 +14,7 @@ from absl import flags
 from simclr_jax import cli
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "A run directory to check too; need not be there yet."
+    "workdir", None, "A run directory to check too; it may not exist yet."
 )
 cli.define_processes()
 
@@ -33,9 +33,9 @@ def main() -> None:
             mark = "ok " if verdict.ok else "BAD"
             print(f"{mark}  {verdict.name:<15} {verdict.detail}", flush=True)
     if bad:
-        raise RunFailed(f"{bad} checks are bad")
+        raise RunFailed(f"{bad} checks failed")
     if processes.is_main():
-        print("All is well.")
+        print("All checks passed.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The lines that `doctor` prints: a check each, with a verdict.
+"""The checks of `doctor`.
 
-Every check runs on all processes, so each may hold collectives; what it says is what
-process 0 saw, unless another process failed.
+Every check runs on all processes, so it may contain collectives. Its detail is that of
+process 0, unless another process failed.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-import simclr_jax
 from simclr_jax import parallel
 from simclr_jax.doctor import equivalence
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed, first_line
@@ -25,7 +24,8 @@ from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic, directory
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Of some machines only. Different compilers make programs that do not fit together.
+# Only installed on some machines. Different compilers on different hosts build programs
+# that do not match.
 _OPTIONAL_LIBRARIES = (
     "libtpu",
     "jax-cuda12-plugin",
@@ -39,12 +39,12 @@ _LEAST_FREE_GB = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One line.
+    """The result of one check.
 
     Attributes:
-      name: what was checked.
-      ok: whether it is as it should be.
-      detail: what was seen, and if it is wrong, what to do.
+      name: of the check.
+      ok: whether the check passed.
+      detail: what was found, and after a failure how to fix it.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Verdict:
 
 
 class _Failed(RunFailed):
-    """A check that does not hold."""
+    """A check that failed."""
 
 
 def run(workdir: str | None) -> Iterator[Verdict]:
-    """Runs all checks and gives their verdicts one by one.
+    """Runs all checks and yields their verdicts one by one.
 
     Args:
-      workdir: a run directory to check too, there or not.
+      workdir: a run directory to check too; None for none. It may not exist.
     """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("environment", _environment),
@@ -91,7 +91,7 @@ def _version(library: str) -> str | None:
 
 
 def _environment() -> str:
-    """Python and libraries of this process, all that are needed."""
+    """The required libraries are installed."""
     with processes.all_or_none():
         missing = [name for name in _LIBRARIES if _version(name) is None]
         if missing:
@@ -100,12 +100,15 @@ def _environment() -> str:
 
 
 def _libraries() -> str:
-    found = [(name, _version(name)) for name in (*_LIBRARIES, *_OPTIONAL_LIBRARIES)]
-    return ", ".join(f"{name} {version}" for name, version in found if version)
+    names = (*_LIBRARIES, *_OPTIONAL_LIBRARIES)
+    versions = {name: _version(name) for name in names}
+    return ", ".join(
+        f"{name} {version}" for name, version in versions.items() if version
+    )
 
 
 def _devices() -> str:
-    """Accelerators of one kind, and none left out by mistake."""
+    """All devices are of one kind, and no accelerator is left unused."""
     kinds = sorted({device.device_kind for device in jax.devices()})
     platforms = {device.platform for device in jax.devices()}
     with processes.all_or_none():
@@ -129,7 +132,7 @@ def _devices() -> str:
 
 
 def _hosts() -> str:
-    """Every process with the same number of devices."""
+    """Every process has the same number of devices."""
     counts = processes.gather_texts(f"{processes.name()}|{jax.local_device_count()}")
     numbers = {text.split("|")[1] for text in counts}
     if len(numbers) > 1:
@@ -142,9 +145,9 @@ def _hosts() -> str:
 
 
 def code_digest() -> str:
-    """12 hex digits that name this package's source code."""
+    """A digest of this package's source code, 12 hex digits."""
     digest = hashlib.sha256()
-    folder = pathlib.Path(simclr_jax.__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes())
@@ -152,7 +155,7 @@ def code_digest() -> str:
 
 
 def _versions() -> str:
-    """The same code and libraries on all hosts."""
+    """Code, libraries and XLA_FLAGS are the same on all hosts."""
     code = code_digest()
     processes.require_equal("Python", platform.python_version())
     processes.require_equal("libraries", _libraries())
@@ -163,7 +166,7 @@ def _versions() -> str:
 
 
 def _clocks() -> str:
-    """Clocks close enough for logs to be read side by side."""
+    """Clocks agree well enough to compare the logs of different hosts."""
     processes.barrier()
     times = [float(text) for text in processes.gather_texts(f"{time.time():.3f}")]
     spread = max(times) - min(times)
@@ -177,7 +180,7 @@ def _clocks() -> str:
 
 
 def _run_directory(workdir: str) -> str:
-    """One folder for all hosts, writable, with room for checkpoints."""
+    """All hosts see the same writable folder, with space for checkpoints."""
     with processes.all_or_none():
         atomic.check_no_file(workdir)
     existed = pathlib.Path(workdir).exists()
@@ -188,7 +191,7 @@ def _run_directory(workdir: str) -> str:
         pathlib.Path(workdir).rmdir()
     if free_gb < _LEAST_FREE_GB:
         raise ConfigError(
-            f"--workdir={workdir}: {free_gb:.1f} GB are free; checkpoints want at "
+            f"--workdir={workdir}: {free_gb:.1f} GB are free; checkpoints need at "
             f"least {_LEAST_FREE_GB:g}"
         )
     return f"{workdir} is the same folder on all hosts, {free_gb:.0f} GB free"
@@ -207,6 +210,6 @@ def _equivalence() -> Iterator[Verdict]:
         yield Verdict(
             f"1 device = {jax.device_count()}",
             difference.ok,
-            f"{difference.what}: differs by {difference.relative:.0e} "
+            f"{difference.quantity}: differs by {difference.relative:.0e} "
             f"(up to {difference.tolerance:.0e} is rounding)",
         )

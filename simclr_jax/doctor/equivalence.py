@@ -1,9 +1,9 @@
-"""Whether all devices together compute what one of them does.
+"""Checks that all devices together compute the same train step as one device.
 
-A small net takes a step on one device and on all of them, in float32 at the highest
-precision of products. Loss, gradient, BatchNorm statistics and update have to agree to
-rounding: wrong negatives, local BatchNorm or a gradient summed twice are off by much
-more.
+A small net takes a step on one device and on all devices, in float32 with the highest
+matmul precision. Loss, gradient, BatchNorm statistics and update must agree up to
+rounding: missing negatives, local BatchNorm or a gradient summed twice give much larger
+differences.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from simclr_jax.training import compiling, objectives, step
 _IMAGE_SIZE, _NUM_CLASSES = 16, 4
 _LEAST_IMAGES = 32
 _TEMPERATURE = 0.5
-# A ReLU whose input is within rounding of 0 passes its gradient on one side and not on
-# the other, and no precision helps; of three batches some are spared. A wrong program
-# is wrong on all.
+# A ReLU whose input is within rounding of 0 may pass its gradient on one mesh and not
+# on the other, at any precision. This does not happen in every batch, whereas a wrong
+# program is wrong on all of them: the smallest difference of three batches counts.
 _SEEDS = (0, 1, 2)
-# float32 rounds to 6e-8; sums over a batch, and a net's layers, multiply that.
+# float32 rounds to 6e-8; sums over the batch and the layers of the net multiply this.
 _TOLERANCE = 1e-4
 
 Arrays = dict[str, Any]
@@ -33,50 +33,50 @@ Arrays = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far all devices are from one in something.
+    """The difference between all devices and one device in one quantity.
 
     Attributes:
-      what: loss, gradient, ...
+      quantity: loss, gradient, ...
       relative: norm of the difference over the norm of the value.
-      tolerance: up to which it is rounding.
+      tolerance: largest difference that rounding explains.
     """
 
-    what: str
+    quantity: str
     relative: float
     tolerance: float = _TOLERANCE
 
     @property
     def ok(self) -> bool:
-        """Whether it is rounding; not where it is no number."""
+        """Whether rounding explains the difference; False for NaN."""
         return self.relative <= self.tolerance
 
 
 def compare(mesh: Mesh) -> list[Difference]:
     """Compares a step on all devices with one on the first device of each process.
 
-    Every process of the mesh has to call it.
+    A collective: every process of the mesh must call it.
 
     Args:
       mesh: from `parallel.create_mesh`.
 
     Returns:
-      The smallest difference over three batches, for each thing compared.
+      For each quantity, the smallest difference over three batches.
     """
-    found: dict[str, list[float]] = {}
+    differences: dict[str, list[float]] = {}
     with jax.default_matmul_precision("highest"):
-        single = _Step(parallel.create_mesh([jax.local_devices()[0]]), None)
-        together = {
+        one_device = _Step(parallel.create_mesh([jax.local_devices()[0]]), None)
+        all_devices = {
             "": _Step(mesh, None),
-            ", block-wise loss": _Step(mesh, losses.Streaming(mesh, size=8)),
+            ", streaming loss": _Step(mesh, losses.Streaming(mesh, size=8)),
         }
         for seed in _SEEDS:
             batch = _batch(seed, mesh.size)
-            one = single.run(batch)
-            for form, step_ in together.items():
-                for what, tree in step_.run(batch).items():
-                    off = _relative(tree, one[what])
-                    found.setdefault(what + form, []).append(off)
-    return [Difference(what, min(values)) for what, values in found.items()]
+            reference = one_device.run(batch)
+            for form, step_ in all_devices.items():
+                for quantity, tree in step_.run(batch).items():
+                    relative = _relative(tree, reference[quantity])
+                    differences.setdefault(quantity + form, []).append(relative)
+    return [Difference(name, min(values)) for name, values in differences.items()]
 
 
 def _batch(seed: int, num_devices: int) -> dict[str, np.ndarray]:
@@ -90,7 +90,7 @@ def _batch(seed: int, num_devices: int) -> dict[str, np.ndarray]:
 
 
 class _Step:
-    """A compiled step of LARS on one mesh, from weights that no device can change."""
+    """A compiled train step on a mesh, from weights that do not depend on the mesh."""
 
     def __init__(self, mesh: Mesh, streaming: losses.Streaming | None) -> None:
         self._mesh = mesh
@@ -99,12 +99,12 @@ class _Step:
         init = compiling.compile_init(parts, mesh, image_size=_IMAGE_SIZE)
         state = init(jax.random.key(0))
         self._params = _draw(state.params)
-        # On the host, since a step takes its state's memory.
+        # On the host, since the step donates its state.
         state = _fetch(mesh, state)
         self._state = dataclasses.replace(state, params=self._params)
 
     def run(self, batch: dict[str, np.ndarray]) -> dict[str, Tree]:
-        """NumPy trees of what one step gives."""
+        """NumPy trees of the results of one step."""
         if jax.process_count() > 1 and self._mesh.size > 1:
             count = len(batch["images"]) // jax.process_count()
             start = jax.process_index() * count
@@ -126,7 +126,7 @@ class _LarsAndGradient(NamedTuple):
 
 
 def _lars() -> optax.GradientTransformation:
-    """LARS whose state shows the gradient too, so that one program gives both."""
+    """LARS with the gradient in its state, so that one program returns both."""
     inner = optim.lars(0.1, weight_decay=1e-4)
 
     def update(
@@ -160,9 +160,9 @@ def _parts(streaming: losses.Streaming | None) -> step.StepParts:
 
 
 def _draw(like: Tree) -> Tree:
-    """Weights by NumPy, so that they cannot depend on devices; none is zero.
+    """Weights drawn by NumPy, so that they do not depend on devices; none is zero.
 
-    A BatchNorm scale of zero, which blocks start with, would close their branches.
+    Blocks are initialised with a BatchNorm scale of zero, which would hide them.
     """
     generator = np.random.default_rng(0)
 
@@ -176,12 +176,12 @@ def _draw(like: Tree) -> Tree:
 
 
 def _fetch(mesh: Mesh, tree: Any) -> Any:
-    """NumPy copies; only arrays over all processes need the others for it."""
+    """NumPy copies; a collective only for arrays over all processes."""
     return parallel.fetch(mesh, tree) if mesh.size > 1 else jax.device_get(tree)
 
 
 def _relative(tree: Tree, reference: Tree) -> float:
     pairs = list(zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True))
-    off = sum(float(np.sum(np.square(np.float64(a) - b))) for a, b in pairs)
+    difference = sum(float(np.sum(np.square(np.float64(a) - b))) for a, b in pairs)
     size = sum(float(np.sum(np.square(np.float64(b)))) for _, b in pairs)
-    return float(np.sqrt(off / size))
+    return float(np.sqrt(difference / size))

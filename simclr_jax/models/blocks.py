@@ -1,8 +1,8 @@
 """The parts of a ResNet: stem, residual block, shortcut, selective kernel.
 
-Convolutions come in as `convolution(filters, size, stride=1, name=...)` and BatchNorms
-as `norm(use_running_average=..., name=...)`: bias-free and with the encoder's dtype,
-initialiser and momentum, so that no block repeats them.
+Blocks receive `convolution(filters, size, stride=1, name=...)` and
+`norm(use_running_average=..., name=...)` as arguments, with the encoder's dtype,
+initialiser and momentum already set.
 """
 
 import functools
@@ -16,10 +16,12 @@ from jax.ad_checkpoint import checkpoint_name
 from simclr_jax.models.convolutions import Conv2d, max_pool
 
 BASE_FILTERS = 64
-# What rematerialisation may keep of a block: all but its last, widest convolution.
+# Name of the outputs that rematerialisation may keep: those of all convolutions of a
+# block but its last, widest one.
 NARROW = "narrow"
-EXPANSION = 4  # a bottleneck block ends with 4x the filters of its 3x3 convolution
-# Selective kernels decide between two streams of features.
+# A bottleneck block ends with 4x the filters of its 3x3 convolution.
+EXPANSION = 4
+# Selective kernels weight two streams of features.
 _STREAMS = 2
 _LEAST_ATTENTION_WIDTH = 32
 
@@ -31,7 +33,7 @@ class Stem(nn.Module):
     """First layers, by `kind`.
 
     imagenet: 7x7/2 convolution and 3x3/2 max-pool. imagenet with `deep` (ResNet-D, He
-    et al. 2019, as SimCLRv2's selective-kernel nets have it): 3x3/2, 3x3 and 3x3
+    et al. 2019, used in SimCLRv2's selective-kernel nets): 3x3/2, 3x3 and 3x3
     convolutions, the first two with half the filters, and the max-pool. cifar: one
     3x3/1 convolution.
     """
@@ -58,7 +60,7 @@ class Stem(nn.Module):
             x = nn.relu(self.norm(use_running_average=not train, name=f"bn{i}")(x))
         if self.kind == "cifar":
             return x
-        # Max-pools are padded with -inf. 'SAME' pads an even side after it only.
+        # Max-pools are padded with -inf. 'SAME' pads even sides at the end only.
         padding = ((1, 1), (1, 1)) if self.max_pool_padding == "torch" else "SAME"
         return max_pool(x, (3, 3), (2, 2), padding)
 
@@ -66,8 +68,8 @@ class Stem(nn.Module):
 class SelectiveKernel(nn.Module):
     """A 3x3 convolution with attention over two streams (Li et al., 2019).
 
-    As in SimCLRv2: one convolution makes both streams; their channel-wise softmax
-    weights come from the pooled sum of the two.
+    As in SimCLRv2: one convolution computes both streams; their channel-wise softmax
+    weights are computed from the pooled sum of the two.
     """
 
     filters: int
@@ -100,7 +102,7 @@ class SelectiveKernel(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate computed from all (Hu et al., 2018)."""
+    """Scales each channel by a gate computed from all channels (Hu et al., 2018)."""
 
     width: int
     convolution: Convolution
@@ -116,10 +118,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """1x1 convolution and BatchNorm where a block changes the shape.
+    """1x1 convolution and BatchNorm for blocks that change the shape.
 
-    `pool` (ResNet-D) averages 2x2 pixels before a convolution of stride 1, instead of
-    letting a strided one drop three pixels in four.
+    `pool` (ResNet-D) averages 2x2 pixels before a convolution of stride 1, where a
+    strided one would drop three pixels in four.
     """
 
     filters: int
@@ -133,8 +135,8 @@ class Shortcut(nn.Module):
         """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
         stride = self.stride
         if self.pool:
-            # SimCLRv2 pads after the image; zeros count in the mean of a strided pool
-            # (they matter for odd sides) and do not in that of an unstrided one.
+            # SimCLRv2 pads at the end; zeros count in the mean of a strided pool (which
+            # matters for odd sides) and not in that of an unstrided pool.
             x = nn.avg_pool(
                 x,
                 (2, 2),

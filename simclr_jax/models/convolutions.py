@@ -85,9 +85,9 @@ def conv2d(
       kernel: float32 [K, K, C, F], rounded to the dtype of x.
       stride: of both sides.
       padding: zeros on all four sides, less than K.
-      gradient_dtype: in which the kernel's gradient leaves a bfloat16 convolution and
-        is summed over devices: 'float32', or 'bfloat16', which halves what they
-        exchange. The result of the differentiation is float32 with either.
+      gradient_dtype: of the kernel's gradient of a bfloat16 convolution when it is
+        summed over devices: 'float32', or 'bfloat16', which halves the traffic. The
+        gradient is cast to float32 with either.
 
     Returns:
       [N, (H + 2 padding - K) // stride + 1, ..., F] in the dtype of x.
@@ -193,7 +193,7 @@ def _kernel_gradient(
 ) -> jax.Array:
     """Gradient [K, K, C, F] in `dtype` as one convolution of x with g.
 
-    C and F take the places of batch and filters, and the images are summed over.
+    C and F take the places of batch and filters; the sum runs over the images.
     """
     ends = [
         size + (outputs - 1) * stride - inputs - padding

@@ -14,8 +14,8 @@ class ProjectionHead(nn.Module):
     """The head g. Use `create_projection_head`, which checks its arguments.
 
     Hidden layers are dense, BatchNorm, ReLU. The output layer is dense and BatchNorm
-    with a scale and no offset, as in the reference; dense layers have no bias since
-    the BatchNorm behind each would cancel it.
+    with a scale and no offset, as in the reference; dense layers have no bias, since
+    the BatchNorm that follows cancels it.
     """
 
     kind: str = "nonlinear"
@@ -34,7 +34,7 @@ class ProjectionHead(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """Length of `layers`: h and one for each layer that is kept."""
+        """Length of `layers`: h and the output of each kept layer."""
         kept = self._num_layers if self.kept_layers is None else self.kept_layers
         return 1 + min(kept, self._num_layers)
 
@@ -44,11 +44,11 @@ class ProjectionHead(nn.Module):
 
     @nn.compact
     def layers(self, h: jax.Array, train: bool = False) -> list[jax.Array]:
-        """All that lies between h and z: [h, after layer 1, ..., z].
+        """All representations from h to z: [h, output of layer 1, ..., z].
 
         SimCLRv2 fine-tunes from the output of the first layer (section 2.2): its
         `ft_proj_selector` is an index into this list. Outputs of hidden layers are
-        behind their ReLU.
+        taken after their ReLU.
         """
         outputs = [h]
         x = h.astype(self.dtype)
@@ -67,7 +67,7 @@ class ProjectionHead(nn.Module):
                 momentum=self.batch_norm_momentum,
                 epsilon=self.batch_norm_epsilon,
                 use_bias=not last,
-                # z keeps float32 digits: the loss divides its products by 0.05.
+                # z is float32: the loss divides its products by as little as 0.05.
                 dtype=jnp.float32 if last else self.dtype,
                 name=f"bn{i}",
             )(x)
@@ -99,9 +99,9 @@ def create_projection_head(
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       dtype: of the computation; parameters, statistics and z are float32.
-      kept_layers: only the first so many layers are there, as in a network that is
-        fine-tuned from a middle layer (SimCLRv2, section 2); all when None.
-      frozen_batch_norm: always use the running statistics, and leave them be.
+      kept_layers: number of first layers to keep, for a network that is fine-tuned
+        from a middle layer (SimCLRv2, section 2); None keeps all.
+      frozen_batch_norm: always use the running statistics, and leave them unchanged.
 
     Returns:
       A Linen module: `init(key, h)`, `apply(variables, h, train=False)` -> z [N, K].

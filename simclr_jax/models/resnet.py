@@ -44,7 +44,7 @@ KERNEL_INITS = {
     # std sqrt(2/fan_out): torchvision's ResNets.
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
 }
-# Means and standard deviations of RGB in [0, 1], taken out of images first.
+# Means and standard deviations of RGB in [0, 1], by which images are normalised.
 NORMALIZATIONS = {
     "none": None,
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -52,11 +52,11 @@ NORMALIZATIONS = {
 
 
 def _keeps_narrow(primitive: Any, *_: Any, **params: Any) -> bool:
-    # Sums are small and, with the batch split over devices, a message each.
+    # Sums are small, and each costs a message where the batch is split over devices.
     return primitive.name == "reduce_sum" or params.get("name") == NARROW
 
 
-# What the backward pass keeps of a residual block beside its input.
+# What the backward pass keeps of a residual block in addition to its input.
 REMATERIALIZATIONS = {
     "none": jax.checkpoint_policies.everything_saveable,
     "wide": _keeps_narrow,
@@ -73,12 +73,12 @@ def _convolution(
     name: str,
     **shared: Any,
 ) -> Conv2d:
-    """A convolution padded alike on both sides for any stride."""
+    """A convolution with equal padding on both sides for any stride."""
     return Conv2d(filters, size, stride=stride, use_bias=use_bias, name=name, **shared)
 
 
 class Group(nn.Module):
-    """Residual blocks of one resolution; only the first strides and projects."""
+    """Residual blocks of one resolution; only the first may stride or project."""
 
     filters: int
     num_blocks: int
@@ -148,9 +148,9 @@ class ResNet(nn.Module):
 
         Args:
           images: [N, H, W, 3], floats in [0, 1]; sharded on N or not.
-          train: True normalises with the statistics of these N images (all devices
-            together) and updates the running ones; False uses the running ones.
-            What is frozen uses the running ones with either.
+          train: True normalises with the statistics of these N images (over all
+            devices) and updates the running statistics; False uses the running ones.
+            Frozen layers always use the running ones.
 
         Returns:
           h [N, D] float32.
@@ -162,8 +162,8 @@ class ResNet(nn.Module):
             kernel_init=KERNEL_INITS[self.kernel_init],
             gradient_dtype=self.gradient_dtype,
         )
-        # Statistics are float32 whatever the dtype, and the running variance is the
-        # biased one, as in the reference.
+        # Statistics are float32 for any dtype, and the running variance is biased, as
+        # in the reference.
         norm = functools.partial(
             nn.BatchNorm,
             momentum=self.batch_norm_momentum,
@@ -237,26 +237,25 @@ def create_encoder(
       se_ratio: above 0 ends each block with squeeze-and-excitation, whose middle has
         this share of the block's 3x3 filters.
       stem: 'imagenet' (7x7/2 convolution, 3x3/2 max-pool) or 'cifar' (3x3/1).
-      first_group_projection: True puts a projection shortcut into the first group of
+      first_group_projection: True adds a projection shortcut to the first group of
         ResNet-18 and 34 too, as in Google's code; torchvision has an identity there.
       max_pool_padding: 'torch' pads one pixel on each side; 'same' is TensorFlow's.
-      normalization: 'none', as SimCLR; 'imagenet' first takes out ImageNet's mean and
-        standard deviation, as torchvision's weights expect. Images come in [0, 1] with
-        either.
+      normalization: 'none', as in SimCLR; 'imagenet' first normalises by ImageNet's
+        mean and standard deviation, as torchvision's weights expect. Images are in
+        [0, 1] with either.
       kernel_init: a name in `KERNEL_INITS`.
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       dtype: of the computation; parameters and statistics are always float32.
-      remat: what the backward pass computes again to save memory: 'none',
-        'wide' (the widest layer of each block, 4 of the 10 parts of memory of a
-        bottleneck) or 'blocks' (whole blocks).
-      gradient_dtype: in which gradients of kernels leave the convolutions of a bfloat16
-        encoder and are summed over devices: 'float32', or 'bfloat16', which halves
-        what they exchange.
+      remat: what the backward pass recomputes to save memory: 'none', 'wide' (the
+        widest layer of each block, 40 % of the memory of a bottleneck) or 'blocks'
+        (whole blocks).
+      gradient_dtype: of the gradients of kernels of a bfloat16 encoder when they are
+        summed over devices: 'float32', or 'bfloat16', which halves the traffic.
       frozen_through: 0 freezes the stem, i also groups 1 to i (4: the whole encoder):
         no gradient passes, and BatchNorm uses its running statistics and leaves them
-        be; -1 freezes nothing. Optimisers do not see it: see `optim.freeze`.
-      frozen_batch_norm: BatchNorm does so everywhere.
+        unchanged; -1 freezes nothing. Optimisers are not affected: see `optim.freeze`.
+      frozen_batch_norm: BatchNorm uses its running statistics in all layers.
 
     Returns:
       A Linen module: `init(key, images)`, `apply(variables, images, train=False)`

@@ -15,11 +15,11 @@ Tree = dict[str, Any]
 
 
 class Outputs(NamedTuple):
-    """What the model makes of N images."""
+    """Outputs of the model for N images."""
 
     h: jax.Array  # [N, D] float32, the representation
     z: jax.Array  # [N, K] float32, the projection, not normalised
-    logits: jax.Array | None  # [N, classes] float32, the classifier's, if there is one
+    logits: jax.Array | None  # [N, classes] float32, None without a classifier
 
 
 class _Network(nn.Module):
@@ -41,28 +41,30 @@ class _Network(nn.Module):
         z = self.head(h, train)
         if self.num_classes is None:
             return Outputs(h, z, None)
-        # A probe watches the representation and must not shape it.
-        seen = z.astype(jnp.float32) if self.fine_tuned else jax.lax.stop_gradient(h)
-        return Outputs(h, z, self.probe(seen))
+        # A probe measures the representation and must not change it.
+        features = (
+            z.astype(jnp.float32) if self.fine_tuned else jax.lax.stop_gradient(h)
+        )
+        return Outputs(h, z, self.probe(features))
 
 
 @dataclasses.dataclass(frozen=True)
 class SimCLR:
     """Encoder f, head g and an optional linear classifier.
 
-    In pretraining the classifier is a probe: it sees h and passes no gradient. In
-    fine-tuning it sees what is kept of the head, h itself if that is nothing, and
-    trains it and the encoder.
+    In pretraining the classifier is a probe: its input is h, and it passes no gradient.
+    In fine-tuning its input is the output of the kept layers of the head (h itself if
+    there are none), and its gradient trains them and the encoder.
 
     Parameters are {'encoder': ..., 'head': ..., 'probe': ...} and BatchNorm statistics
-    {'encoder': ..., 'head': ...}; a part without any is absent. Hashable, so it can be
-    a static argument of `jax.jit`.
+    {'encoder': ..., 'head': ...}; a part without parameters or statistics is absent.
+    Hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
       encoder: from `create_encoder`.
       head: from `create_projection_head`.
-      num_classes: classes of the classifier; None for none.
-      fine_tuned: the classifier is no probe.
+      num_classes: of the classifier; None for no classifier.
+      fine_tuned: the classifier trains the encoder instead of being a probe.
     """
 
     encoder: ResNet
@@ -83,17 +85,17 @@ class SimCLR:
     def apply(
         self, params: Tree, batch_stats: Tree, images: jax.Array, *, train: bool
     ) -> tuple[Outputs, Tree]:
-        """Runs the whole model.
+        """Computes the outputs of all parts.
 
         Args:
           params: from `init`.
-          batch_stats: from `init`, or the last call's.
+          batch_stats: from `init`, or from the previous call.
           images: [N, H, W, 3] floats in [0, 1].
           train: normalise with the statistics of these N images and update the
             running ones; otherwise use the running ones.
 
         Returns:
-          (outputs, batch_stats); the statistics are the given ones unless `train`.
+          (outputs, batch_stats); the statistics are unchanged unless `train`.
         """
         variables = {"params": params, "batch_stats": batch_stats}
         if not train:

@@ -27,12 +27,12 @@ def lars(
     Args:
       learning_rate: a number, or a schedule step -> rate.
       weight_decay: coefficient of w in the gradient.
-      momentum: kept share of the buffer.
+      momentum: decay of the buffer.
       trust_coefficient: eta of the trust ratio.
       nesterov: look ahead along the buffer.
 
     Returns:
-      An optax transformation for trees with leaves named as Flax names them.
+      An optax transformation for parameter trees with Flax's leaf names.
     """
     return optax.lars(
         learning_rate,
@@ -76,11 +76,11 @@ def freeze(
     optimizer: optax.GradientTransformation,
     is_frozen: Callable[[Sequence[Any]], bool],
 ) -> optax.GradientTransformation:
-    """Leaves some parameters as they are: without gradient, decay, momentum and state.
+    """Freezes some parameters: no gradient, decay, momentum or optimiser state.
 
     Args:
-      optimizer: of the others.
-      is_frozen: key path of a leaf -> whether it stays.
+      optimizer: of the other parameters.
+      is_frozen: key path of a leaf -> whether it is frozen.
     """
 
     def labels(params: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What each parameter is, since that decides weight decay and layer adaptation.
+"""Roles of parameters, which decide weight decay and layer adaptation.
 
 `optax.lars` by default decays and adapts every leaf, BatchNorm scales and biases
 included, which costs several points of accuracy. Here only kernels of the encoder and
@@ -13,7 +13,7 @@ import jax
 
 _NORM_LEAVES = ("scale", "gamma")
 _BIAS_LEAVES = ("bias", "beta")
-# The supervised head beside the contrastive model, by our name and the reference's.
+# Names of the supervised head, here and in the reference.
 _PROBE_PARTS = ("probe", "head_supervised", "linear_head")
 
 
@@ -21,11 +21,11 @@ def parameter_role(path: Sequence[Any]) -> str:
     """The role of a leaf, from its key path in the parameter tree.
 
     Args:
-      path: keys as `jax.tree_util.tree_map_with_path` gives them.
+      path: keys as from `jax.tree_util.tree_map_with_path`.
 
     Returns:
       'probe' for the linear probe's leaves, 'norm' for BatchNorm scales, 'bias' for
-      every offset (BatchNorm's included), 'kernel' for the rest.
+      every offset (including BatchNorm's), 'kernel' for all other leaves.
     """
     names = [jax.tree_util.keystr((key,), simple=True) for key in path]
     if any(part in _PROBE_PARTS for part in names):
@@ -46,7 +46,7 @@ def role_table(params: Any, *, adapts: bool) -> str:
     """A printable table: parameters by part and role, and how each is treated.
 
     Args:
-      params: the parameter tree; shapes suffice.
+      params: the parameter tree, of arrays or shapes.
       adapts: whether the optimiser scales updates by a trust ratio (LARS).
     """
     counts: dict[tuple[str, str], list[int]] = {}

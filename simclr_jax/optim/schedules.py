@@ -41,8 +41,8 @@ def warmup_cosine(
     Args:
       peak: the largest rate.
       warmup_steps: length of the warm-up; 0 starts at the peak.
-      total_steps: warm-up included; the rate stays 0 from there on, unless the warm-up
-        is as long, whose end then comes first.
+      total_steps: including the warm-up; the rate is 0 from then on. With
+        total_steps <= warmup_steps the warm-up is completed first.
 
     Returns:
       step -> rate, for integers and traced arrays.
