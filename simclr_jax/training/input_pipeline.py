@@ -106,7 +106,7 @@ def compile_host_views(config: config_dict.ConfigDict) -> bool:
             )
         _LOG.warning(
             "config.augment.host_views='auto': views cannot be compiled (%s%s), so "
-            "TensorFlow's operations compute them, which takes about %d times as long",
+            "TensorFlow's operations compute them, which takes up to %d times as long",
             who,
             reason,
             host.GRAPH_SLOWDOWN,

@@ -1,4 +1,4 @@
-"""Crops of many images of one size: distributed as in the reference, NumPy and JAX."""
+"""Crop boxes: distributed as in the reference, in NumPy, JAX and TensorFlow graphs."""
 
 import itertools
 
@@ -9,10 +9,9 @@ from fidelity import TENSORFLOW
 from scipy import stats
 from simclr_settings import AREA_AND_RATIO, assert_inside
 
-from simclr_jax.data import augment_jax
 from simclr_jax.data.sampling import boxes, order
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import definition
+from simclr_jax.data.views import definition, device
 
 COUNT = 20_000
 
@@ -29,10 +28,15 @@ def _box_draws(sampler, height, width, **changes):
 
 
 def _draw(sampler, height, width, count=COUNT, **changes):
+    key = _keys(count)
     box_draws = _box_draws(sampler, height, width, **changes)
-    result = boxes.random_boxes(_keys(count), box_draws)
+    result = boxes.random_boxes(key, box_draws)
     assert result.shape == (count, 4)
     assert result.dtype == np.int32
+    # A size for each image gives the boxes of one size.
+    sides = np.full(count, height), np.full(count, width)
+    each = _box_draws(sampler, *sides, **changes)
+    np.testing.assert_array_equal(boxes.random_boxes(key, each), result)
     return result
 
 
@@ -94,15 +98,25 @@ def test_reference_sides_are_distributed_as_tensorflow_s(
     settings = {"sampler": "reference", **AREA_AND_RATIO, **changes}
     shape = tf.constant([height, width, 3])
 
-    @tf.function(autograph=False)
-    def plain(seeds):
-        return tf.map_fn(
-            lambda seed: tf.stack(definition.random_crop_box(shape, seed, **settings)),
-            seeds,
-            fn_output_signature=tf.int32,
+    def one(seed):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            seed,
+            min_object_covered=0.1,
+            aspect_ratio_range=(settings["ratio_min"], settings["ratio_max"]),
+            area_range=(settings["area_min"], settings["area_max"]),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
         )
+        return tf.concat([begin[:2], size[:2]], axis=0)
 
-    expected = plain(np.random.default_rng(0).integers(0, 2**62, (COUNT, 2))).numpy()
+    @tf.function(autograph=False)
+    def tensorflow(seeds):
+        return tf.map_fn(one, seeds, fn_output_signature=tf.int32)
+
+    seeds = np.random.default_rng(0).integers(0, 2**62, (COUNT, 2))
+    expected = tensorflow(seeds).numpy()
     found = _draw("reference", height, width, **changes)
     assert_inside(found, height, width)
     tables = []
@@ -223,7 +237,10 @@ def test_a_box_is_the_first_draw_that_fits_or_the_fallback(sampler):
         box_draws.attempt(key, np.array([number], np.uint32), np)
         for number in range(max_attempts)
     ]
-    drawn, fits = (np.stack(parts) for parts in zip(*attempts, strict=True))
+    drawn, fits = (
+        np.stack([part[:, 0] for part in parts])
+        for parts in zip(*attempts, strict=True)
+    )
     first = drawn[np.argmax(fits, axis=0), np.arange(4000)]
     none = ~fits.any(axis=0)
     expected = np.where(none[:, None], box_draws.fallback, first)
@@ -233,13 +250,46 @@ def test_a_box_is_the_first_draw_that_fits_or_the_fallback(sampler):
     assert abs(none.mean() - (1 - fits.mean()) ** max_attempts) < 0.04
 
 
+@pytest.mark.parametrize("sampler", boxes.SAMPLERS)
+def test_images_of_many_sizes_have_the_boxes_of_their_own_size(sampler):
+    generator = np.random.default_rng(0)
+    heights, widths = generator.integers(10, 600, (2, 300, 1))
+    key = order.Key(*(word.reshape(300, 2) for word in _keys(600)))
+    sides = np.broadcast_arrays(heights, widths, key.first)[:2]
+    found = boxes.random_boxes(key, _box_draws(sampler, *sides))
+    for number in range(300):
+        one = order.Key(*(word[number] for word in key))
+        shape = int(heights[number, 0]), int(widths[number, 0])
+        expected = boxes.random_boxes(one, _box_draws(sampler, *shape))
+        np.testing.assert_array_equal(found[number], expected)
+
+
+@pytest.mark.parametrize("sampler", boxes.SAMPLERS)
+def test_a_seed_in_tensorflow_is_the_key(sampler):
+    settings = {"sampler": sampler, **AREA_AND_RATIO}
+    key = _keys(50)
+    expected = boxes.random_boxes(key, _box_draws(sampler, 40, 50))
+
+    @tf.function(autograph=False)
+    def draw(shape, seed):
+        return tf.stack(definition.random_crop_box(shape, seed, **settings))
+
+    shape = tf.constant([40, 50, 3])
+    for number in range(50):
+        seed = np.int64([word[number] for word in key])
+        np.testing.assert_array_equal(draw(shape, seed), expected[number])
+        # Only the lower 32 bits of a seed count.
+        higher = seed + np.int64([2**40, 2**33])
+        np.testing.assert_array_equal(draw(shape, higher), expected[number])
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("sampler", ["reference", "torchvision"])
 def test_jax_draws_the_same_boxes(sampler, size):
     box_draws = _box_draws(sampler, *SIZES[size])
     key = order.Key(*(word.reshape(5000, 2) for word in _keys(10_000)))
     expected = boxes.random_boxes(key, box_draws)
-    found = jax.jit(lambda key: augment_jax.random_boxes(key, box_draws))(key)
+    found = jax.jit(lambda key: device.random_boxes(key, box_draws))(key)
     assert found.dtype == np.int32
     assert found.shape == (5000, 2, 4)
     # A product or a root rounded otherwise turns a side by a pixel: one box of all

@@ -6,6 +6,8 @@ there lies on the other side of a border between two of the 256 levels.
 """
 
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -14,11 +16,10 @@ import skimage
 from PIL import Image
 from simclr_settings import BLUR, CROP, JITTER, view_in_graph
 
-from simclr_jax.data import augment_jax
 from simclr_jax.data.sampling import boxes, draws, order
 from simclr_jax.data.sources import photographs
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import definition, host
+from simclr_jax.data.views import definition, device, host
 from simclr_jax.data.views.composition import Composition
 
 SIMCLR = ("crop", "flip", "color_jitter", "grayscale", "blur")
@@ -64,10 +65,10 @@ def _plain(composition):
     return view_in_graph(view)
 
 
-def _fast(composition):
-    """The same, compiled: views of images of any size."""
+def _fast(composition, compiled=True):
+    """The host's form: views of images of any size."""
     return tf.function(
-        host.compose(composition),
+        host.compose(composition, compiled=compiled),
         input_signature=[
             tf.TensorSpec([None, None, 3], tf.uint8),
             tf.TensorSpec([None, 4], tf.int32),
@@ -113,9 +114,10 @@ def _in_chunks(function, *arrays):
     return np.concatenate(parts)
 
 
-def test_chunks_on_the_host_are_the_plain_views(small):
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "graph"])
+def test_chunks_on_the_host_are_the_plain_views(compiled, small):
     images, found, uniform, expected = small
-    views = tf.function(host.compose(SMALL), autograph=False)
+    views = tf.function(host.compose(SMALL, compiled=compiled), autograph=False)
     result = _in_chunks(views, images, found, uniform)
     # When this was written: 4e-6 of the values.
     _assert_same_views(result, expected, share=3e-5)
@@ -125,7 +127,7 @@ def test_chunks_on_the_host_are_the_plain_views(small):
 @pytest.mark.parametrize("count", [1000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_batches_in_jax_are_the_plain_views(small, count):
     images, found, uniform, expected = (array[:count] for array in small)
-    views = jax.jit(augment_jax.views(SMALL))
+    views = jax.jit(device.compose(SMALL))
     result = _in_chunks(
         lambda images, found, uniform: views(
             np.repeat(images, 2, axis=0),
@@ -139,9 +141,10 @@ def test_batches_in_jax_are_the_plain_views(small, count):
     _assert_same_views(result.reshape(expected.shape), expected)
 
 
-def test_single_images_on_the_host_are_the_plain_views(small):
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "graph"])
+def test_single_images_on_the_host_are_the_plain_views(compiled, small):
     images, found, uniform, expected = small
-    views = _fast(SMALL)
+    views = _fast(SMALL, compiled=compiled)
     for number in range(500):
         result = views(images[number], found[number], uniform[number]).numpy()
         _assert_same_views(result, expected[number], share=1.0)
@@ -287,3 +290,54 @@ def test_equal_compositions_share_what_is_compiled():
     ):
         assert other != SMALL
         assert host.compose(other) is not host.compose(SMALL)
+
+
+# Without Numba ------------------------------------------------------------------------
+
+
+def _in_a_process(script):
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_graph_form_imports_no_numba():
+    script = (
+        "import sys\n"
+        "from simclr_jax.data import pipeline\n"
+        "from simclr_jax.data.views import host\n"
+        "from simclr_jax.data.views.composition import Composition\n"
+        "view = Composition(('flip',), {'flip': {'probability': 0.5}}, 8)\n"
+        "host.compose(view, compiled=False)\n"
+        "print('numba' in sys.modules)\n"
+    )
+    assert _in_a_process(script) == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("sys.modules['numba'] = None", "import of numba halted"),
+        (
+            "import numba\n"
+            "ctypes.CDLL = lambda name: (_ for _ in ()).throw(OSError('no such file'))",
+            "OSError: no such file",
+        ),
+        (
+            "import numba\n"
+            "ctypes.CDLL.__getitem__ = lambda self, name: "
+            "(_ for _ in ()).throw(AttributeError('undefined symbol'))",
+            "AttributeError: undefined symbol",
+        ),
+    ],
+    ids=["numba", "library", "symbol"],
+)
+def test_the_reason_why_views_cannot_be_compiled(broken, reason):
+    script = (
+        "import ctypes, sys\n"
+        "from simclr_jax.data.views import host\n"
+        f"{broken}\n"
+        "print(host.unavailable())\n"
+    )
+    assert reason in _in_a_process(script)
+    assert host.unavailable() is None

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from simclr_settings import BLUR, CROP, JITTER
 
 from simclr_jax import parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import arrays
-from simclr_jax.data.views import definition, resident
+from simclr_jax.data.sources import arrays, folder
+from simclr_jax.data.views import definition, device, resident
 from simclr_jax.data.views.composition import Composition
 
 SEED, COUNT, BATCH, SIZE = 3, 70, 16, 12  # four steps an epoch
@@ -158,3 +159,64 @@ def test_crops_become_views_in_parts_too():
     ):
         expected = view(crop, box, uniform)
         np.testing.assert_allclose(made_here.astype(int), expected, atol=1)
+
+
+# The same dataset as files, in memory and on the accelerator -----------------------
+
+
+@pytest.mark.parametrize("sampler", ["reference", "torchvision"])
+def test_views_do_not_depend_on_where_images_lie(sampler, tmp_path):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (COUNT, 20, 16, 3), np.uint8)
+    for number, image in enumerate(images):
+        (tmp_path / f"{number:03}").mkdir()
+        Image.fromarray(image).save(tmp_path / f"{number:03}" / "image.png")
+    files = folder.FolderSource(str(tmp_path))
+    held = arrays.ArraySource(images, np.arange(COUNT), name="arrays")
+    crop = {**SETTINGS["crop"], "sampler": sampler}
+    composition = Composition(tuple(SETTINGS), {**SETTINGS, "crop": crop}, SIZE)
+
+    def batches(source, composition):
+        return list(
+            pipeline.train_batches(
+                source, composition, seed=SEED, batch_size=BATCH, stop_step=6
+            )
+        )
+
+    # Crops alone come from the same code on the host, so equal pixels mean equal boxes.
+    crops = composition.crop_alone()
+    for of_files, of_memory in zip(
+        batches(files, crops), batches(held, crops), strict=True
+    ):
+        np.testing.assert_array_equal(of_files["labels"], of_memory["labels"])
+        np.testing.assert_array_equal(of_files["images"], of_memory["images"])
+
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    resident_batches = jax.jit(
+        resident.ResidentBatches(
+            composition=composition,
+            seed=SEED,
+            batch_size=BATCH,
+            num_views=2,
+            sharding=parallel.batch_sharding(mesh),
+        )
+    )
+    dataset = {"images": images, "labels": np.arange(COUNT, dtype=np.int32)}
+    box_draws = composition.box_draws((20, 16))
+    draw_boxes = jax.jit(lambda key: device.random_boxes(key, box_draws))
+    for step, (of_files, of_memory) in enumerate(
+        zip(batches(files, composition), batches(held, composition), strict=True)
+    ):
+        on_device = resident_batches(dataset, jnp.int32(step))
+        expected = of_files["images"].astype(int)
+        for batch in (of_memory, on_device):
+            np.testing.assert_array_equal(batch["labels"], of_files["labels"])
+            np.testing.assert_allclose(batch["images"], expected, rtol=0, atol=1)
+        indices, epochs = order.batch_indices(
+            step, seed=SEED, num_examples=COUNT, batch_size=BATCH
+        )
+        key = order.view_keys(
+            np.uint32(indices), np.uint32(epochs), seed=SEED, num_views=2
+        )
+        expected = composition.draw_boxes(key, (20, 16))
+        np.testing.assert_array_equal(draw_boxes(key), expected)
