@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from simclr_jax.errors import DataError, first_line
 from simclr_jax.weights.named_tensors import Tensors
 
-_DTYPES = {
+_DTYPES: dict[str, Any] = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
