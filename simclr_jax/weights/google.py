@@ -1,9 +1,9 @@
 """Checkpoints of google-research/simclr: TF1, TF2 and the released SavedModels.
 
 TF1 names tensors by counters (`base_model/conv2d_17`), one for convolutions and one for
-BatchNorms, in call order. TF2 stores an object graph beside the tensors, whose paths
-(`model/resnet_model/...`) lead to them whatever their keys; SavedModels have other keys
-than checkpoints, and the same paths. Nothing in a file is executed.
+BatchNorms, in call order. TF2 stores an object graph with the tensors. Its paths
+(`model/resnet_model/...`) are the same in checkpoints and SavedModels; the keys of the
+tensors are not. No code in a file is executed.
 """
 
 import re
@@ -28,14 +28,14 @@ from simclr_jax.weights.tensor_bundles import (
     open_bundle,
 )
 
-_THEIR_LEAVES = {
+_GOOGLE_LEAVES = {
     "kernel": "kernel",
     "scale": "gamma",
     "bias": "beta",
     "mean": "moving_mean",
     "var": "moving_variance",
 }
-# What their code always does, and shapes do not tell.
+# Google's code always uses these, and they do not follow from shapes.
 _SETTINGS = {"max_pool_padding": "same", "normalization": "none"}
 _PLAIN = [Structure(depth) for depth in DEPTHS]
 _SELECTIVE = [
@@ -44,13 +44,13 @@ _SELECTIVE = [
     for deep in (True, False)
 ]
 _TWO_HEADS = (
-    "the file holds a projection head and a linear classifier: in files of supervised "
-    "training the projection head is untrained, and in fine-tuned ones the classifier "
-    "may sit on its first layer and not on h"
+    "the file holds a projection head and a linear classifier: after supervised "
+    "training the projection head is untrained, and after fine-tuning the input of the "
+    "classifier may be the head's first layer instead of h"
 )
 _CONVERTED = (
-    "resize 'bicubic_legacy' is assumed, since all released SavedModels took their "
-    "weights over from TF1; for one of your own TF2 training pass --resize=bicubic"
+    "resize 'bicubic_legacy' is assumed, since the weights of all released SavedModels "
+    "come from TF1; for a SavedModel of a TF2 training pass --resize=bicubic"
 )
 
 
@@ -63,20 +63,20 @@ def load_google_checkpoint(
 ) -> ImportedWeights:
     """Reads a checkpoint of google-research/simclr, v1 or v2.
 
-    Needs TensorFlow, to read its file format.
+    Needs TensorFlow.
 
     Args:
       path: `model.ckpt-N` or `ckpt-N` (or its `.index` file), a folder with one
         checkpoint or with a file `checkpoint`, or a SavedModel's folder; local or
         gs://.
-      ema: take the moving averages that some TF1 files of v2 hold beside the weights.
-      resize: how evaluation images were resized in training, 'bicubic' or
-        'bicubic_legacy'; by default legacy for TF1 files and for SavedModels, since
-        all released ones are converted TF1 files.
-      ignore_unexpected: leave tensors out that have no place, instead of refusing.
+      ema: import the moving averages, which some TF1 files of v2 hold too.
+      resize: of evaluation images in training, 'bicubic' or 'bicubic_legacy'; by
+        default legacy for TF1 files and for SavedModels, since all released ones are
+        converted TF1 files.
+      ignore_unexpected: leave out tensors without a place, instead of an error.
 
     Returns:
-      The encoder, and the projection head and linear classifier where they are there.
+      The encoder, and the projection head and linear classifier if the file has them.
 
     Raises:
       DataError: the file cannot be read, or does not fit; names the first misfits.
@@ -86,7 +86,8 @@ def load_google_checkpoint(
         layout = counter_layout(tensors, ema=ema, resize=resize or "bicubic_legacy")
     elif ema:
         raise DataError(
-            f"--ema: {tensors.file} is a TF2 file, and only TF1's have them"
+            f"--ema: must be left out for {tensors.file}, a TF2 file; only TF1 files "
+            "have moving averages"
         )
     else:
         layout = object_layout(tensors, graph, resize=resize)
@@ -96,9 +97,9 @@ def load_google_checkpoint(
 def _leaf_names(
     layers: Iterable[tuple[str, str]], name: Callable[[str], str]
 ) -> dict[tuple[str, str], str]:
-    """Names of all leaves of (layer, kind), from the names of the layers."""
+    """Names of the leaves of (layer, kind), from the names of the layers."""
     return {
-        (layer, leaf): f"{name(layer)}/{_THEIR_LEAVES[leaf]}"
+        (layer, leaf): f"{name(layer)}/{_GOOGLE_LEAVES[leaf]}"
         for layer, kind in layers
         for leaf in LEAVES[kind]
     }
@@ -107,19 +108,19 @@ def _leaf_names(
 def _head_names(
     num_layers: int, *, dense: str, norm: str
 ) -> dict[tuple[str, str], str]:
-    """As `_leaf_names`, of a projection head; its last BatchNorm has no offset.
+    """As `_leaf_names`, for a projection head; its last BatchNorm has no offset.
 
     Args:
       num_layers: of the head.
-      dense: name of a dense layer, `{}` standing for its number from 0.
-      norm: name of a BatchNorm, likewise.
+      dense: name of a dense layer, with `{}` for its number from 0.
+      norm: name of a BatchNorm, with `{}` for its number from 0.
     """
-    theirs = {}
+    google_names = {}
     for j in range(num_layers):
-        theirs[f"dense{j + 1}", CONV] = dense.format(j)
-        theirs[f"bn{j + 1}", NORM] = norm.format(j)
-    named = {layer: name for (layer, _), name in theirs.items()}
-    names = _leaf_names(theirs, named.__getitem__)
+        google_names[f"dense{j + 1}", CONV] = dense.format(j)
+        google_names[f"bn{j + 1}", NORM] = norm.format(j)
+    by_layer = {layer: name for (layer, _), name in google_names.items()}
+    names = _leaf_names(google_names, by_layer.__getitem__)
     names.pop((f"bn{num_layers}", "bias"), None)
     return names
 
@@ -128,10 +129,10 @@ def _head_names(
 
 
 def counter_layout(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
-    """Where a TF1 checkpoint keeps everything.
+    """The layout of a TF1 checkpoint.
 
     Raises:
-      DataError: it is no checkpoint of google-research/simclr.
+      DataError: it is not a checkpoint of google-research/simclr.
     """
     root = "ema_model/" if ema else ""
     if not any(name.startswith(f"{root}base_model/") for name in tensors.shapes):
@@ -140,7 +141,7 @@ def counter_layout(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
             f"file {tensors.file}: has no tensor below {root}base_model/, as "
             f"checkpoints of google-research/simclr have; its first ones are {first}"
         )
-    # Their TF1 code cannot build basic blocks with selective kernels.
+    # Google's TF1 code cannot build basic blocks with selective kernels.
     candidates = _PLAIN + [s for s in _SELECTIVE if s.bottleneck]
     starts = _first_numbers(tensors.shapes, root)
     structure, names = nearest(
@@ -175,18 +176,18 @@ def counter_layout(tensors: Tensors, *, ema: bool, resize: str) -> Layout:
 
 
 def _numbers(names: Iterable[str], prefix: str) -> list[int]:
-    """The counters behind a prefix; a name without one counts as 0."""
+    """The counters that follow a prefix; 0 for a name without a counter."""
     pattern = re.compile(rf"{re.escape(prefix)}(?:_(\d+))?/")
     return [int(m.group(1) or 0) for m in map(pattern.match, names) if m]
 
 
 def _first_numbers(names: Iterable[str], root: str) -> dict[str, int]:
-    """Where the two counters start: not at 0 if a program built something before."""
+    """The first values of both counters: above 0 if a program built layers before."""
     first = {
-        kind: min(_numbers(names, f"{root}base_model/{theirs}"), default=0)
-        for kind, theirs in _COUNTED.items()
+        kind: min(_numbers(names, f"{root}base_model/{prefix}"), default=0)
+        for kind, prefix in _COUNTED.items()
     }
-    # If only one of the two starts later, its first tensor is missing.
+    # If only one of them starts above 0, its first tensor is missing.
     return first if all(first.values()) else dict.fromkeys(first, 0)
 
 
@@ -194,7 +195,7 @@ _COUNTED = {CONV: "conv2d", NORM: "batch_normalization"}
 
 
 def _num_layers(numbers: list[int]) -> int:
-    """Layers with these numbers; a gap or two, and no more, are tensors missing."""
+    """Number of layers with these counters; at most two gaps are missing tensors."""
     return min(max(numbers) + 1, len(set(numbers)) + 2)
 
 
@@ -212,7 +213,7 @@ def _counter_names(structure: Structure, root: str, first: Mapping[str, int]) ->
 
 
 def _ignorable_counter(name: str, ema: bool) -> str | None:
-    """What a tensor is that needs no place; None if it should have one."""
+    """The kind of a tensor that needs no place in the model; None if it needs one."""
     if re.search(r"/(Momentum|Adam|Adam_1)$", name):
         return "optimizer slots"
     if name == "global_step" or re.fullmatch(r"beta\d_power", name):
@@ -227,8 +228,8 @@ def _ignorable_counter(name: str, ema: bool) -> str | None:
 # TF2: object paths.
 
 _ROOT = "model/resnet_model"
-# In a bottleneck, a DropBlock layer stands behind each convolution and its BatchNorm; a
-# selective kernel is one layer where a convolution and a BatchNorm are two.
+# In a bottleneck, a DropBlock layer follows each convolution and its BatchNorm; a
+# selective kernel is one layer instead of a convolution and a BatchNorm.
 _BOTTLENECK = {
     False: {
         "conv1": "0/conv2d",
@@ -251,7 +252,7 @@ _BOTTLENECK = {
     },
 }
 _BASIC = {"conv1": "0/conv2d", "bn1": "1/bn", "conv2": "2/conv2d", "bn2": "3/bn"}
-# An identity layer stands between the last convolution of a stem and its BatchNorm.
+# An identity layer lies between the last convolution of a stem and its BatchNorm.
 _STEM = {
     False: {"conv1": "0/conv2d", "bn1": "2/bn"},
     True: {
@@ -268,10 +269,10 @@ _STEM = {
 def object_layout(
     tensors: Tensors, graph: ObjectGraph, *, resize: str | None
 ) -> Layout:
-    """Where a TF2 checkpoint or SavedModel keeps everything.
+    """The layout of a TF2 checkpoint or SavedModel.
 
     Raises:
-      DataError: it is none of google-research/simclr.
+      DataError: it is not one of google-research/simclr.
     """
     if not graph.count(f"{_ROOT}/block_groups"):
         raise DataError(
@@ -320,7 +321,7 @@ def _object_name(layer: str, structure: Structure) -> str:
     prefix = f"{_ROOT}/block_groups/{group_index}/layers/{block_index}"
     if rest.startswith("shortcut"):
         name = "projection_layers" if structure.bottleneck else "shortcut_layers"
-        # ResNet-D's pool comes first, and before it a padding where it strides.
+        # ResNet-D's pool comes first, after a padding if the pool has a stride.
         first = (1 if group_index == 0 else 2) if structure.selective else 0
         index = f"{first}/conv2d" if rest.endswith("conv") else f"{first + 1}/bn"
         return f"{prefix}/{name}/{index}"
@@ -331,7 +332,7 @@ def _object_name(layer: str, structure: Structure) -> str:
 
 
 def _ignorable_object(name: str) -> str | None:
-    """As `_ignorable_counter`, for keys of TF2 files."""
+    """As `_ignorable_counter`, for the keys of TF2 files."""
     if ".OPTIMIZER_SLOT" in name:
         return "optimizer slots"
     bookkeeping = ("global_step/", "save_counter/", "optimizer/")

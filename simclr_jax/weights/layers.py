@@ -1,7 +1,7 @@
-"""The layers of an encoder, in the order in which they are called.
+"""The layers of an encoder, in call order.
 
-Other codebases name layers by counters or by paths; both follow from this order. Names
-are those of the modules in `simclr_jax.models`.
+Other codebases name layers by counters or by paths, which follow from this order. The
+names here are those of the modules in `simclr_jax.models`.
 """
 
 import dataclasses
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from simclr_jax.models import DEPTHS
 
 CONV, NORM = "conv", "norm"
-# What a layer holds, by our names.
+# The variables of a layer by kind.
 LEAVES = {CONV: ("kernel",), NORM: ("scale", "bias", "mean", "var")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What decides which layers there are; widths and kernel sizes do not.
+    """The settings that decide which layers exist.
 
     Attributes:
       depth: of the ResNet.
       selective: with selective kernels (and ResNet-D's shortcuts).
-      deep_stem: ResNet-D's three convolutions; only selective nets have it.
+      deep_stem: with ResNet-D's stem of three convolutions; needs `selective`.
       first_group_projection: as in `models.create_encoder`.
     """
 
@@ -42,7 +42,7 @@ class Structure:
 
 
 def encoder_layers(structure: Structure) -> Iterator[tuple[str, str]]:
-    """(layer, CONV or NORM) of an encoder, in call order; shortcuts come first."""
+    """(layer, CONV or NORM) in call order; a block's shortcut comes first."""
     for i in range(1, 4 if structure.deep_stem else 2):
         yield from ((f"stem/conv{i}", CONV), (f"stem/bn{i}", NORM))
     for group, num_blocks in enumerate(DEPTHS[structure.depth][1], start=1):

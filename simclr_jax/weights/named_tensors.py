@@ -1,4 +1,4 @@
-"""From the named tensors of a file to checked variables of this package's modules."""
+"""Turns named tensors of a file into checked variables of this package's modules."""
 
 import dataclasses
 import logging
@@ -18,12 +18,12 @@ from simclr_jax.weights.layers import Structure
 
 _LOG = logging.getLogger(__name__)
 
-# (layer, leaf) by our names -> the tensor's name in the file.
+# (layer, leaf) by this package's names -> name of the tensor in the file.
 Names = Mapping[tuple[str, str], str]
 
 PROBE_LEAVES = ("kernel", "bias")
-_SELECTIVE_RATIO = 0.0625  # of SimCLRv2
-_SHOWN = 3  # misfits that an error names
+_SK_RATIO = 0.0625  # SimCLRv2
+_NUM_NAMED = 3  # misfits that an error names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Tensors:
     """The tensors of a file, read one by one.
 
     Attributes:
-      file: for messages.
-      shapes: by name; kernels as [height, width, in, out] or [in, out].
+      file: path, for messages.
+      shapes: name -> shape; kernels as [height, width, in, out] or [in, out].
       read: name -> array of that shape; raises DataError.
     """
 
@@ -43,23 +43,24 @@ class Tensors:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a file keeps everything, and what its tensors do not tell.
+    """The names of all tensors in a file, and facts that tensors do not record.
 
     Attributes:
-      name: for people.
-      structure: which layers the encoder has.
-      settings: arguments of `models.create_encoder` that shapes do not tell.
-      encoder: names of its tensors, all that should be there.
+      name: of the kind of file, for messages.
+      structure: the layers of the encoder.
+      settings: arguments of `models.create_encoder` that do not follow from shapes.
+      encoder: names of the encoder's tensors, all of which must exist.
       head_kind: of the projection head.
-      head: names of its tensors.
-      probe: names by leaf of the linear classifier's tensors, if there is one.
+      head: names of the projection head's tensors.
+      probe: leaf -> name of the linear classifier's tensors, if it exists.
       resize: as in `ImportedWeights`.
-      step: name of the step counter, if there is one.
-      ignorable: says what a tensor is that needs no place; None if it should have one.
-      notes: what is assumed.
-      notes_on_two_heads: further ones if there are head and linear classifier.
-      notes_on_probe: if there is a linear classifier.
-      notes_on_small_stem: if the first kernel is 3x3.
+      step: name of the step counter, if it exists.
+      ignorable: name -> the kind of a tensor that needs no place in the model; None if
+        it needs one.
+      notes: assumptions.
+      notes_on_two_heads: further ones for a projection head and a linear classifier.
+      notes_on_probe: further ones for a linear classifier.
+      notes_on_small_stem: further ones for a 3x3 first kernel.
     """
 
     name: str
@@ -80,21 +81,21 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class ImportedWeights:
-    """Weights of another codebase, as variables of this one.
+    """Weights of another codebase as variables of this one.
 
     Attributes:
-      layout: what kind of file they come from.
+      layout: name of the kind of file.
       encoder_settings: keyword arguments of `models.create_encoder`.
-      head_settings: those of `models.create_projection_head`; of kind 'none' where the
-        file has no head.
-      num_classes: of the linear classifier in the file; None without one.
-      params: {'encoder', 'head', 'probe'} float32; parts that are not there left out.
-      batch_stats: {'encoder', 'head'}, likewise.
-      resize: how evaluation images are resized, as in `data.preprocessing`.
-      step: number of updates that made the weights, 0 if the file does not tell.
-      ignored: what else the file holds -> number of tensors.
-      unexpected: names of tensors without a place, left out on request.
-      notes: what was assumed.
+      head_settings: keyword arguments of `models.create_projection_head`; of kind
+        'none' if the file has no head.
+      num_classes: of the linear classifier; None if the file has none.
+      params: {'encoder', 'head', 'probe'} float32, without missing parts.
+      batch_stats: {'encoder', 'head'} float32, without missing parts.
+      resize: of evaluation images, as in `data.preprocessing`.
+      step: number of updates; 0 if the file does not record it.
+      ignored: kind of ignored tensors -> their number.
+      unexpected: names of tensors without a place in the model, left out on request.
+      notes: assumptions.
     """
 
     layout: str
@@ -132,22 +133,22 @@ def nearest(
     candidates: Sequence[Structure],
     names_of: Callable[[Structure], Names],
 ) -> tuple[Structure, Names]:
-    """The structure whose names fit a file best: fewest missing, most there."""
+    """The structure whose names fit a file best: fewest missing, most present."""
 
     def misfit(names: Names) -> int:
         return sum(-1 if name in tensors.shapes else 1 for name in names.values())
 
-    named = [(structure, names_of(structure)) for structure in candidates]
-    return min(named, key=lambda pair: misfit(pair[1]))
+    pairs = [(structure, names_of(structure)) for structure in candidates]
+    return min(pairs, key=lambda pair: misfit(pair[1]))
 
 
 def assemble(
     tensors: Tensors, layout: Layout, *, ignore_unexpected: bool
 ) -> ImportedWeights:
-    """Checks that every tensor has its place and its shape, then reads all.
+    """Checks that every tensor has a place and the right shape, then reads all.
 
     Raises:
-      DataError: something does not fit, or cannot be read.
+      DataError: a tensor does not fit, or cannot be read.
     """
     settings = _encoder_settings(tensors, layout)
     feature_width = models.create_encoder(**settings).feature_width
@@ -162,21 +163,21 @@ def assemble(
         kernel, bias = _struct(feature_width, num_classes), _struct(num_classes)
         parts["probe"] = (names, {"params": {"kernel": kernel, "bias": bias}})
 
-    placed = {name for names, _ in parts.values() for name in names.values()}
-    left = sorted(name for name in tensors.shapes if name not in placed)
-    kinds = {name: layout.ignorable(name) for name in left}
+    assigned = {name for names, _ in parts.values() for name in names.values()}
+    others = sorted(name for name in tensors.shapes if name not in assigned)
+    kinds = {name: layout.ignorable(name) for name in others}
     unexpected = tuple(name for name, kind in kinds.items() if kind is None)
     misfits = [m for names, _ in parts.values() for m in _missing(tensors, names)]
     misfits += [m for part in parts.values() for m in _misshapen(tensors, *part)]
     if not ignore_unexpected:
-        misfits += [f"{name} has no place in it" for name in unexpected]
+        misfits += [f"{name} has no place in the model" for name in unexpected]
     if misfits:
         raise DataError(
-            f"file {tensors.file}: as {layout.name} of a {layout.structure} it does "
-            f"not fit: {_first(misfits)}"
+            f"file {tensors.file}: does not fit {layout.name} of a {layout.structure}: "
+            f"{_first(misfits)}"
         )
 
-    size = sum(math.prod(tensors.shapes[name]) for name in placed)
+    size = sum(math.prod(tensors.shapes[name]) for name in assigned)
     _LOG.info("Reading %.1f million weights of a %s ...", size / 1e6, layout.structure)
     trees = {part: _read(tensors, *spec) for part, spec in parts.items()}
     notes = layout.notes
@@ -206,7 +207,7 @@ def assemble(
 
 
 def _encoder_settings(tensors: Tensors, layout: Layout) -> dict[str, Any]:
-    """Completes an encoder's settings from the shapes of its tensors."""
+    """All settings of an encoder, from the layout and the shapes of its tensors."""
     structure = layout.structure
 
     def shape(layer: str, leaf: str) -> tuple[int, ...]:
@@ -225,7 +226,7 @@ def _encoder_settings(tensors: Tensors, layout: Layout) -> dict[str, Any]:
     large = shape("stem/conv1", "kernel")[:1] == (7,)
 
     def settings(width: float) -> dict[str, Any]:
-        sk_ratio = _SELECTIVE_RATIO if structure.selective else 0.0
+        sk_ratio = _SK_RATIO if structure.selective else 0.0
         if structure.selective and structure.bottleneck:
             attention, filters = shape(f"{last}/conv2_sk/fc1", "kernel"), 512 * width
             if attention and attention[-1] != max(int(filters * sk_ratio), 32):
@@ -241,7 +242,8 @@ def _encoder_settings(tensors: Tensors, layout: Layout) -> dict[str, Any]:
             **layout.settings,
         }
 
-    # Where the two ends disagree, one is damaged; the other explains more of the rest.
+    # If the two ends disagree, one is damaged; the width of the other fits more of the
+    # remaining tensors.
     return min(
         map(settings, sorted(widths or {1.0})),
         key=lambda s: len(_misshapen(tensors, layout.encoder, encoder_shapes(s))),
@@ -269,7 +271,7 @@ def _head_settings(
 
 
 def _num_classes(tensors: Tensors, layout: Layout) -> int | None:
-    """Of the linear classifier; None where the file has none."""
+    """Classes of the linear classifier; None if the file has none."""
     if not any(name in tensors.shapes for name in layout.probe.values()):
         return None
     bias = tensors.shapes.get(layout.probe["bias"], ())
@@ -297,7 +299,7 @@ def _struct(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def place(path: Sequence[Any]) -> tuple[str, str]:
-    """(layer, leaf) of a key path in {'params', 'batch_stats'}."""
+    """(layer, leaf) for a key path in {'params', 'batch_stats'}."""
     _, *layer, leaf = (key.key for key in path)
     return "/".join(layer), leaf
 
@@ -311,22 +313,22 @@ def _missing(tensors: Tensors, names: Names) -> list[str]:
 
 
 def _misshapen(tensors: Tensors, names: Names, like: Tree) -> list[str]:
-    found = []
+    misfits = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(like):
         name = names[place(path)]
         shape = tensors.shapes.get(name)
         if shape is not None and shape != leaf.shape:
             layer, leaf_name = place(path)
-            found.append(
+            misfits.append(
                 f"{name} ({layer}/{leaf_name}) has shape {_by(shape)} and must have "
                 f"{_by(leaf.shape)}"
             )
-    return found
+    return misfits
 
 
 def _first(misfits: Sequence[str]) -> str:
-    more = len(misfits) - _SHOWN
-    return "; ".join(misfits[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    more = len(misfits) - _NUM_NAMED
+    return "; ".join(misfits[:_NUM_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -340,7 +342,9 @@ def _read(tensors: Tensors, names: Names, like: Tree) -> Tree:
         try:
             array = array.astype(np.float32)
         except (ValueError, TypeError) as error:
-            raise DataError(f"file {tensors.file}: {name} has no numbers") from error
+            raise DataError(
+                f"file {tensors.file}: {name} does not hold numbers"
+            ) from error
         if not np.isfinite(array).all():
             raise DataError(
                 f"file {tensors.file}: {name} has values that are not finite"
@@ -353,7 +357,7 @@ def _read(tensors: Tensors, names: Names, like: Tree) -> Tree:
 
 
 def _step(tensors: Tensors, name: str) -> int:
-    """The step counter; 0 where there is none."""
+    """The value of the step counter; 0 if there is none."""
     if name not in tensors.shapes:
         return 0
     value = np.asarray(tensors.read(name))

@@ -13,15 +13,15 @@ from simclr_jax.errors import DataError, first_line
 from simclr_jax.weights.named_tensors import Tensors
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# Of the bundle in a SavedModel's folder.
+# Where a SavedModel's folder holds its tensors.
 SAVED_MODEL_PREFIX = "/variables/variables"
 
 
 class ObjectGraph:
-    """The objects of a TF2 program and the keys of their variables in the file."""
+    """The object graph of a TF2 file: paths of variables and their keys."""
 
     def __init__(self, nodes: list[tuple[dict[str, int], str | None]]) -> None:
-        """Takes, for each node, its children by name and its variable's key."""
+        """Takes (children by name, key of the variable or None) for each node."""
         self._nodes = nodes
 
     def _node(self, path: str) -> tuple[dict[str, int], str | None]:
@@ -34,15 +34,15 @@ class ObjectGraph:
         return node
 
     def key(self, path: str) -> str | None:
-        """The key of the variable at this path; None if there is none."""
+        """The key of the variable at a path; None if there is none."""
         return self._node(path)[1]
 
     def count(self, path: str) -> int:
-        """How many numbered children an object has."""
+        """The number of numbered children of an object."""
         return sum(name.isdecimal() for name in self._node(path)[0])
 
     def resolve(self, paths: Mapping[Any, str]) -> dict[Any, str]:
-        """Paths by the keys of their variables; a path stays where there is none."""
+        """Replaces paths by the keys of their variables, if these exist."""
         return {place: self.key(path) or path for place, path in paths.items()}
 
 
@@ -57,12 +57,12 @@ def open_bundle(path: str) -> tuple[Tensors, ObjectGraph | None]:
       (tensors, the object graph of TF2 files or None).
 
     Raises:
-      DataError: it is not there, or cannot be read.
+      DataError: it does not exist, or cannot be read.
     """
     from simclr_jax.data.tf_cpu import tf
 
     prefix = _prefix(path)
-    # Damaged files raise any of these, depending on where the damage is.
+    # Damaged files raise any of these.
     errors = (
         tf.errors.OpError,
         ValueError,
@@ -112,22 +112,22 @@ def _prefix(path: str) -> str:
             return f"{path}{SAVED_MODEL_PREFIX}"
         if (latest := tf.train.latest_checkpoint(path)) is not None:
             return latest
-        found = sorted(tf.io.gfile.glob(f"{path}/*.index"))
+        index_files = sorted(tf.io.gfile.glob(f"{path}/*.index"))
     except tf.errors.OpError as error:
         raise DataError(
             f"--input={path}: cannot be read ({first_line(error)})"
         ) from error
-    if len(found) != 1:
-        names = ", ".join(pathlib.PurePath(name).name for name in found) or "none"
+    if len(index_files) != 1:
+        names = ", ".join(pathlib.PurePath(name).name for name in index_files) or "none"
         raise DataError(
             f"--input={path}: must hold one checkpoint (.index files: {names}), a file "
             "`checkpoint` that names one, or variables/variables.index"
         )
-    return found[0].removesuffix(".index")
+    return index_files[0].removesuffix(".index")
 
 
 def parse_graph(serialized: bytes) -> ObjectGraph:
-    """Reads a serialized TrackableObjectGraph; ValueError if it is damaged."""
+    """Parses a serialized TrackableObjectGraph; raises ValueError if it is damaged."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 

@@ -1,4 +1,4 @@
-"""torchvision's names for a ResNet: what most PyTorch weights are exchanged in."""
+"""torchvision's names for a ResNet, which most PyTorch weights have."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from simclr_jax.weights.named_tensors import (
 )
 from simclr_jax.weights.torch_files import as_tensors
 
-_THEIR_LEAVES = {
+_TORCH_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
@@ -31,12 +31,12 @@ _THEIR_LEAVES = {
 }
 _BICUBIC = (
     "evaluation images are resized by bicubic interpolation without antialiasing; most "
-    "PyTorch code resizes with antialiasing, which changes features a little"
+    "PyTorch code resizes with antialiasing, so that features differ a little"
 )
-_CLASSIFIER = "the layer fc is taken for a linear classifier on h"
+_CLASSIFIER = "the layer fc is assumed to be a linear classifier on h"
 _SMALL_STEM = (
-    "the 3x3 stem is taken to have stride 1, padding 1 and no max-pool; other ones, "
-    "which the file does not tell apart, give other features"
+    "the 3x3 stem is assumed to have stride 1, padding 1 and no max-pool, which the "
+    "file does not record"
 )
 _LANDMARK = "layer1.0.conv1.weight"
 _STRUCTURES = [
@@ -55,21 +55,21 @@ def from_torchvision(
     file: str = "state_dict",
     ignore_unexpected: bool = False,
 ) -> ImportedWeights:
-    """Takes over the weights of a ResNet with torchvision's names.
+    """Imports the weights of a ResNet with torchvision's names.
 
-    A linear layer `fc` comes along as linear classifier. Other tensors outside the
-    ResNet, such as a projection head, are ignored and counted. Names and shapes do not
-    tell variants apart that compute otherwise (a stride on the 1x1 convolution, blurred
-    pooling, another stem padding): the network is taken to be torchvision's.
+    A linear layer `fc` becomes the linear classifier. Other tensors outside the ResNet,
+    such as a projection head, are ignored and counted. Variants with the same names and
+    shapes (a stride on the 1x1 convolution, blurred pooling, another stem padding)
+    cannot be told apart: the network is assumed to be torchvision's.
 
     Args:
-      state_dict: arrays by name, ordered as PyTorch does ([out, in, height, width]).
-      normalization: as in `models.create_encoder`: what was done to pixels in [0, 1];
-        no file says it. 'imagenet' for torchvision's own weights and most others.
-      prefix: before the names, such as 'module.encoder_q.'; found if there is one only.
-      resize: how evaluation images were resized in training; 'bicubic' if None.
-      file: for messages.
-      ignore_unexpected: leave tensors out that have no place, instead of refusing.
+      state_dict: name -> array, with PyTorch's order [out, in, height, width].
+      normalization: of pixels in [0, 1], as in `models.create_encoder`; files do not
+        record it. 'imagenet' for torchvision's own weights and most others.
+      prefix: of the names, such as 'module.encoder_q.'; None finds the only one.
+      resize: of evaluation images in training; 'bicubic' if None.
+      file: path, for messages.
+      ignore_unexpected: leave out tensors without a place, instead of an error.
 
     Raises:
       DataError: the tensors do not fit; names the first misfits.
@@ -81,7 +81,7 @@ def from_torchvision(
     structure, names = nearest(
         tensors, _STRUCTURES, lambda s: _encoder_names(s, prefix)
     )
-    fc = {leaf: f"{prefix}fc.{_THEIR_LEAVES[leaf]}" for leaf in PROBE_LEAVES}
+    fc = {leaf: f"{prefix}fc.{_TORCH_LEAVES[leaf]}" for leaf in PROBE_LEAVES}
     linear = {tensors.shapes.get(name, ()) for name in fc.values()}
     is_linear = {len(shape) for shape in linear} == {1, 2}
     layout = Layout(
@@ -112,7 +112,7 @@ def to_torchvision(variables: Tree) -> dict[str, np.ndarray]:
       variables: {'params', 'batch_stats'} of an encoder.
 
     Returns:
-      Arrays by torchvision's names, ordered as PyTorch does.
+      torchvision's name -> array, with PyTorch's order.
 
     Raises:
       ValueError: torchvision has no names for such an encoder.
@@ -121,44 +121,46 @@ def to_torchvision(variables: Tree) -> dict[str, np.ndarray]:
         place(path): np.asarray(array)
         for path, array in jax.tree_util.tree_leaves_with_path(variables)
     }
-    fitting = [s for s in _STRUCTURES if _encoder_names(s, "").keys() == flat.keys()]
-    if not fitting:
+    matches = [s for s in _STRUCTURES if _encoder_names(s, "").keys() == flat.keys()]
+    if not matches:
         raise ValueError(
             "torchvision has no names for this encoder: it must be a ResNet without "
             "selective kernels and squeeze-and-excitation"
         )
-    names = _encoder_names(fitting[0], "")
+    names = _encoder_names(matches[0], "")
     return {
         names[at]: array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         for at, array in flat.items()
     }
 
 
-def _prefix(file: str, names: Mapping[str, Any], given: str | None) -> str:
-    found = [name.removesuffix(_LANDMARK) for name in names if name.endswith(_LANDMARK)]
-    if given is not None and given not in found:
+def _prefix(file: str, names: Mapping[str, Any], prefix: str | None) -> str:
+    prefixes = [
+        name.removesuffix(_LANDMARK) for name in names if name.endswith(_LANDMARK)
+    ]
+    if prefix is not None and prefix not in prefixes:
         raise DataError(
-            f"--prefix={given}: file {file} has no {given}{_LANDMARK}; prefixes there: "
-            f"{', '.join(map(repr, found)) or 'none'}"
+            f"--prefix={prefix}: file {file} has no {prefix}{_LANDMARK}; its prefixes "
+            f"are {', '.join(map(repr, prefixes)) or 'none'}"
         )
-    if given is not None:
-        return given
-    if not found:
+    if prefix is not None:
+        return prefix
+    if not prefixes:
         raise DataError(
             f"file {file}: has no {_LANDMARK}, so these are not torchvision's names "
             f"for a ResNet; its first tensors are {', '.join(list(names)[:3])}"
         )
-    if len(found) > 1:
+    if len(prefixes) > 1:
         raise DataError(
             f"file {file}: holds several ResNets, with the prefixes "
-            f"{', '.join(map(repr, found))}; --prefix must name one"
+            f"{', '.join(map(repr, prefixes))}; --prefix must name one"
         )
-    return found[0]
+    return prefixes[0]
 
 
 def _encoder_names(structure: Structure, prefix: str) -> Names:
     return {
-        (layer, leaf): f"{prefix}{_layer_name(layer)}.{_THEIR_LEAVES[leaf]}"
+        (layer, leaf): f"{prefix}{_layer_name(layer)}.{_TORCH_LEAVES[leaf]}"
         for layer, kind in encoder_layers(structure)
         for leaf in LEAVES[kind]
     }
@@ -176,9 +178,9 @@ def _layer_name(layer: str) -> str:
 
 
 def _ignorable(name: str, prefix: str) -> str | None:
-    """What a tensor is that needs no place; None if it should have one."""
+    """The kind of a tensor that needs no place in the model; None if it needs one."""
     if name.endswith(".num_batches_tracked"):
         return "batch counters"
-    # A ResNet's own layers stand right behind its prefix.
-    own = re.match(r"(conv|bn|layer)\d+\.", name.removeprefix(prefix))
-    return None if own else "other layers"
+    # The names of a ResNet's layers directly follow its prefix.
+    is_of_resnet = re.match(r"(conv|bn|layer)\d+\.", name.removeprefix(prefix))
+    return None if is_of_resnet else "other layers"

@@ -80,7 +80,7 @@ def test_command_says_what_it_did(imported):
     assert "depth 18, width 1.0" in out
     assert "nonlinear, 3 layers, output 128" in out
     assert "65 optimizer slots" in out
-    assert "may sit on its first layer" in out
+    assert "may be the head's first layer" in out
     receipt = json.loads((run / "import.json").read_text())
     assert receipt["ignored"] == {"optimizer slots": 65, "bookkeeping": 1}
     assert receipt["num_classes"] == 10

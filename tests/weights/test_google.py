@@ -159,7 +159,7 @@ def test_fine_tuned_files_come_with_a_warning(tmp_path):
     assert weights.num_classes == weights.params["probe"]["bias"].shape[0]
     (note,) = weights.notes
     assert "projection head is untrained" in note
-    assert "may sit on its first layer" in note
+    assert "may be the head's first layer" in note
 
 
 def test_averages_are_taken_on_request_only(tmp_path):
@@ -353,7 +353,11 @@ def test_checkpoints_of_other_projects(tmp_path):
             np.float32(1),
             r"shape \(\) and must",
         ),
-        ("base_model/batch_normalization/gamma", np.array(["a"] * 8), "has no numbers"),
+        (
+            "base_model/batch_normalization/gamma",
+            np.array(["a"] * 8),
+            "does not hold numbers",
+        ),
         (
             "base_model/batch_normalization_3/moving_variance",
             np.full(8, -1, np.float32),
