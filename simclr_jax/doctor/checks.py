@@ -1,7 +1,7 @@
 """The checks of `doctor`.
 
-Every check runs on all processes, so it may contain collectives. Its detail is that of
-process 0, unless another process failed.
+Every check runs on all processes, so it may contain collectives. Its detail comes
+from process 0, unless another process failed.
 """
 
 import dataclasses

@@ -108,7 +108,7 @@ def _backward(
     residuals: tuple[jax.Array, jax.Array, jax.Array],
     cotangents: jax.Array,
 ) -> tuple[jax.Array]:
-    """The gradient of z from g, that of the log partitions n.
+    """The gradient of z, from the gradient g of the log partitions n.
 
     d z_i = sum over j of (g_i p_ij + g_j p_ji) z_j / temperature, where
     p_ij = exp(l_ij - n_i) is the share of negative j in anchor i's partition. Logits

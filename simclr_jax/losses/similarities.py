@@ -4,7 +4,7 @@ At temperature 0.05 a bfloat16 product, the default on TPUs (GPUs use TF32), has
 error of 20 * 2^-8 = 0.08 in the logits; hence `HIGHEST` everywhere.
 
 Every loss is a function of `z` [B, V, K]. With `z` sharded on B under `jax.jit` its
-value is that of the global batch: XLA gathers the embeddings, never the images.
+value is the loss of the global batch: XLA gathers the embeddings, never the images.
 """
 
 import jax

@@ -16,8 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from simclr_jax.models.convolutions import Conv2d, max_pool
 
 BASE_FILTERS = 64
-# Name of the outputs that rematerialisation may keep: those of all convolutions of a
-# block but its last, widest one.
+# Name of the activations that rematerialisation may keep: the outputs of all
+# convolutions of a block but the last, widest one.
 NARROW = "narrow"
 # A bottleneck block ends with 4x the filters of its 3x3 convolution.
 EXPANSION = 4
@@ -136,7 +136,7 @@ class Shortcut(nn.Module):
         stride = self.stride
         if self.pool:
             # SimCLRv2 pads at the end; zeros count in the mean of a strided pool (which
-            # matters for odd sides) and not in that of an unstrided pool.
+            # matters for odd sides) and not in the mean of an unstrided pool.
             x = nn.avg_pool(
                 x,
                 (2, 2),

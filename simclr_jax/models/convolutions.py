@@ -1,10 +1,10 @@
 """2-D convolutions and the max-pool, in forms that suit the platform.
 
-The mathematics is that of `nn.Conv` and `nn.max_pool`. What differs is what XLA is
-given: on accelerators one convolution forward and one for each gradient, on CPUs
-`cpu_convolutions`. The platform is known when a program is lowered, so each program
-holds the form of its own platform only, wherever it was lowered. Values and gradients
-choose separately, so that automatic differentiation never sees the choice.
+Equal to `nn.Conv` and `nn.max_pool` up to rounding. Accelerators compute one
+convolution in the forward pass and one per gradient, CPUs the forms of
+`cpu_convolutions`. The form is chosen when a program is lowered, so a program contains
+only the form of its platform, wherever it is lowered. Forward and backward pass choose
+separately, so that automatic differentiation never sees the choice.
 
 The gradient of a kernel can leave a bfloat16 convolution in float32. With the batch
 split over devices XLA sums gradients right after the convolution, so in its dtype.

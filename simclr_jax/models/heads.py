@@ -35,8 +35,8 @@ class ProjectionHead(nn.Module):
     @property
     def num_outputs(self) -> int:
         """Length of `layers`: h and the output of each kept layer."""
-        kept = self._num_layers if self.kept_layers is None else self.kept_layers
-        return 1 + min(kept, self._num_layers)
+        num_layers = self._num_layers if self.kept_layers is None else self.kept_layers
+        return 1 + min(num_layers, self._num_layers)
 
     def __call__(self, h: jax.Array, train: bool = False) -> jax.Array:
         """Projects h [N, D] to z [N, K] float32; `train` as in the encoder."""

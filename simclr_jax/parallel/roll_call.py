@@ -1,4 +1,4 @@
-"""Waits until all processes of a job have started, and names those that have not.
+"""Waits until all processes of a job have started, and names the missing ones.
 
 Kept because JAX's own start-up ends the process when another one is missing, without
 naming it or a difference in versions. So every process first reports to process 0, on
@@ -131,7 +131,7 @@ def _receive(
     """Receives one report.
 
     Returns:
-      (process number, what is wrong with the report or ''). The number is None for
+      (process number, description of the problem or ''). The number is None for
       connections that send no valid report; they are ignored.
     """
     try:

@@ -39,10 +39,10 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # macOS, musl
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _LARGEST_INT))
-    kept = all([mallopt(ctypes.c_int(k), ctypes.c_int(v)) for k, v in settings])
-    if kept:
+    keeps_memory = all([mallopt(ctypes.c_int(k), ctypes.c_int(v)) for k, v in settings])
+    if keeps_memory:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    return kept
+    return keeps_memory
 
 
 def _cpus_compute() -> bool:

@@ -1,4 +1,4 @@
-"""What `doctor` says of this machine, and of what is wrong with it."""
+"""The checks of `doctor` on this machine and on faulty ones."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from simclr_jax.doctor.equivalence import Difference
 @pytest.fixture
 def quick(monkeypatch):
     """Without the training steps."""
-    found = [Difference("loss", 1e-7), Difference("gradient", 3e-6)]
-    monkeypatch.setattr(equivalence, "compare", lambda mesh: found)
-    return found
+    differences = [Difference("loss", 1e-7), Difference("gradient", 3e-6)]
+    monkeypatch.setattr(equivalence, "compare", lambda mesh: differences)
+    return differences
 
 
 def verdicts(workdir=None):
@@ -21,12 +21,12 @@ def verdicts(workdir=None):
 
 
 def test_a_good_machine_is_called_good(quick, tmp_path):
-    found = verdicts(str(tmp_path / "run"))
-    assert [name for name, verdict in found.items() if not verdict.ok] == []
-    assert found["devices"].detail.startswith("8 x cpu")
-    assert "numpy" in found["environment"].detail
-    assert "is the same folder on all hosts" in found["run directory"].detail
-    assert "gradient: differs by 3e-06" in found["1 device = 8"].detail
+    results = verdicts(str(tmp_path / "run"))
+    assert [name for name, verdict in results.items() if not verdict.ok] == []
+    assert results["devices"].detail.startswith("8 x cpu")
+    assert "numpy" in results["environment"].detail
+    assert "is the same folder on all hosts" in results["run directory"].detail
+    assert "gradient: differs by 3e-06" in results["1 device = 8"].detail
     assert not (tmp_path / "run").exists()
 
 
@@ -74,7 +74,7 @@ def test_a_missing_library_is_named(quick, monkeypatch):
 
 
 def test_a_wrong_mesh_program_would_be_seen():
-    """Relative differences are those of whole trees."""
+    """Differences are relative to the norm of the whole tree."""
     tree = {"a": np.array([3.0, 0.0]), "b": np.array([4.0])}
     off = {"a": np.array([3.0, 0.5]), "b": np.array([4.0])}
     assert equivalence._relative(off, tree) == pytest.approx(0.1)

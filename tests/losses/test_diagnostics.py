@@ -60,12 +60,12 @@ def test_similarities_match_numpy():
     got = metrics_of(z, temperature=0.1)
     unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
     cosines = unit[:, 0] @ unit[:, 1].T
-    own = np.eye(9, dtype=bool)
+    diagonal = np.eye(9, dtype=bool)
     np.testing.assert_allclose(
-        got["positive_similarity"], cosines[own].mean(), atol=1e-6
+        got["positive_similarity"], cosines[diagonal].mean(), atol=1e-6
     )
     np.testing.assert_allclose(
-        got["negative_similarity"], cosines[~own].mean(), atol=1e-6
+        got["negative_similarity"], cosines[~diagonal].mean(), atol=1e-6
     )
 
 

@@ -34,7 +34,7 @@ each_objective = pytest.mark.parametrize(("name", "options"), OBJECTIVES)
 
 
 def settings_of(name, options):
-    """All that is tested of it; what is left out has its default."""
+    """All tested settings of a loss; the others have their defaults."""
     scales = {"temperature": (0.05, 0.1, 0.5, 1.0)}
     if name == "margin_triplet":
         scales = {"margin": (0.1, 0.4, 1.0)}
@@ -165,8 +165,8 @@ def sup_con(s, z, labels, *, temperature):
     for i, positives, negatives in roles(z):
         terms = softmax_terms(s, i, positives + negatives, temperature)
         positives += [k for k in negatives if label[k] == label[i] != -1]
-        own = [math.log(terms[p] / sum(terms.values())) for p in positives]
-        losses.append(-sum(own) / len(positives))
+        log_terms = [math.log(terms[p] / sum(terms.values())) for p in positives]
+        losses.append(-sum(log_terms) / len(positives))
     return np.mean(losses)
 
 
@@ -212,7 +212,7 @@ def table_2_gradient(name, z, *, normalize=True, **settings):
     for i, j, slope in slopes(name, (u @ u.T).tolist(), z, settings):
         gradient[i] += slope * u[j]
         gradient[j] += slope * u[i]
-    if normalize:  # through z / |z|: what is tangential to the sphere, over |z|
+    if normalize:  # through z / |z|: the part tangential to the sphere, over |z|
         radial = np.sum(gradient * u, axis=1, keepdims=True)
         lengths = np.linalg.norm(embed(z, normalize=False), axis=1, keepdims=True)
         gradient = (gradient - radial * u) / lengths
@@ -404,7 +404,7 @@ def test_edges(name, options, edge):
 
 @each_objective
 def test_eight_devices_are_one(name, options):
-    """Compiled, split on images: the loss is that of the whole batch."""
+    """Compiled and split on images, the loss is still that of the whole batch."""
     args = inputs(name, projections(16))
     split = jax.device_put(args, batch_sharding(create_mesh()))
     assert len(split[0].sharding.device_set) == 8

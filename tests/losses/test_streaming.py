@@ -100,18 +100,18 @@ def test_diagnostics_are_those_of_the_matrix(num_devices, size):
     mesh, sharded = split(z, num_devices)
     expected = contrastive_metrics(z, temperature=0.2)
     assert 0 < expected["contrastive_accuracy"] < 1
-    found = contrastive_metrics(
+    metrics = contrastive_metrics(
         sharded, temperature=0.2, streaming=Streaming(mesh, size)
     )
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
 
 
 def test_ties_go_to_the_first_column():
     z = np.ones((6, 2, 4), np.float32)
-    found = contrastive_metrics(z, temperature=0.5, streaming=Streaming(None, 4))
-    np.testing.assert_allclose(found["contrastive_accuracy"], 1 / 6, rtol=1e-6)
-    np.testing.assert_allclose(found["contrastive_entropy"], np.log(6), rtol=1e-6)
+    metrics = contrastive_metrics(z, temperature=0.5, streaming=Streaming(None, 4))
+    np.testing.assert_allclose(metrics["contrastive_accuracy"], 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(metrics["contrastive_entropy"], np.log(6), rtol=1e-6)
 
 
 def test_nothing_of_the_size_of_all_pairs_exists():

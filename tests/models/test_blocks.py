@@ -144,6 +144,6 @@ def test_pooled_shortcut_window_by_window(fidelity, size, stride):
 def test_plain_shortcut_drops_pixels(size, stride):
     module = blocks.Shortcut(4, stride, False, convolution, NORM)
     v, x, got = applied(module, size, False)
-    kept = x[:, ::stride, ::stride]
-    want = normalised(kept @ v["params"]["conv"]["kernel"][0, 0], v, "bn")
+    pixels = x[:, ::stride, ::stride]
+    want = normalised(pixels @ v["params"]["conv"]["kernel"][0, 0], v, "bn")
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())

@@ -96,7 +96,7 @@ each_platform = pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu
 
 
 def lowered(function, *arguments, platform):
-    """The program for a platform that need not be there."""
+    """The program for a platform, which need not be available."""
     traced = jax.jit(function).trace(*arguments)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -163,7 +163,7 @@ def test_a_bfloat16_gradient_is_exact_in_float32_only(form, size, stride, side):
     errors = {}
     for dtype in convolutions.GRADIENT_DTYPES:
         convolve = padded_conv(size, stride, gradient_dtype=dtype)
-        # Not jitted: XLA on CPUs leaves out the rounding of what is widened again.
+        # Not jitted: XLA on CPUs omits the rounding of values that are widened again.
         y, dx, dk = with_gradients(convolve, *arrays)
         assert (y.dtype, dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16, "float32")
         # Eight bits, rounded to nearest.
@@ -353,7 +353,7 @@ mesh = parallel.create_mesh(topology.devices)
 whole, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
 params, x = jax.eval_shape(layers_and_images)
 x = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
-found = {{}}
+dtypes = {{}}
 for dtype in ("float32", "bfloat16"):
     step = jax.jit(
         jax.grad(lambda p, x: two_layers(p, x, dtype)),
@@ -362,8 +362,8 @@ for dtype in ("float32", "bfloat16"):
     )
     program = step.lower(params, x).compile().as_text()
     results = re.findall(r"= (.*) all-reduce(?:-start)?[(]", program)
-    found[dtype] = re.findall(r"(\\w+)\\[3,3,\\d+,\\d+\\]", " ".join(results))
-print(json.dumps(found))
+    dtypes[dtype] = re.findall(r"(\\w+)\\[3,3,\\d+,\\d+\\]", " ".join(results))
+print(json.dumps(dtypes))
 """
 
 
@@ -377,8 +377,8 @@ def test_tpus_sum_gradients_in_the_dtype_asked_for():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {"float32": ["f32", "f32"], "bfloat16": ["bf16", "bf16"]}
+    dtypes = json.loads(done.stdout.splitlines()[-1])
+    assert dtypes == {"float32": ["f32", "f32"], "bfloat16": ["bf16", "bf16"]}
 
 
 def encoder_results(depth):

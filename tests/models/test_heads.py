@@ -128,7 +128,7 @@ def test_nonlinear_head_by_hand():
     ],
 )
 def test_layers_from_h_to_z(fidelity, settings, num_layers):
-    """[h, the hidden layers behind their ReLU, z], in evaluation mode."""
+    """[h, the hidden layers after their ReLU, z], in evaluation mode."""
     head = create_projection_head(output_dim=8, **settings)
     h = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
     variables = {

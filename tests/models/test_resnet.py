@@ -245,8 +245,8 @@ def test_only_the_computation_has_the_dtype(settings, dtype):
         )
 
     h, state = jax.eval_shape(train, variables, jnp.zeros((2, 32, 32, 3)))
-    kept = jax.tree.leaves([h, variables, state["batch_stats"]])
-    assert all(leaf.dtype == jnp.float32 for leaf in kept)
+    arrays = jax.tree.leaves([h, variables, state["batch_stats"]])
+    assert all(leaf.dtype == jnp.float32 for leaf in arrays)
     inside = state["intermediates"]
     flat = flax.traverse_util.flatten_dict(inside).items()
     calls = {path[:-1]: leaf for path, (leaf,) in flat if path[-1] == "__call__"}

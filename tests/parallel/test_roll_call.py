@@ -117,9 +117,11 @@ def test_other_versions_are_told(monkeypatch):
         yield "3.11.1"
         yield "3.12.0"
 
-    given = versions()
+    python_versions = versions()
     started = threading.Event()
-    monkeypatch.setattr(roll_call.platform, "python_version", lambda: next(given))
+    monkeypatch.setattr(
+        roll_call.platform, "python_version", lambda: next(python_versions)
+    )
     port = free_port()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         first = pool.submit(hold, [0], num_processes=2, port=port)
