@@ -44,9 +44,10 @@ def colors(golden):
 def assert_close(request, fidelity):
     """assert_close(what, result, expected, tolerance), on the fidelity page.
 
-    A module's `FORM` says there which form of the operations it compares.
+    A test's `backend` says there which form of the operations it compares.
     """
-    form = getattr(request.module, "FORM", "")
+    tested = "backend" in request.fixturenames
+    form = request.getfixturevalue("backend").form if tested else ""
 
     def compare(what, result, expected, tolerance):
         assert np.asarray(result).dtype == np.float32

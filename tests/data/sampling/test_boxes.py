@@ -67,7 +67,7 @@ def test_reference_boxes_are_distributed_as_the_reference_s(
         counts = np.histogram(values, edges)[0]
         assert counts.sum() == COUNT
         p_value = chi_square(counts, arrays[f"{case}/{key}"])
-        what = f"Crop boxes, batched: distribution of {name.split()[0]}"
+        what = f"Crop boxes: distribution of {name.split()[0]}"
         fidelity.at_least(what, p_value, 1e-3)
     # The smallest area is 10 %, though the setting says 8 %.
     assert 0.1 <= area.min() < 0.11
@@ -128,7 +128,7 @@ def test_reference_sides_are_distributed_as_tensorflow_s(
         assert area.max() <= settings["area_max"]
     p_value = chi_square(*tables)
     fidelity.at_least(
-        "Crop boxes, batched: distribution of sides", p_value, 1e-3, source=TENSORFLOW
+        "Crop boxes: distribution of sides", p_value, 1e-3, source=TENSORFLOW
     )
 
 

@@ -1,7 +1,7 @@
-"""The batched operations, in JAX: the reference's, and the plain ones'.
+"""The batched operations, in JAX, against the plain operations.
 
-Random operations get the same draws as those of `augment.py` and give the same images,
-up to rounding.
+Random operations get the same draws as those of `definition.py` and give the same
+images, up to rounding. `test_contract.py` compares with the reference's values.
 """
 
 import functools
@@ -10,21 +10,13 @@ import jax
 import numpy as np
 import pytest
 from scipy import stats
-from simclr_settings import BLUR, JITTER, colour_cases, draws_of
+from simclr_settings import BLUR, JITTER, draws_of
 
 from simclr_jax.data import augment_jax
 from simclr_jax.data.sampling import boxes, order
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import definition, device
 
-FORM = ", batched"  # on the fidelity page
-COLOURS = {
-    "brightness_v1_additive": ("adjust_brightness", {"mode": "additive"}),
-    "brightness_v2_multiplicative": ("adjust_brightness", {}),
-    "contrast": ("adjust_contrast", {}),
-    "saturation": ("adjust_saturation", {}),
-    "hue": ("adjust_hue", {}),
-}
 # Names of their functions.
 RANDOM = {name: function.__name__ for name, function in device.OPERATIONS.items()}
 SETTINGS = {
@@ -53,94 +45,6 @@ def _operation(name, **settings):
 def _random(name, **changes):
     """A random operation with the usual settings: (images, u, probability=...)."""
     return _operation(RANDOM[name], **{**SETTINGS[name], **changes})
-
-
-# Against the reference ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", ["A", "B", "C"])
-@pytest.mark.parametrize("name", COLOURS)
-def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
-    cases, tolerance = colour_cases(colors, group, name)
-    # All factors in one batch, so that each image has its own.
-    images = colors[f"{group}/input"]
-    factors = [factor for factor, _ in cases]
-    function, settings = COLOURS[name]
-    result = _operation(function, **settings)(
-        np.tile(images, (len(cases), 1, 1, 1)),
-        np.repeat(np.float32(factors), len(images)),
-    )
-    expected = np.concatenate([result for _, result in cases])
-    assert_close(f"Colour: {name}", result[:, ::2, ::2], expected, tolerance)
-
-
-@pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_grayscale_agrees_with_the_reference(group, colors, assert_close):
-    result = _operation("to_grayscale")(colors[f"{group}/input"])
-    expected = colors[f"{group}/grayscale"]
-    assert_close("Colour: grayscale", result[:, ::2, ::2], expected, 2e-6)
-
-
-@pytest.mark.parametrize(("group", "size"), [("A", 3), ("B", 6), ("B", 22)])
-def test_blur_agrees_with_the_reference(group, size, colors, assert_close):
-    keys = [key for key in colors if key.startswith(f"{group}/blur/ks{size}/")]
-    sigmas = np.float32([key.split("/sigma")[1] for key in keys])
-    assert len(sigmas) >= 2
-    images = np.repeat(colors[f"{group}/input"][:1], len(keys), axis=0)
-    operation = _operation("gaussian_blur", kernel_size=size)
-    result = operation(images, sigmas)
-    expected = np.concatenate([colors[key] for key in keys])
-    assert_close("Gaussian blur", result, expected, 2e-6)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_crop_and_resize_agrees_with_the_reference(number, golden, assert_close):
-    arrays = golden("data_resize")
-    image = np.float32(arrays[f"crop/{number}/input_uint8"]) / np.float32(255)
-    keys = [key for key in arrays if key.startswith(f"crop/{number}/box")]
-    sizes = {key.split("/out")[1] for key in keys if "/out" in key}
-    assert "32x32" in sizes
-    for size in sorted(sizes):
-        outputs = [key for key in keys if key.endswith(f"/out{size}")]
-        box_keys = [key.split("/out")[0] + "_y_x_h_w" for key in outputs]
-        sides = tuple(int(side) for side in size.split("x"))
-        result = _operation("crop_and_resize", size=sides)(
-            np.repeat(image[None], len(outputs), axis=0),
-            np.int32([arrays[key] for key in box_keys]),
-        )
-        expected = np.stack([arrays[key] for key in outputs])
-        assert_close("Crop and bicubic resize", result, expected, 2e-6)
-
-
-LETTERS = "bcsh"
-
-
-@pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_color_jitter_agrees_with_the_reference(group, colors, assert_close):
-    b, c, s, h = colors["chain_factors_b_c_s_h"]
-    factors = [(b - 0.2) / 1.6, (c - 0.2) / 1.6, (s - 0.2) / 1.6, (h + 0.2) / 0.4]
-    images = colors[f"{group}/input"]
-    # Both orders in one batch.
-    rows, expected = [], []
-    for letters in ("bcsh", "hscb"):
-        places = [letters.index(letter) / 4 for letter in LETTERS]
-        rows += [[0.0, *factors, *places]] * len(images)
-        expected.append(colors[f"{group}/chain_{letters}_clip_each"])
-    result = _random("color_jitter")(
-        np.tile(images, (2, 1, 1, 1)), np.float32(rows), probability=0.8
-    )
-    expected = np.concatenate(expected)
-    assert_close("Colour jitter, two orders", result[:, ::2, ::2], expected, 5e-6)
-
-
-@pytest.mark.parametrize("name", ["adjust_saturation", "adjust_hue"])
-def test_a_hue_just_below_red_is_red(name):
-    # Rounded it is a full circle, which TensorFlow's adjust_saturation turns dark.
-    more = np.nextafter(np.float32(0.2), np.float32(1))
-    image = np.float32([[[[0.6, 0.2, more]]]])
-    neutral = np.float32([1.0 if name == "adjust_saturation" else 0.0])
-    result = _operation(name)(image, neutral)
-    np.testing.assert_allclose(result, image, atol=1e-6)
 
 
 # Against the plain operations ---------------------------------------------------------

@@ -1,6 +1,7 @@
-"""The compiled operations of the host: the reference's values, and the plain ones'.
+"""The compiled operations of the host against the plain operations.
 
-Whole compositions are compared in `test_host.py`.
+`test_contract.py` compares them with the reference's values, `test_host.py` compares
+whole compositions.
 """
 
 import subprocess
@@ -8,158 +9,19 @@ import sys
 
 import numpy as np
 import pytest
-from simclr_settings import BLUR, JITTER, colour_cases, draws_of
+from host_programs import line, run_program
+from simclr_settings import BLUR, JITTER, draws_of
 
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import compiled, definition, host_kernels, host_op
 from simclr_jax.data.views.composition import Composition
 
-FORM = ", compiled"  # on the fidelity page
-NEUTRAL = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
-COLOURS = {
-    "brightness_v1_additive": "brightness",
-    "brightness_v2_multiplicative": "brightness",
-    "contrast": "contrast",
-    "saturation": "saturation",
-    "hue": "hue",
-}
 SETTINGS = {
     "flip": {},
     "color_jitter": JITTER,
     "grayscale": {},
     "blur": {**BLUR, "kernel_fraction": 0.4},
 }
-
-
-def _line(name, ranges=(), number=0.0, probability=1.0):
-    """A program of one operation."""
-    filled = np.zeros((4, 2))
-    filled[: len(ranges)] = np.reshape(ranges, (-1, 2))
-    kind = host_kernels.OPERATIONS.index(name)
-    return np.float32([[kind, 0, probability, *filled.reshape(-1), number]])
-
-
-def _run(program, made, u):
-    """The program on views float32 [N, S, S, 3] with draws [N, D]."""
-    made = np.asarray(made, np.float32)
-    no_boxes = np.zeros((len(made), 4), np.int32)
-    operation = tf.function(
-        lambda made, u: host_op.views(
-            None, no_boxes, made, u, program, size=made.shape[1], as_floats=True
-        ),
-        autograph=False,
-    )
-    return operation(made, np.asarray(u, np.float32)).numpy()
-
-
-def _colours(program, images, u):
-    """The same of images [N, H, W, 3], laid side by side so that each is a square."""
-    height, width = images.shape[1:3]
-    side = np.lcm(height, width)
-    squares = np.tile(images, (1, side // height, side // width, 1))
-    return _run(program, squares, u)[:, :height, :width]
-
-
-# Against the reference ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", ["A", "B", "C"])
-@pytest.mark.parametrize("name", COLOURS)
-def test_color_operation_agrees_with_the_reference(group, name, colors, assert_close):
-    cases, tolerance = colour_cases(colors, group, name)
-    images = colors[f"{group}/input"]
-    # The one comes first; the others leave all alone.
-    places = [float(COLOURS[name] != other) for other in NEUTRAL]
-    additive = float(name == "brightness_v1_additive")
-    results = []
-    for factor, _ in cases:
-        factors = NEUTRAL | {COLOURS[name]: factor}
-        if additive and factors["brightness"] == 1.0:
-            factors["brightness"] = 0.0
-        ranges = [(factor, 0.0) for factor in factors.values()]
-        program = _line("color_jitter", ranges, additive)
-        u = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, *places], (len(images), 1))
-        results.append(_colours(program, images, u))
-    expected = np.clip(np.concatenate([result for _, result in cases]), 0, 1)
-    result = np.concatenate(results)[:, ::2, ::2]
-    assert_close(f"Colour: {name}", result, expected, tolerance)
-
-
-@pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_color_jitter_agrees_with_the_reference(group, colors, assert_close):
-    factors = colors["chain_factors_b_c_s_h"]
-    program = _line("color_jitter", [(factor, 0.0) for factor in factors])
-    images = colors[f"{group}/input"]
-    for letters in ("bcsh", "hscb"):
-        places = [letters.index(letter) / 4 for letter in "bcsh"]
-        u = np.tile([0.0, 0.0, 0.0, 0.0, 0.0, *places], (len(images), 1))
-        result = _colours(program, images, u)[:, ::2, ::2]
-        expected = colors[f"{group}/chain_{letters}_clip_each"]
-        assert_close("Colour jitter, two orders", result, expected, 5e-6)
-
-
-@pytest.mark.parametrize("group", ["A", "B", "C"])
-def test_grayscale_agrees_with_the_reference(group, colors, assert_close):
-    images = colors[f"{group}/input"]
-    result = _colours(_line("grayscale"), images, np.zeros((len(images), 1)))
-    expected = colors[f"{group}/grayscale"]
-    assert_close("Colour: grayscale", result[:, ::2, ::2], expected, 2e-6)
-
-
-@pytest.mark.parametrize(("group", "size"), [("A", 3), ("B", 6), ("B", 22)])
-def test_blur_agrees_with_the_reference(group, size, colors, assert_close):
-    keys = [key for key in colors if key.startswith(f"{group}/blur/ks{size}/")]
-    assert len(keys) >= 2
-    for key in keys:
-        sigma = float(key.split("/sigma")[1])
-        program = _line("blur", [(sigma, 0.0)], size // 2)
-        image = colors[f"{group}/input"][:1]
-        height, width = image.shape[1:3]
-        # Zeros are what lies around an image anyway.
-        square = np.pad(image, ((0, 0), (0, 0), (0, height - width), (0, 0)))
-        result = _run(program, square, [[0.0, 0.0]])[:, :, :width]
-        # What is left out of long kernels weighs 5e-4 in all.
-        short = size // 2 <= host_kernels.BLUR_REACH * sigma
-        assert_close("Gaussian blur", result, colors[key], 2e-6 if short else 3e-4)
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_crop_and_resize_agrees_with_the_reference(number, golden, assert_close):
-    arrays = golden("data_resize")
-    image = arrays[f"crop/{number}/input_uint8"]
-    keys = [key for key in arrays if key.startswith(f"crop/{number}/box")]
-    outputs = [key for key in keys if "/out" in key]
-    squares = 0
-    for key in outputs:
-        height, width = (int(side) for side in key.split("/out")[1].split("x"))
-        if height != width:
-            continue
-        squares += 1
-        box = np.int32(arrays[key.split("/out")[0] + "_y_x_h_w"])
-        result = tf.function(
-            lambda image, box, size=height: host_op.views(
-                image,
-                box[None],
-                None,
-                np.zeros((1, 0), np.float32),
-                np.zeros((0, host_kernels.PROGRAM_WIDTH), np.float32),
-                size=size,
-                as_floats=True,
-            )[0]
-        )(image, box)
-        assert_close("Crop and bicubic resize", result.numpy(), arrays[key], 2e-6)
-    assert squares >= 2
-
-
-@pytest.mark.parametrize("adjustment", ["saturation", "hue"])
-def test_a_hue_just_below_red_is_red(adjustment):
-    # Rounded it is a full circle, which TensorFlow's adjust_saturation turns dark.
-    more = np.nextafter(np.float32(0.2), np.float32(1))
-    image = np.float32([[[[0.6, 0.2, more]]]])
-    places = [float(adjustment != other) for other in NEUTRAL]
-    program = _line("color_jitter", [(factor, 0.0) for factor in NEUTRAL.values()])
-    result = _run(program, image, [[0.0, 0.0, 0.0, 0.0, 0.0, *places]])
-    np.testing.assert_allclose(result, image, atol=1e-6)
 
 
 # Against the plain operations ---------------------------------------------------------
@@ -183,7 +45,7 @@ def _program(name, **settings):
 def test_operation_is_the_plain_one(name, changes, overshooting):
     assert set(SETTINGS) == set(host_kernels.OPERATIONS)
     u = draws_of(name, len(overshooting))
-    result = _run(_program(name, probability=0.7, **changes), overshooting, u)
+    result = run_program(_program(name, probability=0.7, **changes), overshooting, u)
     settings = {**SETTINGS[name], "probability": 0.7, **changes}
     expected = np.stack(
         [
@@ -209,16 +71,16 @@ def test_probability_0_and_1_are_certain(name, overshooting):
     u = draws_of(name, len(overshooting))
     u[:48, 0], u[48:, 0] = 0, 1 - 2**-24
     images = np.clip(overshooting, 0.1, 0.9)
-    never = _run(_program(name, probability=0.0), images, u)
+    never = run_program(_program(name, probability=0.0), images, u)
     np.testing.assert_array_equal(never, images)
-    always = _run(_program(name, probability=1.0), images, u)
+    always = run_program(_program(name, probability=1.0), images, u)
     # The first images are grey.
     assert (always != images)[9:].any(axis=(1, 2, 3)).all()
 
 
 # Many at once, and what does not fit --------------------------------------------------
 
-PROGRAM = np.concatenate([_line("flip", probability=0.5), _line("grayscale")])
+PROGRAM = np.concatenate([line("flip", probability=0.5), line("grayscale")])
 
 
 def _views(images, boxes, uniform, program=PROGRAM):
@@ -278,11 +140,11 @@ def test_a_box_that_sticks_out_is_refused(box):
         (1, (2, 1), PROGRAM),
         (1, (4, 1), PROGRAM),
         (1, (3, 0), PROGRAM),
-        (1, (3, 8), _line("color_jitter")),
+        (1, (3, 8), line("color_jitter")),
         (1, (3, 1), np.repeat(PROGRAM, 3, axis=0)),
-        (1, (3, 9), _line("flip") * 0 + 7),  # no such operation
-        (1, (3, 9), _line("flip") - np.eye(1, 12, 1, dtype=np.float32)),
-        (1, (3, 9), _line("blur", number=-1)),
+        (1, (3, 9), line("flip") * 0 + 7),  # no such operation
+        (1, (3, 9), line("flip") - np.eye(1, 12, 1, dtype=np.float32)),
+        (1, (3, 9), line("blur", number=-1)),
     ],
 )
 def test_what_does_not_belong_together_is_refused(num_images, num_draws, program):
