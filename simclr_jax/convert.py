@@ -76,8 +76,9 @@ def main() -> None:
         if config is None:
             # The dataset to evaluate on follows from the stem.
             cifar = weights.encoder_settings["stem"] == "cifar"
-            name = "configs.cifar10" if cifar else "configs.imagenet"
-            config = importlib.import_module(name).get_config()
+            name = "cifar10" if cifar else "imagenet"
+            module = importlib.import_module(f"simclr_jax.configs.{name}")
+            config = module.get_config()
         config = convert.complete_config(config, weights)
     receipt = convert.write(_WORKDIR.value, config, weights, _INPUT.value)
     print(convert.summary(receipt))
