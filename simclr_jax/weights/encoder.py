@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import pathlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -176,47 +175,23 @@ def _logits(
     return logits + classifier["bias"]
 
 
-@dataclasses.dataclass(frozen=True)
-class RunCheckpoint:
-    """A checkpoint of a run whose description is read and whose weights are not.
+def load(
+    workdir: str,
+    *,
+    step: int | None = None,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> PretrainedEncoder:
+    """Reads the encoder of a run; see `simclr_jax.load`.
 
-    Attributes:
+    Args:
       workdir: the run directory.
-      folder: of the checkpoint.
-      step: of the checkpoint.
-      description: of its model and preprocessing; see `build.describe`.
-    """
-
-    workdir: str
-    folder: pathlib.Path
-    step: int
-    description: dict[str, Any]
-
-
-def open_checkpoint(workdir: str, step: int | None) -> RunCheckpoint:
-    """Reads the description of a checkpoint, the newest if `step` is None.
-
-    Raises:
-      CheckpointNotFound: there is no such checkpoint.
-      CheckpointError: its files are damaged.
+      step: the checkpoint; the newest if None.
+      check: called with the encoder's settings before the weights are read.
     """
     folder, step = checkpoints.open_for_reading(workdir, step)
     description = checkpoints.read_description(folder)
-    return RunCheckpoint(workdir, folder, step, description)
-
-
-def load(workdir: str, *, step: int | None = None) -> PretrainedEncoder:
-    """Reads the encoder of a run; see `simclr_jax.load`."""
-    return read(open_checkpoint(workdir, step))
-
-
-def read(checkpoint: RunCheckpoint) -> PretrainedEncoder:
-    """Reads the weights of a checkpoint.
-
-    Raises:
-      CheckpointError: its files are damaged.
-    """
-    description = checkpoint.description
+    if check is not None:
+        check(description["encoder"])
     model = SimCLR(
         encoder=build.make_encoder(description["encoder"]),
         head=build.make_head(description["head"]),
@@ -231,9 +206,7 @@ def read(checkpoint: RunCheckpoint) -> PretrainedEncoder:
     like = checkpoints.separate_encoder({"params": params, "batch_stats": batch_stats})
     sharding = parallel.replicated(parallel.create_mesh())
     variables, heads = (
-        checkpoints.read_variables(checkpoint.folder, item, shapes, sharding)
-        if shapes
-        else {}
+        checkpoints.read_variables(folder, item, shapes, sharding) if shapes else {}
         for item, shapes in zip(("encoder", "heads"), like, strict=True)
     )
     return PretrainedEncoder(
@@ -241,9 +214,9 @@ def read(checkpoint: RunCheckpoint) -> PretrainedEncoder:
         variables=variables,
         heads=heads,
         preprocessing=preprocessing,
-        config=directory.read_config(checkpoint.workdir),
+        config=directory.read_config(workdir),
         config_hash=description["config_hash"],
-        step=checkpoint.step,
+        step=step,
     )
 
 

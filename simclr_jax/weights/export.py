@@ -1,5 +1,6 @@
 """From a run to an exported folder, which appears as a whole or not at all."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -51,10 +52,10 @@ def export(
     atomic.check_free(output, flag="output")
     formats.check_name(name)
     _check_pickled(name, pickled)
-    checkpoint = encoders.open_checkpoint(workdir, step)
-    formats.check(name, checkpoint.description["encoder"])
     samples = parity.images_of_folder(images) if images is not None else None
-    pretrained = encoders.read(checkpoint)
+    pretrained = encoders.load(
+        workdir, step=step, check=functools.partial(formats.check, name)
+    )
     samples = samples or parity.images_of_run(pretrained.config)
     original = encoders.without_heads(pretrained)
 

@@ -25,8 +25,8 @@ _PROCESSOR = "preprocessor_config.json"
 _PIL_BICUBIC = 3
 _KINDS = {"conv": "convolution", "bn": "normalization"}
 _SHORTCUT = {"downsample.0": "convolution", "downsample.1": "normalization"}
-_KINDS_BACK = {theirs: kind for kind, theirs in _KINDS.items()}
-_SHORTCUT_BACK = {theirs: name for name, theirs in _SHORTCUT.items()}
+_KINDS_BACK = {value: kind for kind, value in _KINDS.items()}
+_SHORTCUT_BACK = {value: name for name, value in _SHORTCUT.items()}
 _BLOCK = r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|(downsample\.[01]))\.(\w+)"
 _BLOCK_BACK = (
     r"encoder\.stages\.(\d)\.layers\.(\d+)\."

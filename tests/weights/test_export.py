@@ -31,7 +31,7 @@ from simclr_jax.errors import (
     InvalidInput,
 )
 from simclr_jax.models import DEPTHS, create_encoder
-from simclr_jax.runs import directory
+from simclr_jax.runs import checkpoints, directory
 from simclr_jax.training import build
 from simclr_jax.weights import (
     convert,
@@ -554,6 +554,21 @@ def test_flags_that_cannot_be(tiny, tmp_path):
         with pytest.raises(InvalidInput, match=message):
             export.export(**{**given, **arguments})
     assert not (tmp_path / "o").exists()
+
+
+def test_a_run_is_read_once(tiny, tmp_path, monkeypatch):
+    calls = []
+    for name in ("open_for_reading", "read_description"):
+        function = getattr(checkpoints, name)
+        monkeypatch.setattr(
+            checkpoints,
+            name,
+            lambda *args, name=name, function=function: (
+                calls.append(name) or function(*args)
+            ),
+        )
+    export.export(tiny, "safetensors", str(tmp_path / "out"))
+    assert calls == ["open_for_reading", "read_description"]
 
 
 def test_command_ends_with_one_line(tiny, tmp_path):
