@@ -1,4 +1,4 @@
-"""Runs with weights by the formula: no scale is 0, no statistic where it started."""
+"""Runs with weights by the formula: no scale is 0, all statistics have moved."""
 
 import pathlib
 from typing import Any
@@ -25,7 +25,7 @@ def write(
     steps: tuple[int, ...] = (STEP,),
     **encoder: Any,
 ) -> str:
-    """Writes a run; each checkpoint scales the formula's kernels a little differently.
+    """Writes a run; each checkpoint scales the formula's weights differently.
 
     Args:
       workdir: of the run.

@@ -1,4 +1,4 @@
-"""A Python with the libraries that exports are for, beside this package's own."""
+"""A Python environment with the libraries that exports are for."""
 
 import fcntl
 import os
@@ -20,22 +20,22 @@ _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def make() -> pathlib.Path:
-    """The environment's Python; made at the first call, once on a machine.
+    """The environment's Python; created at the first call, once on a machine.
 
-    PyTorch's own index has it for CPUs, in a tenth of the size; where that cannot be
-    reached, PyPI's is taken.
+    PyTorch comes from its own index, for CPUs only and a tenth of the size, or from
+    PyPI if that index cannot be reached.
     """
     python = FOLDER / "bin" / "python"
     ready = FOLDER / "ready"
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    # Tests that run side by side wait here for the one that makes it.
+    # Tests that run in parallel wait here for the one that creates it.
     with open(f"{FOLDER}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready.exists():
             _install(python)
             ready.touch()
-        # What this package needs comes from the environment that the tests run in,
-        # behind the libraries' own requirements.
+        # The dependencies of this package come from the tests' environment; those of
+        # the libraries take precedence.
         site = sysconfig.get_paths(vars={"base": str(FOLDER)})["purelib"]
         own = pathlib.Path(sysconfig.get_paths()["purelib"])
         (pathlib.Path(site) / "simclr_jax_parent.pth").write_text(f"{own}\n")
@@ -45,8 +45,8 @@ def make() -> pathlib.Path:
 def _install(python: pathlib.Path) -> None:
     venv.create(FOLDER, with_pip=True, clear=True)
     install = [str(python), "-m", "pip", "install", "-q"]
-    # From that index alone: with a torch of one source and a torchvision of another,
-    # each for other devices, torchvision does not load.
+    # No other index: torchvision does not load with a torch of another source, which
+    # is built for other devices.
     alone = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
     alone["PIP_CONFIG_FILE"] = os.devnull
     small = [*install, "--retries=0", "--timeout=20", "--index-url", _CPU_INDEX]

@@ -1,4 +1,4 @@
-"""The command: from a file of somebody else's to a run directory, or to one line."""
+"""The command: from a file to a run directory, or to an error in one line."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_run_gives_the_recorded_outputs(imported, fidelity):
 
 @pytest.mark.slow
 def test_its_exports_give_the_recorded_outputs(imported, tmp_path, fidelity):
-    """With TensorFlow's padding and shortcuts, which PyTorch's formats cannot have."""
+    """With TensorFlow's padding and shortcuts, which PyTorch's formats cannot express."""
     with np.load(GOLDEN / "resnet_forward_r18_cifar.npz") as golden:
         images, h = golden["input"], golden["eval/h"]
     for name in ("safetensors", "stablehlo"):
@@ -168,7 +168,7 @@ def truncate(path):
 
 
 def fault(name, folder):
-    """A faulty file and what the error must tell."""
+    """A faulty file and a part of the expected error."""
     content, kernel = arrays(), "base_model/conv2d_8/kernel"
     if name == "wrong shape":
         content[kernel] = content[kernel][..., 1:]

@@ -1,4 +1,4 @@
-"""The worked example of the documentation, as it is printed.
+"""The worked example of the documentation, as printed.
 
 bash launch/test.sh -m slow tests/weights/test_example.py
 """
@@ -19,7 +19,7 @@ from simclr_jax.data.sources import photographs
 
 PAGE = commands.ROOT / "docs" / "example.md"
 CLASSES = 6
-# What makes it a matter of minutes.
+# Settings with which it takes minutes.
 SMALL = {
     "pretrain": [
         "--config.image_size=64",

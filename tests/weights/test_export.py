@@ -1,4 +1,4 @@
-"""Exported folders: what is in them, that they open again, and what is refused."""
+"""Exported folders: their files, loading them again, and refused encoders."""
 
 import ast
 import dataclasses
@@ -43,13 +43,13 @@ from simclr_jax.weights import (
 )
 from simclr_jax.weights.huggingface import to_torchvision_names
 
-# Those that a narrow encoder with the ImageNet stem can have.
+# The formats that can express a narrow encoder with the ImageNet stem.
 NARROW = ("huggingface", "safetensors", "stablehlo")
 
 
 @pytest.fixture(autouse=True)
 def no_peers(monkeypatch):
-    """What is installed beside this package does not decide over these tests."""
+    """Makes the tests independent of the libraries that are installed."""
     monkeypatch.setattr(torch_peers, "missing", lambda library: library)
 
 
@@ -60,7 +60,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A run; its own preprocessing crops."""
+    """A run whose preprocessing crops."""
     return export_runs.write(
         tmp_path_factory.mktemp("tiny") / "run", crop_proportion=0.875, steps=(3, STEP)
     )
@@ -68,7 +68,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
-    """The run in every format that takes it."""
+    """The run in every format that can express it."""
     root = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_peers, "missing", lambda library: library)
@@ -95,7 +95,7 @@ def test_exports_open_with_the_features_of_the_run(name, tiny, exported, images)
 
 @pytest.mark.parametrize("name", ["safetensors", "stablehlo"])
 def test_lines_of_the_model_card(name, tiny, exported, images, monkeypatch):
-    """Run as they are printed; those for PyTorch's libraries run in the slow tests."""
+    """They run as printed; the lines for PyTorch's libraries run in the slow tests."""
     run = simclr_jax.load(tiny)
     given = images if name == "safetensors" else run.preprocessing(images)
     (_, _, rest) = (exported / name / "README.md").read_text().partition("```python\n")
@@ -162,7 +162,7 @@ def test_every_folder_says_what_it_holds(name, exported):
 
 
 def test_stablehlo_runs_with_jax_alone(exported, images, tiny, tmp_path):
-    """In a process that has nothing of this package, and in batches of any size."""
+    """In a process without this package, and in batches of any size."""
     run = simclr_jax.load(tiny)
     inputs = run.preprocessing(images)
     np.save(tmp_path / "inputs.npy", inputs)
@@ -250,7 +250,7 @@ def test_jax_formats_take_any_encoder(settings, tmp_path, images):
 
 
 def test_every_weight_arrives(tmp_path):
-    """Of ResNet-D's stem too; selective kernels are in the slow tests."""
+    """Also those of ResNet-D's stem; selective kernels are in the slow tests."""
     run = export_runs.write(tmp_path / "run", sk_ratio=0.0625, se_ratio=0.25)
     original = encoder.without_heads(simclr_jax.load(run))
     settings = encoder.settings_of(original.encoder)
@@ -260,8 +260,8 @@ def test_every_weight_arrives(tmp_path):
 
 
 def test_torchvision_there_and_back_bit_for_bit(tmp_path, images, monkeypatch):
-    """Through the folder, and through the bare file as anybody's."""
-    # A narrow one takes seconds less; the slow tests have torchvision's own.
+    """Through the folder, and through the weight file alone."""
+    # A narrow encoder saves seconds; the slow tests have torchvision's widths.
     narrow = dataclasses.replace(formats.FORMATS["torchvision"], limits=())
     monkeypatch.setitem(formats.FORMATS, "torchvision", narrow)
     run = export_runs.write(tmp_path / "run", image_size=16, normalization="imagenet")
@@ -435,13 +435,13 @@ TAKEN = {
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_a_format_can_express_is_taken(name):
-    """Projections of bottlenecks, and pools of a stem without one, are no obstacle."""
+    """Projections of bottlenecks and the padding of an unused max-pool are accepted."""
     for arguments in TAKEN[name]:
         formats.check(name, settings_of(**arguments))
 
 
 def test_settings_are_those_of_a_run(tiny):
-    """So that a new setting of an encoder cannot be forgotten here."""
+    """A new setting of an encoder must be exported too."""
     settings = encoder.settings_of(simclr_jax.load(tiny).encoder)
     config = run_config(tiny)
     assert settings == build.encoder_settings(config)
@@ -504,7 +504,7 @@ def test_figures_are_those_of_the_exported_weights(tmp_path):
     for name, checksum in (("knn", own), ("linear", "0" * 64)):
         content = {**receipt, "protocol": name, "encoder_checksum_after": checksum}
         (tmp_path / f"run/eval/{name}.json").write_text(json.dumps(content))
-    # What an export that was killed may have left.
+    # A killed export may leave this folder.
     (tmp_path / ".out.unfinished" / "stale").mkdir(parents=True)
     (tmp_path / "out").mkdir()
     export.export(run, "safetensors", str(tmp_path / "out"))
@@ -587,7 +587,7 @@ def test_command_ends_with_one_line(tiny, tmp_path):
 
 
 def test_help_names_every_format():
-    """The page names them itself, since --help does not wait for JAX."""
+    """The docstring names them, since --help does not wait for JAX."""
     page = ast.get_docstring(
         ast.parse((commands.ROOT / "simclr_jax" / "export.py").read_text())
     )
@@ -617,7 +617,7 @@ def test_names_of_huggingface():
 
 
 def test_library_that_cannot_open_an_export(tmp_path, monkeypatch):
-    """The process of PyTorch ends; its last words are told."""
+    """PyTorch's process fails; the error has the last line of its output."""
     monkeypatch.setattr(torch_peers, "version", lambda library: f"{library} 1")
     monkeypatch.setattr(torch_peers, "_MODULE", "simclr_jax.no_such_module")
     inputs = np.zeros((1, 8, 8, 3), np.float32)

@@ -1,4 +1,4 @@
-"""Google's checkpoints: the names are theirs, and the weights arrive."""
+"""Google's checkpoints: their names, and the outputs of the imported weights."""
 
 import pathlib
 import re
@@ -120,7 +120,7 @@ def test_forward_pass_is_the_recorded_one(network, layout, tmp_path, fidelity):
 
 @pytest.mark.parametrize("layout", ["TF2 checkpoint", "TF2 SavedModel"])
 def test_files_that_tensorflow_writes(layout, tmp_path):
-    """With TensorFlow's own object graphs and keys, not those of these tests."""
+    """With object graphs and keys that TensorFlow writes, not these tests."""
     arrays = google_files.tensors("r18_cifar_l3_pretrain", "tf2", divisor=8)
     objects = google_files.as_objects(arrays)
     path = str(tmp_path / "written")

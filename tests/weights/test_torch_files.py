@@ -1,4 +1,4 @@
-"""PyTorch's files, written by PyTorch 2.14, read without it."""
+"""Files of PyTorch 2.14, read without PyTorch."""
 
 import io
 import pathlib

@@ -53,7 +53,7 @@ def test_forward_pass_is_torchvision_s(depth, fidelity):
 
 
 def test_files_of_pytorch():
-    """A file of PyTorch's with the formula's values: every layer gets its own."""
+    """A file of PyTorch with the formula's values: each layer gets its weights."""
     path = str(GOLDEN / "torch_moco.pth")
     weights = from_torchvision(
         torch_files.read_state_dict(path),
