@@ -32,7 +32,7 @@ def write(
       image_size: of its encoder's inputs.
       crop_proportion: of its preprocessing.
       steps: of its checkpoints.
-      **encoder: keys of the config's group `encoder`, beside `TINY`.
+      **encoder: keys of the config's group `encoder`, in addition to `TINY`.
 
     Returns:
       `workdir`, as text.

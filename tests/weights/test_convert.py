@@ -56,7 +56,7 @@ def test_run_gives_the_recorded_outputs(imported, fidelity):
 
 @pytest.mark.slow
 def test_its_exports_give_the_recorded_outputs(imported, tmp_path, fidelity):
-    """With TensorFlow's padding and shortcuts, which PyTorch's formats cannot express."""
+    """With TensorFlow's padding and shortcuts; PyTorch's formats have neither."""
     with np.load(GOLDEN / "resnet_forward_r18_cifar.npz") as golden:
         images, h = golden["input"], golden["eval/h"]
     for name in ("safetensors", "stablehlo"):
