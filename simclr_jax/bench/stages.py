@@ -86,7 +86,7 @@ def _datasets(
     stages = {"read": read.map(lambda *arrays: tf.size(arrays[1]))}
     if source.encoded:
         located = pipeline.with_boxes(source, composition, read, None)
-        stages["decode"] = located.map(_decoded)
+        stages["decode"] = located.map(functools.partial(_decoded, source))
     parts = {
         "crop": composition.crop_alone(),
         "colour": composition.without("blur"),
@@ -130,8 +130,11 @@ def _of_part(
     return read.map(chosen)
 
 
-def _decoded(content: tf.Tensor, shape: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
-    _, crops, _ = rest
+def _decoded(
+    source: Source, record: tf.Tensor, label: tf.Tensor, *rest: tf.Tensor
+) -> tf.Tensor:
+    shape, crops, _ = rest
+    content, _ = source.unpack(record, label)
     image, boxes = decode.decode_crops(content, shape, crops)
     return 1 + _nothing(image) + _nothing(boxes - boxes)
 

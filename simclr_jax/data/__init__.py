@@ -1,7 +1,7 @@
-"""Sources of images, the order they come in, augmentations and the input pipeline.
+"""Sources of images, their order, augmentations and the input pipeline.
 
-The only package that imports TensorFlow, and it does so when a module that needs it is
-imported: `order`, `preprocessing` and `photographs` work without.
+TensorFlow is imported with the modules that need it: `sampling`, `preprocessing`,
+`augment_jax` and `views.resident` work without it.
 """
 
 import importlib
@@ -18,14 +18,7 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `simclr_jax.data.augment` and its like on first use."""
-    if name in (
-        "augment",
-        "augment_jax",
-        "pipeline",
-        "preprocessing",
-        "sampling",
-        "sources",
-    ):
+    """Imports modules such as `simclr_jax.data.augment` on first use."""
+    if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

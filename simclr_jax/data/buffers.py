@@ -6,14 +6,14 @@ import os
 from simclr_jax.errors import DataError
 
 _MIB = 2**20
-# A decoded photograph of a few megapixels, its views, what they are made in, and what
-# the allocator keeps of the largest of them.
+# A decoded photograph of a few megapixels, its views, working memory, and what the
+# allocator keeps of the largest photograph.
 _BYTES_PER_THREAD = 128 * _MIB
-# A compressed photograph, twice: it is cut out of what one request returned.
+# A compressed photograph, twice, since it is copied out of the response to a request.
 _BYTES_PER_RECORD = _MIB // 4
-# Also where blocks are smaller.
+# Even if blocks are smaller.
 _LEAST_RECORDS_PER_READ = 16
-# One batch is being filled, one was handed over, one is on its way to the device.
+# One batch is being filled, one was returned, one is on its way to the device.
 _BATCHES_IN_USE = 3
 _MAX_PREFETCH = 4
 
@@ -31,7 +31,7 @@ class Buffers:
       threads: images that are decoded and augmented at a time.
       parallel_reads: chunks of records that are fetched at a time.
       prefetch: finished batches that wait.
-      memory_bytes: what all of it takes at most, beside the program itself.
+      memory_bytes: upper bound of all buffers together.
     """
 
     threads: int

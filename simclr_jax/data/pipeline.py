@@ -1,8 +1,8 @@
 """From a source to batches of NumPy arrays on this host, with tf.data.
 
-For each step the images of this host's slice and all random draws are computed, the
-records read, decoded, augmented and stacked, in parallel and in order. The only state
-is the step to start at.
+For each step the images of this host's slice and all random draws are computed; then
+records are read, decoded, augmented and stacked, in parallel and in order. The only
+state is the first step.
 """
 
 import dataclasses
@@ -129,7 +129,7 @@ def train_batches(
 
     Args:
       source: what to read.
-      composition: what a view is made of.
+      composition: of the views.
       seed: of order and draws.
       batch_size: images in the global batch.
       num_views: V.
@@ -137,7 +137,7 @@ def train_batches(
       stop_step: one past the last.
       host_index: this host's number.
       num_hosts: hosts that share the global batch.
-      host_crop: leaves everything but the crop to the accelerator.
+      host_crop: leaves everything except the crop to the accelerator.
       block_size: images that are read together; see `order.batch_indices`.
       compiled: computes views with machine code instead of TensorFlow's operations;
         see `host`.
@@ -146,7 +146,7 @@ def train_batches(
     Returns:
       An iterator over this host's contiguous slices: images uint8
       [B / num_hosts, V, S, S, 3] and labels int32 [B / num_hosts], -1 where there are
-      none; with `host_crop` also the draws of what is left to do, float32
+      none; with `host_crop` also the draws of the remaining operations, float32
       [B / num_hosts, V, D]. It raises a DataError that names the record if one cannot
       be read.
 
@@ -236,9 +236,10 @@ def views(
         dataset = with_boxes(source, composition, dataset, threads)
 
         def from_file(
-            content: tf.Tensor, shape: tf.Tensor, *rest: tf.Tensor
+            record: tf.Tensor, label: tf.Tensor, *rest: tf.Tensor
         ) -> dict[str, tf.Tensor]:
-            label, crops, uniform = rest
+            shape, crops, uniform = rest
+            content, label = source.unpack(record, label)
             image, crops = decode.decode_crops(content, shape, crops)
             return augment(image, label, crops, uniform)
 
@@ -267,7 +268,7 @@ def with_boxes(
       threads: calls that run side by side.
 
     Returns:
-      Single images (content, shape int32 [2], label, boxes int32 [V, 4], uniform
+      Single images (record, label, shape int32 [2], boxes int32 [V, 4], uniform
       numbers).
     """
 
@@ -279,17 +280,17 @@ def with_boxes(
     def locate(
         records: tf.Tensor, labels: tf.Tensor, words: tf.Tensor, uniform: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        pairs = [
-            source.unpack(record, label)
+        # Only the shapes leave this step: stacking the contents would copy them.
+        contents = [
+            source.unpack(record, label)[0]
             for record, label in zip(
                 tf.unstack(records), tf.unstack(labels), strict=True
             )
         ]
-        shapes = tf.stack([decode.image_shape(content) for content, _ in pairs])
+        shapes = tf.stack([decode.image_shape(content) for content in contents])
         crops = tf.numpy_function(draw, [words, shapes], tf.int32, stateful=False)
         crops = tf.ensure_shape(crops, (*words.shape[:2], 4))
-        contents, labels = (tf.stack(part) for part in zip(*pairs, strict=True))
-        return contents, shapes, labels, crops, uniform
+        return records, labels, shapes, crops, uniform
 
     return reading.unbatch(dataset.map(locate, num_parallel_calls=threads))
 

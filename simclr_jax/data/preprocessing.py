@@ -1,7 +1,7 @@
-"""What was done to images before the encoder saw them, kept with the weights.
+"""The preprocessing of an encoder's inputs, stored with its weights.
 
 The evaluation preprocessing in plain NumPy, for users of a pretrained encoder; input
-pipelines run the same arithmetic in TensorFlow (`augment.center_crop_and_resize`).
+pipelines run the same arithmetic in TensorFlow (`definition.center_crop_and_resize`).
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# bicubic: tf.image.resize's. bicubic_legacy: that of TensorFlow 1, with which Google's
+# bicubic: as tf.image.resize. bicubic_legacy: as TensorFlow 1, with which Google's
 # published SimCLR weights were trained.
 RESIZES = ("bicubic", "bicubic_legacy")
 _TAPS = 4
@@ -64,7 +64,7 @@ class Preprocessing:
 
     Attributes:
       image_size: side of the encoder's input in pixels.
-      crop_proportion: side of the crop as a share of the image's shorter side.
+      crop_proportion: side of the crop as a fraction of the image's shorter side.
       resize: one of `RESIZES`.
     """
 

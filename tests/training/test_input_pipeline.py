@@ -98,7 +98,7 @@ def test_an_accelerator_holds_no_more_than_it_may():
 def test_an_accelerator_holds_no_images_that_are_made_up():
     config = make_config(**{"augment.placement": "accelerator"})
     synthetic = registry.open_source("synthetic:8", split="train")
-    assert_refused(config, synthetic, "dataset synthetic: is made up of 64 images")
+    assert_refused(config, synthetic, "dataset synthetic: repeats 64 synthetic images")
 
 
 def test_buffers_are_those_of_the_config():

@@ -1,8 +1,8 @@
 """Crop boxes of views, for NumPy or JAX.
 
-A box is a function of the view's key and the size of its image, so it is the same
-wherever the image lies and wherever its views are computed. Images may have one size or
-a size each.
+A box is a function of the view's key and the size of its image, so it does not depend
+on where the image is stored or where its views are computed. All images have one size,
+or each image has its own.
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 from simclr_jax.data.sampling import order
 from simclr_jax.data.sampling.draws import Array, between
 
-# Attempts that are computed at once: nearly all boxes are found among them, and NumPy's
-# cost of a call is paid once.
+# Attempts computed at once: one of them nearly always fits, and NumPy's cost per call
+# is paid once.
 _ATTEMPTS_AT_ONCE = 4
 
 

@@ -1,9 +1,8 @@
-"""The random numbers of a view: which operation takes how many, and what they mean.
+"""The random numbers of a view: how many each operation takes and what they mean.
 
-Every random operation gets its uniform numbers from here as an argument, wherever it
-runs: one image at a time or a whole batch, on the host or on an accelerator. So the
-same draws give the same view everywhere, up to rounding. Boxes of crops are drawn by
-themselves (`boxes.py`).
+Every random operation takes its uniform numbers as an argument, on the host and on an
+accelerator, so the same draws give the same view everywhere, up to rounding. Crop boxes
+have draws of their own (`boxes.py`).
 """
 
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from simclr_jax.data.sampling import order
 Array = Any  # of NumPy, JAX or TensorFlow
 
 # Uniform numbers that each operation takes. An operation's place in this table seeds
-# its draws, so new ones go to the end; leaving one out of a composition leaves the
-# draws of the others alone.
+# its draws, so new operations go to the end. The draws of one operation do not depend
+# on the others in a composition.
 COUNTS = {
     "crop": 0,
     "flip": 1,
@@ -61,12 +60,12 @@ def view_draws(key: order.Key, operations: Sequence[str]) -> Array:
 
 
 def by_operation(draws: Array, operations: Sequence[str]) -> dict[str, Array]:
-    """Each operation's own numbers [..., its count] out of [..., D]."""
-    own, start = {}, 0
+    """Splits [..., D] into the numbers [..., count] of each operation."""
+    result, start = {}, 0
     for name in operations:
-        own[name] = draws[..., start : start + COUNTS[name]]
+        result[name] = draws[..., start : start + COUNTS[name]]
         start += COUNTS[name]
-    return own
+    return result
 
 
 def between(u: Array, low: float, high: float) -> Array:

@@ -1,10 +1,10 @@
-"""Which image, and with which random draws, at which step: without any state.
+"""The images and random draws of each step, without state.
 
-Everything here is a pure function of (seed, step), so a run can start at any step at
-the cost of starting at the first, and any number of hosts reads the same global
-batches. Random numbers are Threefry's (Salmon et al., 2011), in 32-bit arithmetic that
-NumPy and JAX do alike: arrays of either come in and go out, and `resident.py` makes the
-same batches on an accelerator.
+Everything here is a pure function of (seed, step), so starting at any step costs the
+same, and any number of hosts reads the same global batches. Random numbers come from
+Threefry (Salmon et al., 2011) in 32-bit arithmetic that is equal in NumPy and JAX:
+functions take and return arrays of either, and `resident.py` computes the same batches
+on an accelerator.
 """
 
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ import numpy as np
 
 Array = Any  # of NumPy or JAX
 
-# What random numbers are for; each purpose has its own.
+# Purposes of random numbers; each has a separate stream.
 _SHUFFLE, _VIEWS = 1, 2
 
 _FEISTEL_ROUNDS = 6
 # Threefry-2x32 with 20 rounds.
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
-# Beyond, positions would not fit the 32 bits of the shuffle.
+# Larger positions would not fit into the 32 bits of the shuffle.
 MAX_EXAMPLES = 2**31 - 1
 
 
@@ -145,14 +145,13 @@ def batch_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images of one global batch.
 
-    An epoch has num_examples // batch_size steps; the images left over are others in
-    each epoch. So no batch holds an image twice, and no image is its own negative.
+    An epoch has num_examples // batch_size steps and leaves out different images each
+    time. No batch holds an image twice, so no image is its own negative.
 
     With blocks, runs of `block_size` consecutive images are shuffled instead of single
-    images, and their borders are others in each epoch: images are then read in few
-    large pieces, where each piece costs a request. Images that are neighbours in the
-    dataset share a batch more often, so a dataset stored in the order of its classes
-    must not be read so.
+    images, with different borders in each epoch, so that a few large requests read
+    them. Neighbours in the dataset share a batch more often, so a dataset must not be
+    stored in the order of its classes.
 
     Args:
       step: 0-based training step.
@@ -177,7 +176,7 @@ def batch_indices(
     blocks = permute(
         blocks, seed=seed, epoch=np.array(epoch), size=num_examples // block_size
     )
-    # The dataset as a ring that is cut at another place in each epoch.
+    # The dataset is a ring that each epoch cuts at a different place.
     words, _ = threefry(
         _key(seed, _SHUFFLE, _word(epoch), _word(1)), _word(0), _word(0)
     )

@@ -1,1 +1,1 @@
-"""Where images come from; `registry.open_source` opens a dataset by its name."""
+"""Sources of images; `registry.open_source` opens a dataset by its name."""

@@ -82,7 +82,7 @@ class SyntheticSource(ArraySource):
     _DISTINCT = 64
 
     def __init__(self, *, num_examples: int, image_size: int) -> None:
-        """Makes 64 different images that stand for `num_examples`, in 10 classes."""
+        """Creates 64 images, repeated to `num_examples`, in 10 classes."""
         shape = (self._DISTINCT, image_size, image_size, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         labels = np.arange(self._DISTINCT, dtype=np.int32) % 10

@@ -1,8 +1,8 @@
-"""What a source of images is.
+"""The protocol of sources of images.
 
-A source answers two questions. `read(indices)` fetches raw records by number, in
-Python and at random; `unpack(record, label)` finds the image in one, inside the
-TensorFlow graph: as a JPEG or PNG file, or as pixels where all images have one size.
+`read(indices)` fetches raw records by number, in Python, in any order.
+`unpack(record, label)` extracts the image from a record, inside the TensorFlow graph: a
+JPEG or PNG file, or pixels where all images have one size.
 """
 
 from typing import Protocol
@@ -19,16 +19,16 @@ class Source(Protocol):
 
     Attributes:
       name: for messages.
-      num_examples: how many.
+      num_examples: number of images.
       num_classes: labels are in [0, num_classes); None for unlabelled images.
-      class_names: where the numbers come from names that another split may number
-        otherwise; None elsewhere.
-      labels: int32 [num_examples], -1 for images without one; None where they lie in
-        the records, and `unpack` finds them.
+      class_names: if the numbers come from names, which another split may number
+        differently; else None.
+      labels: int32 [num_examples], -1 for images without one; None if they are stored
+        in the records, and `unpack` extracts them.
       record_spec: of the records of one `read`, leading axis first.
-      encoded: whether records hold image files, and not pixels.
-      image_shape: (height, width) that all images are known to have; None where sizes
-        differ or nobody knows. Always known of pixels.
+      encoded: whether records hold image files instead of pixels.
+      image_shape: (height, width) of all images; None if sizes differ or are unknown.
+        Always known for pixels.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Source(Protocol):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Turns one record into (image, int32 label), as graph operations.
 
-        The image is the bytes of a file where `encoded`, and else uint8 [H, W, 3]. Of a
-        chunk of records of pixels it is the chunk.
+        The image is the bytes of a file if `encoded`, else uint8 [H, W, 3]. For a chunk
+        of records of pixels the result is a chunk.
         """
         ...
 

@@ -19,13 +19,13 @@ SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 class FolderSource:
-    """A folder of image files; sub-folders, if all files lie in some, are classes."""
+    """A folder of image files; sub-folders are classes if every file is in one."""
 
     def __init__(self, folder: str, *, split: str = "all") -> None:
         """Lists and checks the files.
 
         Args:
-          folder: searched with everything below it.
+          folder: searched recursively.
           split: a sub-folder of `folder`, or 'all' for the folder itself.
 
         Raises:
@@ -89,7 +89,7 @@ class FolderSource:
 
 
 def _check_is_image(path: pathlib.Path) -> None:
-    """Reads the header, so that a stray file is found before training, not during."""
+    """Reads the header, so that a bad file is found before training."""
     try:
         storage.retried(str(path), lambda: Image.open(path).close())
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -31,7 +31,7 @@ class _MemorySource(ArraySource):
 
 
 def fits(source: Source, *, limit_mb: int) -> bool:
-    """Whether all images have one known size and take no more than that as pixels."""
+    """Whether all images have one known size and take at most `limit_mb` as pixels."""
     if source.image_shape is None:
         return False
     height, width = source.image_shape
@@ -68,12 +68,12 @@ def pixels(source: ArraySource) -> tuple[np.ndarray, np.ndarray]:
     """(images uint8 [N, H, W, 3], labels int32 [N]) of a source in memory.
 
     Raises:
-      DataError: it makes its images up as they are asked for.
+      DataError: its images are synthetic.
     """
     images, labels = source.arrays()
     if len(images) != source.num_examples:
         raise DataError(
-            f"dataset {source.name}: is made up of {len(images)} images that stand for "
-            f"{source.num_examples}, so it cannot be held by an accelerator"
+            f"dataset {source.name}: repeats {len(images)} synthetic images "
+            f"{source.num_examples} times in all, so an accelerator cannot hold it"
         )
     return images, labels

@@ -1,9 +1,9 @@
 """A small real dataset that needs no network: patches of scikit-image's photographs.
 
-Eighteen photographs and micrographs travel inside scikit-image's wheel (their licences
-are listed there). A patch is labelled by the photograph it was cut from. Training
+Eighteen photographs and micrographs are part of scikit-image's wheel (it lists their
+licences). A patch is labelled by the photograph it was cut from. Training
 patches come from the left of each photograph and test patches from the right, with a
-gap between, so a test patch shows nothing that training saw.
+gap between them, so no test patch shows part of a training patch.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ PHOTOGRAPHS = (
     "text.png",
 )
 PATCH_SIZE = 32
-# Patches of each photograph, and the part of its width in which they lie entirely.
+# Patches of each photograph, and the part of its width that contains them.
 SPLITS = {"train": (400, 0.0, 0.65), "test": (60, 0.7, 1.0)}
 
 

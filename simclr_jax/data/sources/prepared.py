@@ -1,7 +1,7 @@
-"""Datasets that `simclr_jax.prepare` wrote: any image is one range read away.
+"""Datasets that `simclr_jax.prepare` wrote: one range request reads any image.
 
-A dataset's folder holds `manifest.json`, which makes it one, TFRecord shards, and for
-each split an index with the place of every record.
+A dataset's folder holds `manifest.json`, TFRecord shards, and for each split an index
+with the position of every record.
 """
 
 import io
@@ -26,14 +26,14 @@ class ShardSource:
     """A prepared dataset, local or on a store that TensorFlow reads."""
 
     def __init__(self, folder: str, *, split: str) -> None:
-        """Opens it and checks that all shards are as they were written.
+        """Opens the dataset and checks the sizes of its files.
 
         Args:
-          folder: what was `--output`.
+          folder: the `--output` of `simclr_jax.prepare`.
           split: one of its splits, or 'all'.
 
         Raises:
-          DataError: it is no such dataset, has no such split, or a file of it is
+          DataError: the folder is no prepared dataset, has no such split, or a file is
             missing or has another size.
         """
         if not storage.is_remote(folder):
@@ -123,17 +123,17 @@ class ShardSource:
 
 
 def read_manifest(folder: str) -> dict[str, Any]:
-    """What `manifest.json` of a prepared dataset says.
+    """The content of a prepared dataset's `manifest.json`.
 
     Raises:
-      DataError: there is none, so that this is no dataset or an unfinished one; or it
-        is not readable.
+      DataError: there is none, since the folder is no dataset or an unfinished one; or
+        it is unreadable.
     """
     path = f"{folder.rstrip('/')}/{MANIFEST}"
     if storage.file_size(path) is None:
         raise DataError(
-            f"dataset prepared:{folder}: holds no {MANIFEST}, so it is none that "
-            "`python -m simclr_jax.prepare` finished; the same command again goes on"
+            f"dataset prepared:{folder}: has no {MANIFEST}, so "
+            "`python -m simclr_jax.prepare` did not finish it; the same command resumes"
         )
     content = _content(path)
     try:
@@ -150,7 +150,7 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 
 def read_index(content: bytes) -> dict[str, np.ndarray]:
-    """The place of every record: shard, offset and length of its data, label."""
+    """The position of every record: shard, offset and length of its data, label."""
     with np.load(io.BytesIO(content)) as arrays:
         return {key: arrays[key] for key in ("shard", "offset", "length", "label")}
 

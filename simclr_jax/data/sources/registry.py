@@ -43,9 +43,9 @@ def open_source(
     """Opens a dataset by its name in the config.
 
     Args:
-      dataset: a TFDS name; 'folder:PATH'; 'prepared:PATH', as `simclr_jax.prepare`
-        leaves it; 'npz:PATH' with arrays `images` and
-        optionally `labels`, where '{split}' in PATH stands for the split;
+      dataset: a TFDS name; 'folder:PATH'; 'prepared:PATH', the output of
+        `simclr_jax.prepare`; 'npz:PATH' with arrays `images` and optionally `labels`,
+        where '{split}' in PATH stands for the split;
         'photographs'; or 'synthetic:SIZE' (1,281,167 noise images of SIZE pixels).
       split: of TFDS and photographs; for a folder a sub-folder or 'all'.
       data_dir: where TFDS datasets are prepared.
@@ -53,7 +53,7 @@ def open_source(
       label_key: the label feature of a TFDS dataset.
 
     Raises:
-      DataError: it is not there, is empty or cannot be read.
+      DataError: the dataset is missing, empty or unreadable.
     """
     kind, _, argument = dataset.partition(":")
     if kind == "folder":
@@ -94,7 +94,7 @@ def open_tfds(
     label_key: str = "label",
     certain_key: str | None = None,
 ) -> Source:
-    """Opens a dataset that TFDS has prepared, with one label an image or several.
+    """Opens a dataset that TFDS has prepared, with one or several labels per image.
 
     Args:
       dataset: TFDS name.
@@ -102,7 +102,7 @@ def open_tfds(
       data_dir: where it is prepared.
       label_key: the feature with the class, or with the list of an image's classes.
       certain_key: None, or the feature with the classes of the list that count; labels
-        are then vectors, see `prepared.MultiLabelSource`.
+        are then vectors, see `tfds.MultiLabelSource`.
 
     Raises:
       NotPrepared: it is not there.

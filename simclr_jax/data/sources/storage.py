@@ -1,6 +1,6 @@
 """Bytes of files on local disks and on stores that TensorFlow reads, such as gs://.
 
-Stores and mounted disks fail now and then: what may pass is tried again.
+Stores and mounted disks fail now and then: requests with transient errors are retried.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from simclr_jax.errors import DataError, StoreFailed, first_line
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-# What mounted disks (NFS, gcsfuse) report while their server or network is away.
+# Errors of mounted disks (NFS, gcsfuse) while their server or network is down.
 _PASSING = (
     *(errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
     *(errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN),
@@ -28,27 +28,27 @@ _PASSING = (
     # macOS does not have it.
     getattr(errno, "EREMOTEIO", errno.EIO),
 )
-# Between a TFRecord's data and the next one's lie its checksum, the next one's length
-# and the checksum of that: to read them costs less than a request.
+# Between the data of two TFRecords there are a checksum, a length and its checksum:
+# reading them costs less than a request.
 _GAP_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Retries:
-    """How requests that failed are made again: after about a minute it is given up.
+    """How failed requests are retried: for about a minute.
 
     Attributes:
-      tries: how often in all.
+      tries: number of attempts.
       first_wait_secs: after the first failure.
       growth: of the waits, which are 0.5, 1.5, 4.5, 13.5 and 40.5 seconds.
-      jitter: multiplies each wait, so that hosts do not come back all at once.
+      jitter: multiplies each wait, so that hosts do not retry all at once.
       sleep: waits some seconds.
     """
 
     tries: int = 6
     first_wait_secs: float = 0.5
     growth: float = 3.0
-    # Not the shared generator, which a program may have seeded alike on all hosts.
+    # Not the shared generator, which may have the same seed on all hosts.
     jitter: Callable[[], float] = lambda: random.SystemRandom().uniform(0.5, 1.5)
     sleep: Callable[[float], None] = time.sleep
 
@@ -74,8 +74,8 @@ def _may_pass(error: Exception, path: str) -> bool:
         return isinstance(error, OSError) and error.errno in _PASSING
     from simclr_jax.data.tf_cpu import tf
 
-    # Stores that TensorFlow itself retries, such as gs://, say in the end that they
-    # aborted.
+    # For stores that TensorFlow itself retries, such as gs://, the final error is
+    # Aborted.
     return isinstance(
         error,
         (
@@ -90,15 +90,15 @@ def _may_pass(error: Exception, path: str) -> bool:
 
 
 def retried(path: str, request: Callable[[], _Result]) -> _Result:
-    """What a request for (part of) a file returns, in the end.
+    """Runs a request for (part of) a file, with retries.
 
     Args:
       path: of the file.
-      request: makes it; may be called several times, as `RETRIES` says.
+      request: may be called several times, see `RETRIES`.
 
     Raises:
-      StoreFailed: it is given up.
-      Exception: what `request` raises for good, such as that there is no such file.
+      StoreFailed: all attempts failed.
+      Exception: a permanent error of `request`, such as that there is no such file.
     """
     policy = RETRIES
     wait = policy.first_wait_secs
@@ -108,7 +108,7 @@ def retried(path: str, request: Callable[[], _Result]) -> _Result:
         except Exception as error:
             if not _may_pass(error, path):
                 raise
-            # Without the path, which stands before it.
+            # Without the path, which the message names already.
             cause = getattr(error, "strerror", None) or first_line(error)
             if number == policy.tries:
                 raise StoreFailed(
@@ -129,7 +129,7 @@ def retried(path: str, request: Callable[[], _Result]) -> _Result:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder of that name."""
+    """Whether the path is a folder."""
     return bool(gfile().isdir(path)) if is_remote(path) else os.path.isdir(path)
 
 
@@ -177,8 +177,8 @@ def _read_file(path: str) -> bytes:
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Some bytes of a file, in one request to a disk.
 
-    Of a store TensorFlow first asks whether `offset` is there, and then for 512 KiB at
-    a time, one after the other.
+    On a store TensorFlow first checks that `offset` exists, and then reads 512 KiB at a
+    time, one after the other.
 
     Raises:
       DataError: the file ends before them.
@@ -222,7 +222,7 @@ def _read_local_range(path: str, offset: int, length: int) -> bytes:
 def read_ranges(
     paths: Sequence[str], files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray
 ) -> np.ndarray:
-    """Many ranges, in one request where they lie side by side in a file.
+    """Reads many ranges, with one request for ranges that are adjacent in a file.
 
     Args:
       paths: of the files.
@@ -231,7 +231,7 @@ def read_ranges(
       lengths: in bytes, [n].
 
     Returns:
-      The bytes of each range, in the order asked for, object [n].
+      The bytes of each range, in the order of the arguments, object [n].
 
     Raises:
       Exception: as `read_range`.

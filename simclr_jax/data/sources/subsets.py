@@ -1,4 +1,4 @@
-"""Parts of a labelled dataset, such as the 1 and 10 % that fine-tuning is measured on.
+"""Parts of a labelled dataset, such as 1 % and 10 % of the labels for fine-tuning.
 
 ImageNet's official subsets are datasets of their own (`imagenet2012_subset/1pct` and
 `10pct` in TFDS); elsewhere a subset is drawn here.
@@ -49,16 +49,16 @@ class Subset:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
-        records, found = self._source.read(self.indices[indices])
-        return records, found if self.labels is None else self.labels[indices]
+        records, labels = self._source.read(self.indices[indices])
+        return records, labels if self.labels is None else self.labels[indices]
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """See `Source`."""
-        # Some sources keep labels in their records, and give those.
-        image, found = self._source.unpack(record, label)
-        return image, found if self.labels is None else label
+        # Some sources store labels in their records.
+        image, stored_label = self._source.unpack(record, label)
+        return image, stored_label if self.labels is None else label
 
     def describe(self, index: int) -> str:
         """See `Source`."""
@@ -69,7 +69,7 @@ def labels(source: Source) -> np.ndarray:
     """The labels of all images, int32 [N]; decodes none.
 
     Raises:
-      DataError: a record, in which a label lies, cannot be read.
+      DataError: a record with a label cannot be read.
     """
     if source.labels is not None:
         return source.labels
@@ -80,8 +80,8 @@ def labels(source: Source) -> np.ndarray:
 def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
     """A random share of each class, at least one image of it.
 
-    The same images for the same seed, however they are read; a larger fraction holds
-    those of a smaller one. Classes keep their proportions.
+    The same images for the same seed, whatever the source; a larger fraction contains
+    the images of a smaller one. Classes keep their proportions.
 
     Args:
       source: labelled.
@@ -98,9 +98,9 @@ def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
 
 
 def hide_labels(source: Source, fraction: float, *, seed: int) -> Source:
-    """All images, of which only a share of each class still has its label.
+    """All images, with labels only for a share of each class.
 
-    Those that `class_balanced` takes; the others have the label -1.
+    The images that `class_balanced` chooses keep their labels; the others have -1.
     """
     if fraction == 1:
         return source
@@ -117,9 +117,7 @@ def _chosen(
 ) -> np.ndarray:
     """Numbers of a share of each class, ascending."""
     if source.num_classes is None:
-        raise DataError(
-            f"dataset {source.name}: has no labels, of which a share could be taken"
-        )
+        raise DataError(f"dataset {source.name}: has no labels to take a share of")
     if of_images.min() < 0:
         index = int(np.argmin(of_images))
         raise DataError(f"{source.describe(index)}: has no label")

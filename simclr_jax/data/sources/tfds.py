@@ -18,9 +18,9 @@ from simclr_jax.errors import DataError, NotPrepared
 class TFDSSource:
     """A dataset that TensorFlow Datasets has prepared on a local or mounted disk.
 
-    Records are read at random: through an index of offsets made at start from TFRecord
-    shards (one small read a record), or through ArrayRecord's own. Neighbours in a
-    TFRecord shard are read together.
+    Records are read in any order: through an index of offsets, built at start from
+    TFRecord shards (one small read per record), or through ArrayRecord's index.
+    Neighbours in a TFRecord shard are read together.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class TFDSSource:
 class MultiLabelSource(TFDSSource):
     """A prepared dataset whose images may each show several classes.
 
-    `unpack` gives labels int32 [num_classes]: 1 for classes that an image shows, 0 for
-    those that it does not, -1 for those that do not count.
+    `unpack` returns labels int32 [num_classes]: 1 for classes in the image, 0 for
+    classes that are not, -1 for classes that do not count.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class MultiLabelSource(TFDSSource):
           data_dir: where it was prepared.
           split: as for `TFDSSource`.
           label_key: the feature with the list of an image's classes.
-          certain_key: the feature with those that count; classes that only
-            `label_key` names are -1.
+          certain_key: the feature with the classes that count; classes only in
+            `label_key` are -1.
 
         Raises:
           NotPrepared, DataError: as `TFDSSource`, or a feature is no list of classes.
@@ -259,9 +259,9 @@ def _open_shards(file_instructions: Sequence[Any]) -> list[_Shard]:
         path = os.fspath(instruction.filename)
         if "://" in path or path.startswith("/gs/"):
             raise DataError(
-                f"file {path}: has no index of its records, without which they are not "
-                "read from a store; read shards that `python -m simclr_jax.prepare` "
-                "makes, which have one, or mount the bucket (gcsfuse)"
+                f"file {path}: has no index of its records, which reading from a store "
+                "needs; prepare the dataset with `python -m simclr_jax.prepare`, which "
+                "writes an index, or mount the bucket (gcsfuse)"
             )
         if not os.path.exists(path):
             raise DataError(f"file {path}: is missing from the prepared dataset")

@@ -1,1 +1,1 @@
-"""What a view is, and how it is made on hosts and on accelerators."""
+"""The definition of a view, and its forms for hosts and accelerators."""

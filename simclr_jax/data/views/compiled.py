@@ -82,13 +82,13 @@ def _one_by_one(
     composition: Composition, name: str, images: tf.Tensor, uniform: tf.Tensor
 ) -> tf.Tensor:
     """An operation of `definition.py` on images float32 [..., S, S, 3]."""
-    own = draws.by_operation(uniform, composition.operations)[name]
+    u = draws.by_operation(uniform, composition.operations)[name]
     settings = composition.settings[name]
     result = tf.map_fn(
         lambda one: definition.OPERATIONS[name](*one, **settings),
         (
             tf.reshape(images, (-1, *images.shape[-3:])),
-            tf.reshape(own, (-1, draws.COUNTS[name])),
+            tf.reshape(u, (-1, draws.COUNTS[name])),
         ),
         fn_output_signature=tf.float32,
     )

@@ -1,4 +1,4 @@
-"""What a view is made of, and where each part of it is made."""
+"""The operations of a view and where they are computed."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import numpy as np
 
 from simclr_jax.data.sampling import boxes, draws, order
 
-# Where views are made: all on the host; crops on the host and the rest on the
-# accelerator; all on the accelerator, which then holds the dataset.
+# Where views are computed: on the host; crops on the host and the rest on the
+# accelerator; on the accelerator, which then holds the dataset.
 PLACEMENTS = ("host", "host_crop", "accelerator")
-# How the host computes views: by machine code, by TensorFlow's operations, or by
-# machine code where it can be had.
+# How the host computes views: with machine code or TensorFlow's operations; 'auto'
+# means machine code where it is available.
 HOST_VIEWS = ("auto", "compiled", "graph")
 
 
@@ -67,12 +67,12 @@ class Composition:
         return result
 
     def without(self, name: str) -> "Composition":
-        """The same less one operation."""
+        """The composition without one operation."""
         kept = tuple(other for other in self.operations if other != name)
         return dataclasses.replace(self, operations=kept)
 
     def crop_alone(self) -> "Composition":
-        """What the host does of a split composition."""
+        """The part that the host computes if it only crops."""
         kept = tuple(name for name in self.operations if name == "crop")
         return dataclasses.replace(self, operations=kept)
 

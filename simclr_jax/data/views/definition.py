@@ -1,11 +1,11 @@
 """SimCLR's augmentations as TensorFlow operations on single images (paper appendix A).
 
-The readable definition, one image at a time. Two layers: operations with explicit
-factors (`adjust_hue`, `gaussian_blur`, ...), and random ones, `name(image, u,
-**settings)`, which take uniform numbers u (`draws.py`) and make factors of them. Images
-are float32 [H, W, 3] in [0, 1] unless said otherwise. `OPERATIONS` maps the names used
-in the config to the random operations, so that any of them can be composed in any
-order. Training runs faster forms of the same: `augment_host.py`, `augment_jax.py`.
+The readable definition, one image at a time. There are operations with explicit factors
+(`adjust_hue`, `gaussian_blur`, ...) and random operations `name(image, u, **settings)`,
+which compute factors from uniform numbers u (`draws.py`). Images are float32 [H, W, 3]
+in [0, 1] unless the docstring differs. `OPERATIONS` maps the names in the config to the
+random operations, which can be composed in any order. `compiled.py` and `device.py` are
+faster forms of the same operations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -122,7 +122,7 @@ def _with_probability(
     operation: Callable[[], tf.Tensor],
     image: tf.Tensor,
 ) -> tf.Tensor:
-    """Runs `operation` where u < probability; builds no branch where it is certain."""
+    """Runs `operation` where u < probability; without a branch for 0 and 1."""
     if probability >= 1:
         return operation()
     if probability <= 0:
@@ -176,7 +176,7 @@ def color_jitter(
     Args:
       image: the image.
       u: float32 [9].
-      probability: of acting at all.
+      probability: that the image is changed.
       brightness_mode: 'multiplicative' or 'additive'.
       **ranges: the other arguments of `draws.jitter_factors`.
     """
@@ -204,7 +204,7 @@ def color_jitter(
 def random_grayscale(
     image: tf.Tensor, u: tf.Tensor, *, probability: float
 ) -> tf.Tensor:
-    """Drops the colours."""
+    """Removes the colours."""
     return _with_probability(probability, u[0], lambda: to_grayscale(image), image)
 
 
@@ -231,7 +231,7 @@ def random_blur(
 
 
 def random_rotation(image: tf.Tensor, u: tf.Tensor, *, probability: float) -> tf.Tensor:
-    """Turns by 0, 90, 180 or 270 degrees, each as likely."""
+    """Turns by 0, 90, 180 or 270 degrees with equal probability."""
     quarter_turns = tf.cast(u[1] * 4.0, tf.int32)
     return _with_probability(
         probability, u[0], lambda: tf.image.rot90(image, quarter_turns), image
@@ -287,7 +287,8 @@ def random_sobel(image: tf.Tensor, u: tf.Tensor, *, probability: float) -> tf.Te
 
 # Composition --------------------------------------------------------------------------
 
-# Names in `config.augment` but 'crop', which comes first or never.
+# All names in `config.augment.operations` except 'crop', which comes first or not at
+# all.
 OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
     "flip": random_flip,
     "color_jitter": color_jitter,
@@ -303,7 +304,7 @@ OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
 def compose(
     operations: Sequence[str], settings: Mapping[str, Settings], *, image_size: int
 ) -> Callable[..., tf.Tensor]:
-    """Joins operations into the function that makes one view.
+    """Joins operations into the function that computes one view.
 
     Args:
       operations: names in `draws.COUNTS`, in the order in which they apply; 'crop' is
@@ -321,9 +322,9 @@ def compose(
     ) -> tf.Tensor:
         image = crop_and_resize(image, box, (image_size, image_size))
         image = tf.ensure_shape(image, (image_size, image_size, 3))
-        for name, own in by_operation(u, operations).items():
+        for name, numbers in by_operation(u, operations).items():
             if name != "crop":
-                image = OPERATIONS[name](image, own, **settings[name])
+                image = OPERATIONS[name](image, numbers, **settings[name])
         return to_uint8(image)
 
     return view
@@ -338,13 +339,13 @@ def center_crop_and_resize(
 ) -> tf.Tensor:
     """Evaluation preprocessing: the central square, resized, clipped to [0, 1].
 
-    An image that already has the size is left alone when `crop_proportion` is 1. The
-    same arithmetic as `preprocessing.Preprocessing`, which needs no TensorFlow.
+    An image of the right size is unchanged if `crop_proportion` is 1. The arithmetic is
+    that of `preprocessing.Preprocessing`, which needs no TensorFlow.
 
     Args:
       image: [H, W, 3], uint8 or float32.
       image_size: side of the result in pixels.
-      crop_proportion: side of the crop as a share of the image's shorter side.
+      crop_proportion: side of the crop as a fraction of the image's shorter side.
       resize: one of `preprocessing.RESIZES`.
 
     Returns:

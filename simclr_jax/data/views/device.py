@@ -26,7 +26,7 @@ from simclr_jax.data.sampling.draws import (
 )
 from simclr_jax.data.views.composition import Composition
 
-# Where the reference has them too.
+# The reference's.
 _GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)
 _TABLE_SIZE = 1024  # sub-pixel positions of TensorFlow's bicubic weights
 _TINY = 1e-30
@@ -40,7 +40,7 @@ class Planes(NamedTuple):
     b: jax.Array
 
     def map(self, function: Callable[[jax.Array], jax.Array]) -> "Planes":
-        """The function of each plane."""
+        """Applies a function to each plane."""
         return Planes(*(function(plane) for plane in self))
 
 
@@ -55,7 +55,7 @@ def from_planes(planes: Planes) -> jax.Array:
 
 
 def clip(planes: Planes) -> Planes:
-    """Cut off at 0 and 1."""
+    """Clips to [0, 1]."""
     return planes.map(lambda x: jnp.minimum(jnp.maximum(x, 0.0), 1.0))
 
 
@@ -75,7 +75,7 @@ def _of_images(factor: jax.Array) -> jax.Array:
 # Operations with explicit factors -----------------------------------------------------
 
 
-# Of bicubic interpolation, as seen from the pixel below a position.
+# Offsets of the bicubic taps from the pixel below a position.
 _TAPS = (-1, 0, 1, 2)
 
 
@@ -85,7 +85,7 @@ def _keys_near(x: jax.Array) -> jax.Array:
 
 
 def _keys_far(x: jax.Array) -> jax.Array:
-    """The same at distances from 1 to 2."""
+    """Keys' cubic at distances from 1 to 2."""
     return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
 
 
@@ -129,14 +129,14 @@ def resize_matrix(start: jax.Array, length: jax.Array, old: int, new: int) -> ja
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    # The default precision of accelerators would round pixels to 8 bits or so.
+    # The default precision of accelerators would round pixels to about 8 bits.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _separable(planes: Planes, rows: jax.Array, columns: jax.Array) -> Planes:
     """Matrices [N, i, H] along height and [N, j, W] along width."""
     number, height, width = planes.r.shape
-    # The three planes side by side: two products of matrices instead of six.
+    # The three planes side by side: two matrix products instead of six.
     x = jnp.reshape(jnp.stack(planes, axis=2), (number, height, 3 * width))
     x = _matmul(rows, x)
     x = jnp.reshape(x, (number, -1, width))
@@ -168,8 +168,7 @@ def adjust_contrast(planes: Planes, factor: jax.Array) -> Planes:
     factor = _of_images(factor)
 
     def one(x: jax.Array) -> jax.Array:
-        # In two steps: rows add up side by side, where one sum over all pixels would
-        # wait for itself.
+        # In two steps: sums of rows run in parallel, one sum over all pixels is serial.
         mean = jnp.mean(x, axis=1, keepdims=True)
         mean = jnp.mean(mean, axis=2, keepdims=True)
         return (x - mean) * factor + mean
@@ -187,12 +186,12 @@ def _extremes(planes: Planes) -> tuple[jax.Array, jax.Array]:
 def adjust_saturation(planes: Planes, factor: jax.Array) -> Planes:
     """Multiplies S of HSV by the factors [N]; S stays within [0, 1].
 
-    S is the chroma over the largest channel, which stays as it is, so the distances to
-    it scale as S does.
+    S is the chroma over the largest channel. That channel is unchanged, so the
+    distances to it scale as S does.
     """
     low, high = _extremes(planes)
     chroma = high - low
-    # Chroma is 0 in greys, which any scale leaves alone.
+    # Greys have chroma 0 and are unchanged by any scale.
     limit = high / jnp.maximum(chroma, _TINY)
     scale = jnp.minimum(_of_images(factor), limit)
     # A pixel without a positive channel has S = 0.
@@ -203,13 +202,13 @@ def adjust_saturation(planes: Planes, factor: jax.Array) -> Planes:
 def adjust_hue(planes: Planes, turns: jax.Array) -> Planes:
     """Turns the hue by [N] full circles, from -1 to 1.
 
-    The smallest and the largest channel keep their values; which they are changes.
+    The smallest and the largest value stay the same, but change channels.
     """
     r, g, b = planes
     low, high = _extremes(planes)
     chroma = high - low
-    # In sixths of a circle, red 0, green 2, blue 4, and all times the chroma, so that
-    # nothing is divided.
+    # In sixths of a circle (red 0, green 2, blue 4) times the chroma, which avoids a
+    # division.
     hue = jnp.where(
         r == high,
         g - b,
@@ -328,7 +327,7 @@ def color_jitter(
     brightness_mode: str,
     **ranges: float,
 ) -> Planes:
-    """The four adjustments in an order of each image's own, clipped after each."""
+    """The four adjustments in each image's order, clipped after each."""
     bright, contrast, saturation, turns = jitter_factors(
         u, brightness_mode=brightness_mode, **ranges
     )
@@ -348,7 +347,7 @@ def color_jitter(
 
 
 def random_grayscale(planes: Planes, u: jax.Array, *, probability: float) -> Planes:
-    """Drops the colours."""
+    """Removes the colours."""
     return _select(u[:, 0] < probability, to_grayscale(planes), planes)
 
 
@@ -370,7 +369,7 @@ def random_blur(
 
 
 def random_rotation(planes: Planes, u: jax.Array, *, probability: float) -> Planes:
-    """Turns square images by 0, 90, 180 or 270 degrees, each as likely."""
+    """Turns square images by 0, 90, 180 or 270 degrees with equal probability."""
     quarters = jnp.floor(u[:, 1] * 4.0)
     result, turned = planes, planes
     for number in (1, 2, 3):

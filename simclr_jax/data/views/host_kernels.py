@@ -1,10 +1,10 @@
 """SimCLR's augmentations of one view, as machine code for a core of the host.
 
-The arithmetic of `augment.py` once more, compiled by Numba. A view is made row by row,
-and a row, as three planes, goes through all operations while it lies in the core's
-nearest cache. Only two operations need more than a row: contrast, which asks for the
-mean of all, and the second half of blur. Up to such a `barrier` runs a pass over all
-rows. What a view's draws do not ask for costs nothing.
+The operations of `definition.py`, compiled by Numba. A view is computed row by row, and
+a row, as three planes, goes through all operations while it is in the core's nearest
+cache. Only two operations need more than one row: contrast, which needs the mean of all
+rows, and the second half of blur. A pass over all rows ends at such a `barrier`.
+Operations that a view's draws leave out cost nothing.
 """
 
 import functools
@@ -19,10 +19,10 @@ from simclr_jax.data.sampling.draws import COUNTS
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """Compiles for this machine's processor, once: the result is kept on disk.
+    """Compiles for this machine's processor once and caches the result on disk.
 
-    Sums are not reordered, so all machines that multiply and add in one instruction
-    have the same results.
+    Sums are not reordered, so all machines with fused multiply-add have the same
+    results.
     """
     options |= {"nogil": True, "error_model": "numpy"}
     options["fastmath"] = {"contract", "nnan", "nsz"}
@@ -35,7 +35,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
 
 _inlined = functools.partial(_compiled, forceinline=True)
 Array = np.ndarray
-# Red, green and blue, each float32 [n S]: n rows of a view, one behind the other.
+# Red, green and blue, each float32 [n S]: n consecutive rows of a view.
 _Strip = tuple[Array, Array, Array]
 _F = np.float32
 _ONE, _ZERO = np.float32(1), np.float32(0)
@@ -48,26 +48,26 @@ _FLIP, _JITTER, _GRAYSCALE, _BLUR_OP = range(len(OPERATIONS))
 # brightness is added.
 PROGRAM_WIDTH = 12
 RANGES, NUMBER = 3, 11
-# Draws of the operations; written out, since the cache looks at this file alone.
+# Draws of each operation; repeated here, since Numba's cache depends on this file only.
 _COUNTS = (1, 9, 1, 2)
 assert tuple(COUNTS[name] for name in OPERATIONS) == _COUNTS
 
-# The steps that a view takes in fact. The adjustments of a jitter are numbered as in
+# The steps of a view, after its draws. The adjustments of a jitter are numbered as in
 # `draws.jitter_factors`.
 _BRIGHTEN, _CONTRAST, _SATURATE, _TURN, _FLIP_ROW, _GREY, _BLUR = range(7)
 _MOST_STEPS = 4 * len(OPERATIONS)  # of a program that has each once, and more
 
-# Where the rows of the first pass come from: cut out of an image and resized, or views
-# as they are.
+# Where the rows of the first pass come from: a crop of an image, resized, or a view
+# that earlier operations returned.
 _RESIZED, _AS_THEY_ARE = -1, -2
-_END = -3  # the rows of the last pass go out
+_END = -3  # the last pass writes its rows to the output
 
-_GRAY_WEIGHTS = (_F(0.2989), _F(0.5870), _F(0.1140))  # as the reference
+_GRAY_WEIGHTS = (_F(0.2989), _F(0.5870), _F(0.1140))  # the reference's
 _TABLE_SIZE = 1024  # sub-pixel positions of TensorFlow's bicubic weights
 _TINY = 1e-30
 _LEVEL = _F(1 / 255)
-# Taps beyond 3.5 standard deviations weigh 2e-3 of the middle one and less, all of them
-# together 5e-4 of the sum: an eighth of a level at most, in each direction.
+# A tap beyond 3.5 standard deviations weighs at most 2e-3 of the middle tap, and all of
+# them weigh 5e-4 of the sum: an eighth of a level at most, in each direction.
 BLUR_REACH = 3.5
 
 
@@ -84,8 +84,8 @@ class _Taps(NamedTuple):
     """Bicubic resizing of an axis to S pixels.
 
     Attributes:
-      first: int32 [S], the first of the four pixels that each is made of; it can lie
-        outside the part, and then weighs nothing.
+      first: int32 [S], the first of the four pixels of each result; a pixel outside
+        the part has weight 0.
       weight: float32 [4, S].
     """
 
@@ -131,25 +131,25 @@ def _set_taps(taps: _Taps, length: int) -> None:
 
 @_compiled
 def _mirror(taps: _Taps) -> None:
-    """As if the result were mirrored."""
+    """Taps of the mirrored result."""
     taps.first[:] = taps.first[::-1].copy()
     taps.weight[:] = taps.weight[:, ::-1].copy()
 
 
-# Pixels of `line` on either side of a row, which taps outside a crop reach.
+# Pixels of `line` on either side of a row, for taps outside a crop.
 _BORDER = 3
 
 
 @_inlined
 def _weighed(line: Array, i: Any, v: Any, w: Any, s: Any, t: Any) -> Any:
-    """Four neighbours of one colour, times four weights."""
+    """Weighted sum of four neighbours of one colour."""
     second, third, fourth = i + np.uint64(3), i + np.uint64(6), i + np.uint64(9)
     return v * line[i] + w * line[second] + s * line[third] + t * line[fourth]
 
 
 @_inlined
 def _resize_row(row: _Strip, y: int, origin: Any, work: Any) -> None:
-    """Row y of a crop, resized, in [0, 1] but for bicubic overshoot."""
+    """Row y of a crop, resized, in [0, 1] except for bicubic overshoot."""
     image, box, _, _ = origin
     rows, columns, line = work.rows, work.columns, work.line
     r, g, b = row
@@ -165,7 +165,7 @@ def _resize_row(row: _Strip, y: int, origin: Any, work: Any) -> None:
     for i in range(stop - left):
         inner[i] = v * _F(one[i]) + w * _F(two[i]) + s * _F(three[i]) + t * _F(four[i])
     for x in range(r.shape[0]):
-        # Unsigned, or each index would be looked at for whether it counts from the end.
+        # Unsigned, since Numba tests signed indices for counting from the end.
         start = np.uint64(3 * (columns.first[x] + _BORDER))
         v, w = columns.weight[0, x], columns.weight[1, x]
         s, t = columns.weight[2, x], columns.weight[3, x]
@@ -206,15 +206,15 @@ def _contrast(x: Array, factor: Any, mean: Any) -> None:
 def _saturate(strip: _Strip, factor: Any) -> None:
     """Multiplies S of HSV, which stays within [0, 1].
 
-    S is the chroma over the largest channel, which stays as it is, so the distances to
-    it scale as S does.
+    S is the chroma over the largest channel. That channel is unchanged, so the
+    distances to it scale as S does.
     """
     r, g, b = strip
     for i in range(r.shape[0]):
         high = max(max(r[i], g[i]), b[i])
         chroma = high - min(min(r[i], g[i]), b[i])
-        # Chroma is 0 in greys, which any scale leaves alone; without a positive channel
-        # a pixel is black after clipping.
+        # Greys have chroma 0 and are unchanged by any scale; a pixel without a positive
+        # channel is black after clipping.
         scale = min(factor, high / max(chroma, _F(_TINY)))
         r[i] = _unit(high - (high - r[i]) * scale)
         g[i] = _unit(high - (high - g[i]) * scale)
@@ -225,7 +225,7 @@ def _saturate(strip: _Strip, factor: Any) -> None:
 def _turn(strip: _Strip, turns: Any) -> None:
     """Turns the hue by full circles, from -5/6 to 1.
 
-    The smallest and the largest channel keep their values; which they are changes.
+    The smallest and the largest value stay the same, but change channels.
     """
     r, g, b = strip
     for i in range(r.shape[0]):
@@ -233,8 +233,8 @@ def _turn(strip: _Strip, turns: Any) -> None:
         low = min(min(r[i], g[i]), b[i])
         chroma = high - low
         double, circle = _F(2) * chroma, _F(6) * chroma
-        # In sixths of a circle, red 0, green 2, blue 4, and all times the chroma, so
-        # that nothing is divided.
+        # In sixths of a circle (red 0, green 2, blue 4) times the chroma, which avoids
+        # a division.
         hue = r[i] - g[i] + _F(4) * chroma
         hue = b[i] - r[i] + double if g[i] == high else hue
         hue = g[i] - b[i] if r[i] == high else hue
@@ -270,7 +270,7 @@ class _Blur(NamedTuple):
 
 @_compiled
 def _gaussian(sigma: Any, largest: Any, weight: Array) -> _Blur:
-    """The taps that sigma needs, scaled to sum 1; `weight` [S] is filled with them.
+    """The taps that sigma needs, scaled to sum 1, written to `weight` [S].
 
     `largest` must be below S, as it is for kernels no larger than the view.
     """
@@ -286,7 +286,7 @@ def _gaussian(sigma: Any, largest: Any, weight: Array) -> _Blur:
 
 @_inlined
 def _add_pair(x: Array, w: Any, one: Array, two: Array) -> None:
-    """Two rows that lie on either side of x, times their weight."""
+    """Adds the two rows on either side of x, times their weight."""
     for i in range(x.shape[0]):
         x[i] += w * (one[i] + two[i])
 
@@ -295,14 +295,14 @@ def _add_pair(x: Array, w: Any, one: Array, two: Array) -> None:
 def _add_pairs(
     x: Array, v: Any, one: Array, two: Array, w: Any, three: Array, four: Array
 ) -> None:
-    """Two pairs at once, for which x is read and written once."""
+    """Adds two pairs at once, so that x is read and written once."""
     for i in range(x.shape[0]):
         x[i] += v * (one[i] + two[i]) + w * (three[i] + four[i])
 
 
 @_compiled
 def _blur_along(x: Array, blur: _Blur, spare: Array) -> None:
-    """A row, zeros beside it. What bicubic resizing overshot is cut off first."""
+    """Blurs a row, with zeros beside it, after clipping bicubic overshoot."""
     weight, radius = blur
     size = x.shape[0]
     for i in range(radius):
@@ -346,11 +346,11 @@ def _blur_across(plane: Array, y: int, blur: _Blur, x: Array) -> None:
 
 
 class _Steps(NamedTuple):
-    """What is done with a view.
+    """The steps of one view.
 
     Attributes:
       what: int32 [n], of the steps above.
-      how: float32 [n, 2], their factors; of blur sigma and the largest radius.
+      how: float32 [n, 2], their factors; for blur sigma and the largest radius.
     """
 
     what: Array
@@ -359,7 +359,7 @@ class _Steps(NamedTuple):
 
 @_compiled
 def _steps(u: Array, program: Array, room: _Steps) -> _Steps:
-    """What the draws [D] of a view make of a program, in the room for most steps."""
+    """The steps of a program with the draws [D] of a view, written to `room`."""
     what, how = room
     how[:] = _ZERO
     number = 0
@@ -384,7 +384,7 @@ def _steps(u: Array, program: Array, room: _Steps) -> _Steps:
 
 @_compiled
 def _barrier(steps: _Steps, first: int) -> int:
-    """The next step, from the first on, that needs all rows; or how many there are."""
+    """The first step, from `first` on, that needs all rows; or the number of steps."""
     barrier = first
     while barrier < steps.what.size and _CONTRAST != steps.what[barrier] != _BLUR:
         barrier += 1
@@ -416,7 +416,7 @@ def _jitter_steps(own: Array, line: Array, number: int, what: Array, how: Array)
 def _adjust(
     strip: _Strip, what: int, how: Array, grey: bool, size: int, spare: Array
 ) -> bool:
-    """One step on a strip. Where it is grey red alone counts; returns whether it is."""
+    """One step on a strip; returns whether it is grey, so that only red counts."""
     channels = 1 if grey else 3
     if what == _FLIP_ROW:
         for c in range(channels):
@@ -425,7 +425,7 @@ def _adjust(
         for c in range(channels):
             _brighten(strip[c], how[0], how[1])
     elif grey:
-        # Saturation, hue and grey leave greys alone, but for clipping.
+        # Saturation, hue and grey change greys only by clipping.
         _brighten(strip[0], _ONE, _ZERO)
     elif what == _SATURATE:
         _saturate(strip, how[0])
@@ -441,18 +441,18 @@ def _adjust(
 
 
 class _Work(NamedTuple):
-    """Memory to work in.
+    """Working memory.
 
     Attributes:
-      planes: float32 [2, 3, S S]; two, since rows that are blurred across still need
-        those above.
+      planes: float32 [2, 3, S S]; two, since blurring across needs the rows above
+        unblurred.
       sums: float32 [3, _strip_rows(S) S], of a strip's pixels.
       means: float32 [3], of the planes.
-      spare: float32 [3 S], for a row and what a blur sees on either side of it.
+      spare: float32 [3 S], for a row and the zeros on either side of it.
       rows: taps along height.
       columns: taps along width.
       weight: float32 [S], of a blur.
-      steps: room for most.
+      steps: for the largest number of steps.
       line: float32 [3 (width + 2 _BORDER)], a row of the crop, its borders 0.
     """
 
@@ -472,13 +472,13 @@ _STRIP = 256  # numbers of a plane in a strip of short rows
 
 @_compiled
 def _strip_rows(size: int) -> int:
-    """Rows of a strip: several short ones, as each call for one costs as much."""
+    """Rows of a strip: several where they are short, since each call has a cost."""
     return max(_STRIP // size, 1)
 
 
 @_compiled
 def memory_size(size: int, longest: int) -> int:
-    """Numbers in the `memory` of views of `size` and of crops as wide as `longest`."""
+    """Numbers in `memory` for views of `size` and crops of width `longest`."""
     rows = 3 * _strip_rows(size) + 3 + 2 * (1 + 4) + 1  # sums, spare, taps, weight
     of_view = (6 * size + rows) * size + 3 + 3 * _MOST_STEPS
     return of_view + 3 * (longest + 2 * _BORDER)
@@ -488,7 +488,8 @@ def memory_size(size: int, longest: int) -> int:
 def _divided(memory: Array, size: int, width: int) -> _Work:
     """The parts of `memory` [memory_size(size, at least width)].
 
-    Not arrays of their own, whose users would be counted with each row.
+    Slices of one array, since Numba would count references to separate arrays with
+    each row.
     """
     planes, memory = memory[: 6 * size * size], memory[6 * size * size :]
     strips = 3 * _strip_rows(size) * size
@@ -516,11 +517,15 @@ def _divided(memory: Array, size: int, width: int) -> _Work:
 
 
 @_compiled
-def _take_made(made: Array, strip: _Strip) -> None:
+def _take_unfinished(unfinished: Array, strip: _Strip) -> None:
     """A strip of an interleaved view."""
     r, g, b = strip
     for x in range(r.shape[0]):
-        r[x], g[x], b[x] = made[3 * x], made[3 * x + 1], made[3 * x + 2]
+        r[x], g[x], b[x] = (
+            unfinished[3 * x],
+            unfinished[3 * x + 1],
+            unfinished[3 * x + 2],
+        )
 
 
 @_compiled
@@ -542,18 +547,18 @@ def _store_levels(strip: _Strip, to: Array) -> None:
 
 @_compiled
 def _store_floats(strip: _Strip, to: Array) -> None:
-    """A strip, interleaved, as it is."""
+    """A strip, interleaved, unchanged."""
     r, g, b = strip
     for x in range(r.shape[0]):
         to[3 * x], to[3 * x + 1], to[3 * x + 2] = r[x], g[x], b[x]
 
 
 class _Origin(NamedTuple):
-    """What a view is made of, and its size; see `_make_view`."""
+    """The input of a view and its size; see `_make_view`."""
 
     image: Array
     box: Array
-    made: Array
+    unfinished: Array
     size: int
 
 
@@ -564,8 +569,8 @@ class _Pass(NamedTuple):
       source: where rows come from: `_RESIZED`, `_AS_THEY_ARE`, or the barrier of the
         pass before, which has its second half in this one.
       target: the barrier of this pass, `_CONTRAST` or `_BLUR`, or `_END`.
-      factor: of contrast, where it is the source.
-      blur: where it is the source or the target; a view has but one.
+      factor: of contrast, if it is the source.
+      blur: if it is the source or the target; a view has only one.
     """
 
     source: int
@@ -584,16 +589,16 @@ def _take(
     at: int,
     channels: int,
 ) -> None:
-    """A strip from where it comes from.
+    """Fills a strip from its source.
 
     Args:
-      strip: to be filled.
+      strip: the result.
       y: its first row.
       way: the pass.
-      origin: where the first pass has it from.
+      origin: the source of the first pass.
       work: memory.
-      at: which of the two planes the pass before has left.
-      channels: 1 where those are grey, or 3.
+      at: which of the two planes the previous pass wrote.
+      channels: 1 if they are grey, else 3.
     """
     size = origin.size
     r, g, b = strip
@@ -603,7 +608,7 @@ def _take(
             row = (r[start:stop], g[start:stop], b[start:stop])
             _resize_row(row, y + start // size, origin, work)
     elif way.source == _AS_THEY_ARE:
-        _take_made(origin.made[3 * y * size :], strip)
+        _take_unfinished(origin.unfinished[3 * y * size :], strip)
     elif way.source == _CONTRAST:
         for c in range(channels):
             _contrast(strip[c], way.factor, work.means[c])
@@ -619,7 +624,7 @@ def _take(
 def _leave(
     strip: _Strip, grey: bool, way: _Pass, work: _Work, pixels: Array, floats: Array
 ) -> None:
-    """A strip to where it goes; `pixels` and `floats` are its places, one of size 0."""
+    """Writes a strip to its target; one of `pixels` and `floats` has size 0."""
     r, g, b = strip
     channels = 1 if grey else 3
     if way.target == _CONTRAST:
@@ -632,7 +637,7 @@ def _leave(
                 _blur_along(strip[c][start : start + size], way.blur, work.spare)
     else:
         if grey:
-            # Copies: three names of one plane would make the next loop slow.
+            # Copies, since aliased planes would make the next loop slow.
             for x in range(r.size):
                 g[x] = b[x] = r[x]
         if pixels.size:
@@ -645,7 +650,7 @@ def _leave(
 def _make_view(
     image: Array,
     box: Array,
-    made: Array,
+    unfinished: Array,
     u: Array,
     program: Array,
     size: int,
@@ -653,31 +658,31 @@ def _make_view(
     floats: Array,
     memory: Array,
 ) -> None:
-    """Makes one view.
+    """Computes one view.
 
     Args:
-      image: uint8 [H, 3 W], which is cut and resized.
+      image: uint8 [H, 3 W], from which the box is cut and resized.
       box: int32 (y, x, height, width) within it.
-      made: float32 [S S 3], a view so far, taken instead of the image if there is one;
-        else of size 0.
+      unfinished: float32 [S S 3], a view that earlier operations returned, used in
+        place of the image; or of size 0.
       u: float32 [D], the draws.
       program: float32 [lines, PROGRAM_WIDTH].
       size: S.
       pixels: uint8 [S S 3], the result in 256 levels, or of size 0.
-      floats: float32 [S S 3], the result as it is, or of size 0.
-      memory: float32 [memory_size(S, W)], to work in.
+      floats: float32 [S S 3], the result without rounding, or of size 0.
+      memory: float32 [memory_size(S, W)], working memory.
     """
     work = _divided(memory, size, box[3])
     _set_taps(work.rows, box[2])
     _set_taps(work.columns, box[3])
-    origin = _Origin(image, box, made, size)
+    origin = _Origin(image, box, unfinished, size)
     steps = _steps(u, program, work.steps)
     first, last, source = 0, steps.what.size, _RESIZED
-    if made.size:
+    if unfinished.size:
         source = _AS_THEY_ARE
     elif last and steps.what[0] == _FLIP_ROW:
         first = 1
-        _mirror(work.columns)  # which costs nothing
+        _mirror(work.columns)  # free, unlike mirroring pixels
     at, grey, step_rows = 0, False, _strip_rows(size)
     factor, blur = _ONE, _Blur(work.weight, 0)
     while source != _END:
@@ -690,7 +695,7 @@ def _make_view(
             work.sums[:] = _ZERO
         way = _Pass(source, target, factor, blur)
         to = 1 - at if source == _BLUR else at
-        # Strips that go out at once are not kept.
+        # Strips that are written to the output at once are not kept.
         kept = target != _END or source == _CONTRAST
         channels = 1 if grey else 3
         planes = work.planes[to]
@@ -717,9 +722,9 @@ def _make_view(
         first, source, at = barrier + 1, target, to
 
 
-# What `make_views` refuses.
+# Why `make_views` refuses its arguments.
 PROBLEMS = (
-    b"images, boxes, draws and program do not belong together",
+    b"images, boxes, draws and program do not match",
     b"a box does not lie within its image",
 )
 _NO_MATCH, _OUTSIDE = range(len(PROBLEMS))
@@ -728,14 +733,14 @@ _NONE = -1
 
 @_compiled
 def _problem(
-    images: Array, boxes: Array, made: Array, draws: Array, program: Array
+    images: Array, boxes: Array, unfinished: Array, draws: Array, program: Array
 ) -> int:
-    """The number of what is wrong with the arguments of `make_views`, or -1.
+    """The number of the problem with the arguments of `make_views`, or -1.
 
-    Nothing after this looks at sizes again. Boxes do not matter where there is `made`.
+    Nothing checks sizes after this. Boxes are ignored with `unfinished`.
     """
     number = boxes.shape[0]
-    if made.shape[0] not in (0, number) or program.shape[0] > len(OPERATIONS):
+    if unfinished.shape[0] not in (0, number) or program.shape[0] > len(OPERATIONS):
         return _NO_MATCH
     for line in program:
         if not 0 <= line[0] < len(OPERATIONS) or line[1] < 0 or line[NUMBER] < 0:
@@ -743,7 +748,7 @@ def _problem(
         needed = int(line[1]) + _COUNTS[int(line[0])]
         if draws.shape[0] != number or draws.shape[1] < needed:
             return _NO_MATCH
-    if made.shape[0] or not number:
+    if unfinished.shape[0] or not number:
         return _NONE
     if not images.shape[0] or number % images.shape[0]:
         return _NO_MATCH
@@ -763,7 +768,7 @@ def _problem(
 def make_views(
     images: Array,
     boxes: Array,
-    made: Array,
+    unfinished: Array,
     draws: Array,
     program: Array,
     size: int,
@@ -771,12 +776,12 @@ def make_views(
     floats: Array,
     memory: Array,
 ) -> int:
-    """Makes N views of n images; see `_make_view`.
+    """Computes N views of n images; see `_make_view`.
 
     Args:
       images: uint8 [n, H, 3 W]; each has N / n views.
       boxes: int32 [N, 4].
-      made: float32 [N, S S 3], or [0, S S 3].
+      unfinished: float32 [N, S S 3], or [0, S S 3].
       draws: float32 [N, D].
       program: float32 [lines, PROGRAM_WIDTH].
       size: S.
@@ -785,18 +790,18 @@ def make_views(
       memory: float32 [memory_size(S, W)].
 
     Returns:
-      The number of one of `PROBLEMS`, and then nothing was done, or -1.
+      The number of one of `PROBLEMS`, and nothing was computed, or -1.
     """
-    problem = _problem(images, boxes, made, draws, program)
+    problem = _problem(images, boxes, unfinished, draws, program)
     if problem != _NONE:
         return problem
     number = boxes.shape[0]
     no_view = memory[:0]
     for n in range(number):
         _make_view(
-            images[0 if made.shape[0] else n * images.shape[0] // number],
+            images[0 if unfinished.shape[0] else n * images.shape[0] // number],
             boxes[n],
-            made[n] if made.shape[0] else no_view,
+            unfinished[n] if unfinished.shape[0] else no_view,
             draws[n],
             program,
             size,

@@ -1,7 +1,7 @@
-"""The kernels as an operation of TensorFlow's, which calls them without Python.
+"""The kernels as a TensorFlow operation, which runs without Python.
 
-TensorFlow has a C interface for operations and their kernels, and Numba makes C
-functions, so nothing has to be built before, and no thread waits for Python's lock.
+TensorFlow has a C interface for operations and their kernels, and Numba compiles C
+functions, so there is no build step, and no thread waits for Python's lock.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _NAME = b"SimclrViews"
 _INPUTS = (
     b"image: uint8",
     b"boxes: int32",
-    b"made: float",
+    b"unfinished: float",
     b"draws: float",
     b"program: float",
     b"settings: int32",  # size of a view, and which output is wanted
@@ -33,11 +33,11 @@ _DTYPES = (tf.uint8, tf.float32)
 
 _flags = tf.sysconfig.get_link_flags()
 _link = next(flag for flag in _flags if flag.startswith("-l")).removeprefix("-l")
-# A colon stands before a file's name, which Linux has; macOS has `lib{name}.dylib`.
+# Linux's flag has a colon and a file's name; macOS's stands for `lib{name}.dylib`.
 _file = _link[1:] if _link.startswith(":") else f"lib{_link}.dylib"
 _library = ctypes.CDLL(str(pathlib.Path(tf.sysconfig.get_lib()) / _file))
 _INT, _INT64, _TEXT = ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
-_HANDLE = ctypes.c_size_t  # a pointer that is only handed on
+_HANDLE = ctypes.c_size_t  # an opaque pointer
 _ADDRESS = ctypes.c_void_p
 
 
@@ -61,11 +61,11 @@ _bytes_at = _function("TF_TensorData", ctypes.POINTER(ctypes.c_uint8), _HANDLE)
 _ints_at = _function("TF_TensorData", ctypes.POINTER(ctypes.c_int32), _HANDLE)
 _floats_at = _function("TF_TensorData", ctypes.POINTER(ctypes.c_float), _HANDLE)
 _delete_tensor = _function("TF_DeleteTensor", None, _HANDLE)
-# Of a context: output, dtype, dims and how many, bytes (not looked at), status.
+# Arguments: context, output, dtype, dims and their number, bytes (ignored), status.
 _allocate_output = _function(
     "TF_AllocateOutput", _HANDLE, _HANDLE, _INT, _INT, _ADDRESS, _INT, _HANDLE, _HANDLE
 )
-# Of a context: dtype, dims and how many, attributes, status.
+# Arguments: context, dtype, dims and their number, attributes, status.
 _allocate_temp = _function(
     "TF_AllocateTemp", _HANDLE, _HANDLE, _INT, _ADDRESS, _INT, _HANDLE, _HANDLE
 )
@@ -89,12 +89,12 @@ _problems = np.array([ctypes.addressof(message) for message in _messages], np.ui
 
 
 def _compute(_: int, context: int) -> None:
-    """Gets the inputs, allocates the output, computes and tells of failures."""
+    """Gets the inputs, allocates the output, computes, and reports failures."""
     status = _new_status()
     handles = np.empty(6, np.uintp)
     for number in range(6):
         _get_input(context, number, handles[number:].ctypes, status)
-    image, boxes, made, draws, program, settings = handles
+    image, boxes, unfinished, draws, program, settings = handles
     size, output = numba.carray(_ints_at(settings), 2).astype(np.int64)
     height = _dim(image, _num_dims(image) - 3)
     width = _dim(image, _num_dims(image) - 2)
@@ -102,9 +102,9 @@ def _compute(_: int, context: int) -> None:
     images = _count(image) // max(height * width * 3, 1)
     number, lines = _count(boxes) // 4, _count(program) // host_kernels.PROGRAM_WIDTH
     numbers = size * size * 3  # of a view
-    num_made = _count(made) // max(numbers, 1)
+    num_unfinished = _count(unfinished) // max(numbers, 1)
 
-    # Each call says in the status how it went itself, so no other may follow a failure.
+    # Each call overwrites the status, so none may follow a failure.
     dims = np.zeros(_num_dims(boxes) + 2, np.int64)
     other, kind = (_UINT8, _FLOAT) if output else (_FLOAT, _UINT8)
     result = memory = np.uintp(0)
@@ -123,7 +123,7 @@ def _compute(_: int, context: int) -> None:
         problem = host_kernels.make_views(
             numba.carray(_bytes_at(image), (images, height, 3 * width)),
             numba.carray(_ints_at(boxes), (number, 4)),
-            numba.carray(_floats_at(made), (num_made, numbers)),
+            numba.carray(_floats_at(unfinished), (num_unfinished, numbers)),
             numba.carray(
                 _floats_at(draws), (_count(draws) // max(num_draws, 1), num_draws)
             ),
@@ -138,7 +138,17 @@ def _compute(_: int, context: int) -> None:
 
     if _get_code(status):
         _fail(context, status)
-    for tensor in (image, boxes, made, draws, program, settings, empty, result, memory):
+    for tensor in (
+        image,
+        boxes,
+        unfinished,
+        draws,
+        program,
+        settings,
+        empty,
+        result,
+        memory,
+    ):
         if tensor:
             _delete_tensor(tensor)
     _delete_status(status)
@@ -152,11 +162,11 @@ _lock = threading.Lock()  # TensorFlow ends the process that registers twice
 
 @functools.cache
 def _register() -> Any:
-    """Makes the operation known to TensorFlow, once in a process.
+    """Registers the operation with TensorFlow, once in a process.
 
     Returns:
-      The compiled kernel, which has to stay. It is compiled in each process, since it
-      has addresses in it; what it calls, `kernels.make_views`, is kept on disk.
+      The compiled kernel, which must stay alive. It contains addresses, so each process
+      compiles it; `host_kernels.make_views`, which it calls, is cached on disk.
     """
     kernel_function = numba.cfunc("void(uintp, uintp)")(_compute)
     new_operation = _function("TF_NewOpDefinitionBuilder", _HANDLE, _TEXT)
@@ -204,7 +214,7 @@ def register() -> None:
 def views(
     image: tf.Tensor | None,
     boxes: tf.Tensor,
-    made: tf.Tensor | None,
+    unfinished: tf.Tensor | None,
     draws: tf.Tensor,
     program: np.ndarray,
     *,
@@ -214,32 +224,35 @@ def views(
     """Views of one image or of several, as an operation of the graph being built.
 
     Args:
-      image: uint8 [H, W, 3], or [n, H, W, 3]; None where there is `made`.
-      boxes: int32 [..., 4], (y, x, height, width) in the image, or in the n images as
-        many in each.
-      made: float32 [..., size, size, 3], views so far, instead of images.
+      image: uint8 [H, W, 3], or [n, H, W, 3]; None with `unfinished`.
+      boxes: int32 [..., 4], (y, x, height, width) in the image; with n images the same
+        number in each.
+      unfinished: float32 [..., size, size, 3], views that earlier operations returned,
+        in place of images.
       draws: float32 [..., D].
-      program: float32 [lines, kernels.PROGRAM_WIDTH]; what is done with them.
+      program: float32 [lines, host_kernels.PROGRAM_WIDTH], the operations.
       size: side of a view in pixels.
-      as_floats: no 256 levels, but the numbers as they are.
+      as_floats: returns floats that are not rounded to 256 levels.
 
     Returns:
       uint8 or float32 [..., size, size, 3].
 
     Raises:
-      ValueError: a shape is wrong, or not known well enough.
-      tf.errors.InvalidArgumentError: when run, as `kernels.PROBLEMS` has it.
-      tf.errors.ResourceExhaustedError: when run, without the memory for it.
+      ValueError: a shape is wrong or unknown.
+      tf.errors.InvalidArgumentError: when run, with one of `host_kernels.PROBLEMS`.
+      tf.errors.ResourceExhaustedError: when run, if memory is too small.
     """
     register()
     boxes, draws = tf.convert_to_tensor(boxes), tf.convert_to_tensor(draws)
     image = tf.zeros((0, 1, 1, 3), tf.uint8) if image is None else image
-    made = tf.zeros((0, size, size, 3), tf.float32) if made is None else made
+    unfinished = (
+        tf.zeros((0, size, size, 3), tf.float32) if unfinished is None else unfinished
+    )
     # The kernel relies on these.
     for name, tensor, least, ending in (
         ("image", image, 3, (3,)),
         ("boxes", boxes, 1, (4,)),
-        ("made", made, 3, (size, size, 3)),
+        ("unfinished", unfinished, 3, (size, size, 3)),
         ("draws", draws, 1, ()),
         ("program", program, 2, (host_kernels.PROGRAM_WIDTH,)),
     ):
@@ -251,7 +264,14 @@ def views(
                 f" and to end with {ending}"
             )
     output = _FLOATS if as_floats else _PIXELS
-    inputs = [image, boxes, made, draws, program, np.array([size, output], np.int32)]
+    inputs = [
+        image,
+        boxes,
+        unfinished,
+        draws,
+        program,
+        np.array([size, output], np.int32),
+    ]
     node = tf.compat.v1.get_default_graph().create_op(
         _NAME.decode(), [tf.convert_to_tensor(x) for x in inputs], list(_DTYPES)
     )

@@ -1,8 +1,8 @@
-"""Batches made entirely on an accelerator, which holds the dataset.
+"""Batches computed entirely on an accelerator, which holds the dataset.
 
-The images, their order and all draws but noise are those that `pipeline.py` makes of
-the same dataset in memory; the host has nothing to do. Everything is a function of
-(seed, step), traced by JAX.
+Images, their order and all draws except the pixels of noise equal those of
+`pipeline.py`; the host has nothing to do. Everything is a function of (seed, step),
+traced by JAX.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ class ResidentBatches:
     """Batches of a dataset on the device.
 
     Attributes:
-      composition: what a view is made of.
+      composition: of the views.
       seed: of order and draws.
       batch_size: images in the global batch.
       num_views: V.
@@ -65,8 +65,8 @@ class ResidentBatches:
         else:
             boxes = device.random_boxes(key, box_draws)
         boxes = self._whole(boxes)
-        # Up to here every device computes the few numbers of the whole batch, so that
-        # none waits for another; from here on each makes its own views.
+        # Up to here every device computes the few numbers of the whole batch, so no
+        # device waits for another; from here on each computes its own views.
         indices, uniform, boxes = (
             jax.lax.with_sharding_constraint(x, self.sharding)
             for x in (indices, uniform, boxes)
@@ -111,7 +111,7 @@ def in_parts(composition: Composition, parts: int) -> device.Views:
     """A composition as a function of a batch, a part of it at a time.
 
     Args:
-      composition: what a view is made of.
+      composition: of the views.
       parts: image p belongs to part p mod `parts`, so that a device has its share of
         every part.
 
@@ -121,30 +121,30 @@ def in_parts(composition: Composition, parts: int) -> device.Views:
     """
     one_part = device.compose(composition)
 
-    def make(part: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+    def compute(part: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
         images, uniform, boxes = part
         if boxes is not None:
             wanted = (*boxes.shape[:2], *images.shape[1:])
             images = jnp.broadcast_to(images[:, None], wanted)
             boxes = boxes.reshape(-1, 4)
         number = uniform.shape[0] * uniform.shape[1]
-        made = one_part(
+        result = one_part(
             images.reshape(number, *images.shape[2:]),
             uniform.reshape(number, uniform.shape[2]),
             boxes,
         )
-        return made.reshape(*uniform.shape[:2], *made.shape[1:])
+        return result.reshape(*uniform.shape[:2], *result.shape[1:])
 
     def views(
         images: jax.Array, uniform: jax.Array, boxes: jax.Array | None
     ) -> jax.Array:
         if parts == 1:
-            return make((images, uniform, boxes))
+            return compute((images, uniform, boxes))
         split = jax.tree.map(
             lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1),
             (images, uniform, boxes),
         )
-        made = jax.lax.map(make, split).swapaxes(0, 1)
-        return made.reshape(-1, *made.shape[2:])
+        result = jax.lax.map(compute, split).swapaxes(0, 1)
+        return result.reshape(-1, *result.shape[2:])
 
     return views

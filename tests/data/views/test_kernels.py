@@ -150,7 +150,7 @@ def test_a_box_that_sticks_out_is_refused(box):
 def test_what_does_not_belong_together_is_refused(num_images, num_draws, program):
     images = np.zeros((num_images, 12, 20, 3), np.uint8)
     boxes = np.tile(np.int32([0, 0, 12, 20]), (3, 1))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="do not belong together"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="do not match"):
         _views(images, boxes, np.zeros(num_draws, np.float32), program)
 
 
