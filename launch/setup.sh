@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates a virtual environment in the checkout with the package and everything that
 # tests and the smoke run need; does nothing where it is up to date. The other scripts
-# here call it. PYTHON chooses the interpreter.
+# here call it. PYTHON chooses the interpreter of a new environment.
 #   bash launch/setup.sh            .venv, with the tested versions of
 #                                   launch/constraints-VERSION.txt
 #   bash launch/setup.sh --newest   .venv-newest, with the newest releases that
@@ -9,7 +9,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python="${PYTHON:-python3}"
+venv=.venv
+if [[ "${1:-}" == --newest ]]; then
+  venv=.venv-newest
+fi
+python=python3
+if [[ -x $venv/bin/python ]]; then
+  python=$venv/bin/python
+fi
+python="${PYTHON:-$python}"
 version="$("$python" - <<'CHECK'
 import sys
 if sys.version_info < (3, 11):
@@ -18,11 +26,16 @@ if sys.version_info < (3, 11):
 print("%d.%d" % sys.version_info[:2])
 CHECK
 )"
-venv=.venv
+if [[ -d $venv/lib && ! -d $venv/lib/python$version ]]; then
+  echo "error: $venv: must have Python $version, as PYTHON=$python says; delete it or" \
+    "leave out PYTHON" >&2
+  exit 1
+fi
+
 constraints="launch/constraints-$version.txt"
 options=(--constraint "$constraints")
-if [[ "${1:-}" == --newest ]]; then
-  venv=.venv-newest
+if [[ $venv == .venv-newest ]]; then
+  constraints=/dev/null
   options=(--upgrade --upgrade-strategy eager)
 elif [[ ! -f $constraints ]]; then
   echo "warning: no tested versions for Python $version; installing the newest" >&2
