@@ -43,7 +43,8 @@ def _folder() -> pathlib.Path:
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            "dataset 'photographs': needs the package scikit-image, which carries them"
+            "dataset 'photographs': needs scikit-image, which contains them; install "
+            "it with `pip install scikit-image`, or the extra simclr_jax[smoke]"
         )
     return pathlib.Path(spec.submodule_search_locations[0]) / "data"
 

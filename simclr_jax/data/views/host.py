@@ -1,8 +1,8 @@
 """Views on the host's cores, as graph operations: compiled, or as they are defined.
 
 Both forms take the same draws and give the same views up to rounding. The compiled form
-(`compiled.py`) needs Numba and TensorFlow's C interface, and is several times as
-fast; the graph form runs the operations of `definition.py`.
+(`compiled.py`) needs Numba and TensorFlow's C interface and is several times as fast.
+The graph form runs the operations of `definition.py`.
 """
 
 import functools
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import definition
 from simclr_jax.data.views.composition import Composition
+from simclr_jax.errors import first_line
 
 # Processor time of the input pipeline with the graph form over that with the compiled
 # form: two views of ImageNet by the default composition. 1.5 where only crops are
@@ -31,7 +32,7 @@ def unavailable() -> str | None:
         compiled.register()
     # Whatever is wrong with a compiler or a library, the graph computes the same views.
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 
