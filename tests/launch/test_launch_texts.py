@@ -48,6 +48,12 @@ def test_shellcheck_has_nothing_to_say(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_texts_need_no_program_that_minimal_images_lack():
+    for name in SETTINGS:
+        text = getattr(worker, name) + "".join(worker._FUNCTIONS.values())
+        assert not re.search(r"\b(ps|pgrep|pkill)\b|xargs[^|]* kill\b", text), name
+
+
 def test_settings_reach_bash_as_they_are():
     text = worker.script(
         'printf "%s\\0" "$one" "${many[@]}"',
