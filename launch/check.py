@@ -1,4 +1,4 @@
-"""What keeps a run from starting, looked for on all workers before each start."""
+"""Checks on all workers before each start: what would keep a run from starting."""
 
 import itertools
 import secrets
@@ -9,16 +9,16 @@ from remote import Fleet, LaunchError, Result, Settings
 
 
 def run(fleet: Fleet, workdir: str | None) -> None:
-    """Looks for what keeps a run from starting.
+    """Checks everything that could keep a run from starting.
 
-    Removes a lock file of libtpu that no process stands behind.
+    Removes a lock file of libtpu that no process holds.
 
     Args:
       fleet: the workers.
       workdir: must be one directory, seen by all workers; None leaves that out.
 
     Raises:
-      LaunchError: lists all that was found.
+      LaunchError: lists all problems.
     """
     results = fleet.run(worker.INSPECT, {"versions": worker.VERSIONS})
     if fleet.local.dry_run:
@@ -44,7 +44,7 @@ def _on_one(name: str, result: Result) -> list[str]:
     if not result.values("version"):
         problems.append(f"{name}: no .venv; `install` first")
     if result.values("running"):
-        problems.append(f"{name}: the run is going on already; `stop` it first")
+        problems.append(f"{name}: the run is already active; `stop` it first")
     for process in result.values("leftover"):
         problems.append(f"{name}: left over, `stop` ends it: process {process}")
     for process in result.values("holder"):
@@ -54,7 +54,7 @@ def _on_one(name: str, result: Result) -> list[str]:
         print(f"{name}: removed {worker.LIBTPU_LOCK}; no process held the chips")
     elif lock:
         problems.append(
-            f"{name}: {worker.LIBTPU_LOCK} is there, and it cannot be removed "
+            f"{name}: {worker.LIBTPU_LOCK} exists and cannot be removed "
             "without sudo, which also tells who holds the chips"
         )
     return problems
@@ -71,7 +71,7 @@ def _differences(fleet: Fleet, results: dict[int, Result]) -> list[str]:
     for key in sorted(set(itertools.chain.from_iterable(facts.values()))):
         having: dict[str, list[str]] = {}
         for index, known in facts.items():
-            value = known.get(key, "not there")
+            value = known.get(key, "missing")
             having.setdefault(value, []).append(fleet.name(index))
         if len(having) > 1:
             groups = "; ".join(f"{v} on {', '.join(w)}" for v, w in having.items())
@@ -82,7 +82,7 @@ def _differences(fleet: Fleet, results: dict[int, Result]) -> list[str]:
 
 def _sharing(fleet: Fleet, workdir: str | None) -> list[str]:
     if workdir is None:
-        print("Without --workdir behind `--`, that it is shared is not checked.")
+        print("Without --workdir after `--`, that it is shared is not checked.")
         return []
     names: Settings = {"workdir": workdir, "nonce": f".shared_{secrets.token_hex(8)}"}
     written = fleet.run(worker.SHARED_WRITE, names, workers=[0])[0]

@@ -1,4 +1,4 @@
-"""The code that goes to the workers: what git tracks here, as it is on disk."""
+"""The code to send to the workers: the files that git tracks, as they are on disk."""
 
 import hashlib
 import pathlib
@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def files() -> list[str]:
-    """The tracked files that are there, relative to the checkout.
+    """The tracked files that exist, relative to the checkout.
 
     Raises:
       LaunchError: this is no git checkout, or git is not installed.

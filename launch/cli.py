@@ -64,13 +64,13 @@ def guarded(
     own, passed = split(argv)
     args = parser.parse_args(own)
     if passed and not args.passes:
-        parser.error(f"{args.command} takes nothing behind `--`: {passed[0]}")
+        parser.error(f"{args.command} takes nothing after `--`: {passed[0]}")
     try:
         return (act or args.act)(args, passed) or 0
     except LaunchError as error:
         problem, code = f"error: {error}", FAILED
     except KeyboardInterrupt:
-        problem, code = "interrupted; what runs on the workers goes on", INTERRUPTED
+        problem, code = "interrupted; programs on the workers keep running", INTERRUPTED
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

@@ -133,7 +133,7 @@ class Slice:
             raise sort(f"{self.title} was not created: {result.why()}")
 
     def delete(self) -> None:
-        """Deletes both; what is not there is left alone."""
+        """Deletes both; missing ones are skipped."""
         dry = self._gcloud.local.dry_run
         for kind, force in (("queued-resources", ["--force"]), ("tpu-vm", [])):
             if self._gcloud.describe(kind, self._name) is None and not dry:
@@ -171,7 +171,7 @@ class Slice:
         )
 
     def remains(self) -> list[str]:
-        """What is there, in words."""
+        """The state of the resources, in words."""
         left = []
         node = self._gcloud.describe("tpu-vm", self._name)
         if node is not None:

@@ -4,27 +4,28 @@
     python3 launch/gke.py manifest --name=a --image=REGISTRY/simclr_jax:1 \
         --accelerator=tpu-v5-lite-podslice --topology=4x4 --chips_per_host=4 \
         --bucket=my-bucket --workdir=/mnt/shared/runs/a \
-        --config=configs/imagenet.py:50x1 --output=a.yaml
-    python3 launch/gke.py apply --file=a.yaml
+        --config=configs/imagenet.py:50x1 --output=a.json
+    python3 launch/gke.py apply --file=a.json
     python3 launch/gke.py delete --name=a --yes
 
-What is behind `--` goes to simclr_jax.pretrain. See docs/launching.md.
+What is after `--` goes to simclr_jax.pretrain. See docs/launching.md.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
 import cli
 import job_set
-import yaml_text
 from remote import LaunchError, Local
 
 _DELETE_SECS = 1800  # until the last pod ended
 
 
 def _manifest(args: argparse.Namespace, passed: list[str]) -> None:
-    text = yaml_text.dump(job_set.manifest(args, passed))
+    # JSON is YAML, so kubectl reads it.
+    text = json.dumps(job_set.manifest(args, passed), indent=2) + "\n"
     if not args.output:
         print(text, end="")
     elif args.dry_run:
@@ -83,7 +84,7 @@ def _delete(args: argparse.Namespace, passed: list[str]) -> None:
     )
     if not args.dry_run:
         print(
-            "The run is gone. The node pool goes on costing until it scales to zero or "
+            "The run is gone. The node pool costs until it scales to zero or "
             "is deleted: gcloud container node-pools list"
         )
 
@@ -131,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     writing = cli.add_command(
         commands,
         "manifest",
-        "write the manifest; what is behind `--` goes to simclr_jax.pretrain",
+        "write the manifest; what is after `--` goes to simclr_jax.pretrain",
         [*base, name],
         act=_manifest,
         passes=True,

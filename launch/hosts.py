@@ -23,7 +23,7 @@ _SSH_OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15")
 
 
 class Ssh:
-    """The way to hosts through ssh and scp.
+    """Transport by ssh and scp.
 
     Args:
       hosts: as ssh knows them.
@@ -51,7 +51,7 @@ class Ssh:
 
 
 class FixedHosts:
-    """Hosts that are there, and that nothing here can make anew."""
+    """Existing hosts, which no command here creates or deletes."""
 
     def __init__(self, count: int):
         self.title = f"{count} hosts"

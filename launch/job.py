@@ -95,11 +95,11 @@ class Job:
             self.fleet.need_all(results, "not prepared")
 
     def install(self, accelerator: str, *, python: str) -> None:
-        """Makes the environment on all workers.
+        """Creates the environment on all workers.
 
         Args:
           accelerator: key of `REQUIREMENTS`.
-          python: the interpreter that .venv is made with.
+          python: the interpreter of .venv.
         """
         results = self.fleet.run(
             worker.INSTALL,
@@ -217,7 +217,7 @@ class Job:
             self.fleet.show(index, result.answer + result.stderr)
         bad = [self.fleet.name(i) for i, result in results.items() if result.code]
         if bad:
-            raise LaunchError(f"the doctor found something on {', '.join(bad)}")
+            raise LaunchError(f"doctor found problems on {', '.join(bad)}")
 
     def log_of(self, index: int, lines: int = 20) -> str:
         """The end of one worker's log."""

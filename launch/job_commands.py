@@ -107,7 +107,7 @@ def run(
 
 def _table() -> dict[str, tuple[str, Command]]:
     """The sub-commands: what each is for, and the function that does it."""
-    behind = "what is behind `--` goes to simclr_jax"
+    after = "what is after `--` goes to simclr_jax"
     return {
         "push": ("copy the code to all workers", _push),
         "install": ("make .venv on all workers", _install),
@@ -116,18 +116,18 @@ def _table() -> dict[str, tuple[str, Command]]:
             "that all workers see the same directory",
             _check,
         ),
-        "doctor": (f"run simclr_jax.doctor on all workers; {behind}.doctor", _doctor),
-        "start": (f"check, then start on all workers; {behind}.pretrain", _start),
+        "doctor": (f"run simclr_jax.doctor on all workers; {after}.doctor", _doctor),
+        "start": (f"check, then start on all workers; {after}.pretrain", _start),
         "logs": ("print the ends of all logs", _logs),
         "status": ("what each worker is doing", _status),
         "stop": ("end the run on all workers", _stop),
         "restart": (
-            f"stop everywhere, then start everywhere; {behind}.pretrain",
+            f"stop everywhere, then start everywhere; {after}.pretrain",
             _restart,
         ),
         "watch": (
             "keep the run going until it finished: start it where it is not running, "
-            f"start it again where it broke; {behind}.pretrain",
+            f"start it again where it broke; {after}.pretrain",
             _watch,
         ),
     }
@@ -144,7 +144,7 @@ def _add_install_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--python",
         default="python3",
-        help="makes .venv; 3.11 or newer (%(default)s)",
+        help="creates .venv; 3.11 or newer (%(default)s)",
     )
 
 
@@ -255,7 +255,7 @@ def _need_program(passed: list[str]) -> None:
     workdir = value_of("workdir", passed)
     if not workdir:
         raise LaunchError(
-            "--workdir: must be given behind `--`, with the other arguments of "
+            "--workdir: must be given after `--`, with the other arguments of "
             "simclr_jax.pretrain"
         )
     if "://" in workdir:

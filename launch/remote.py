@@ -27,7 +27,7 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a program left behind.
+    """The result of a program.
 
     A bash text answers in lines `@KEY VALUE`; what other programs print on the way,
     such as a greeting of the host, is told apart by that.
@@ -111,7 +111,7 @@ class Local:
 
 
 class Transport(Protocol):
-    """The way to the workers: tells the local commands that lead there."""
+    """A transport: the local commands that reach the workers."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -134,7 +134,7 @@ class Fleet:
 
     Args:
       local: runs the commands that lead to them.
-      transport: tells those commands.
+      transport: of the commands.
       place: where things are on each worker.
     """
 

@@ -25,7 +25,7 @@ _SCRIPT = """\
 #!/usr/bin/env bash
 {directives}
 # One process per task; they find each other by SLURM's variables. The job is queued
-# again when it was cut off, by preemption, a crash or the time limit, and goes on
+# again when it was cut off, by preemption, a crash or the time limit, and resumes
 # where it stopped; not when its input is bad (exit code 2).
 set -u
 cd {checkout} || exit 1
@@ -198,11 +198,11 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = main.add_subparsers(dest="command", required=True)
     parents = [cli.base_parser(), _job_parser()]
-    behind = "what is behind `--` goes to simclr_jax.pretrain"
+    after = "what is after `--` goes to simclr_jax.pretrain"
     cli.add_command(
         commands,
         "script",
-        f"write the script for sbatch; {behind}",
+        f"write the script for sbatch; {after}",
         parents,
         act=_script,
         passes=True,
@@ -210,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_command(
         commands,
         "submit",
-        f"write the script and run sbatch; {behind}",
+        f"write the script and run sbatch; {after}",
         parents,
         act=_submit,
         passes=True,

@@ -1,4 +1,4 @@
-"""Keeps a run going: looks after it, and starts it again where it can go on."""
+"""Supervises a run: polls it, and restarts it where it can resume."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Machines(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """How `watch` goes about it.
+    """Settings of `watch`.
 
     Attributes:
       poll_secs: between two looks.
@@ -131,7 +131,7 @@ def watch(job: Callable[[], Job], machines: Machines, rules: Rules) -> None:
         action = decide(states, silent) if states else gone
         if action:
             row.add(action)
-            # They answered, or are made here and run nothing yet.
+            # They answered, or are created here and run nothing yet.
             silence = _Silence(answered=True)
             try:
                 if act(action, job, machines, rules):
@@ -222,7 +222,7 @@ def _look(job: Callable[[], Job], machines: Machines) -> tuple[dict[int, State],
         return {}, condition
     try:
         states = job().states()
-    except LaunchError as error:  # lost just now; the next look tells how
+    except LaunchError as error:  # lost just now; the next look shows how
         return {}, f"unknown; {error}"
     return states, summary(states)
 

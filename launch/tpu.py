@@ -55,7 +55,7 @@ def _reminder(args: argparse.Namespace, machines: Slice) -> str:
     except LaunchError as error:
         left = [f"perhaps {machines.title} (gcloud did not say: {error})"]
     if not left:
-        return f"Nothing of {machines.title} is there; it costs nothing.\n"
+        return f"Nothing of {machines.title} exists; nothing costs.\n"
     project = f" --project={args.project}" if args.project else ""
     return (
         f"Still there, and charged for while it is: {'; '.join(left)}.\n"
@@ -72,7 +72,7 @@ def _create(
     print(context.reminder(), end="")
     if args.capacity.startswith("queued"):
         print(
-            "The request is queued; `status` tells when the slice is ready, and "
+            "The request is queued; `status` shows when the slice is ready, and "
             "`watch` waits for it and then pushes, installs and starts."
         )
     return 0
@@ -92,7 +92,7 @@ def _delete(
         raise LaunchError(f"not gone yet: {'; '.join(left)}; run this again")
     print(
         f"Nothing of {context.machines.title} is left. Buckets, disks, file shares and "
-        "networks are not made here and not deleted here; they can cost, too."
+        "networks are neither created nor deleted here; they can cost, too."
     )
     return 0
 

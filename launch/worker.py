@@ -1,9 +1,12 @@
-"""The bash texts that run on a worker, whatever the way there.
+"""The bash programs that run on a worker, over any transport.
 
 Each answers in lines `@KEY VALUE`, `@reached` first. On a worker, `checkout` has the
-code and its .venv, and `run` what is known of the run: `pid` of the shell that watches
+code and its .venv, and `run` the state of the run: `pid` of the shell that supervises
 over the program, `exit_code` once it ended, and `log`. `run` is named after the host,
-so that hosts with one shared home directory keep apart.
+so that hosts with one shared home directory do not collide.
+
+The programs are strings here and not files: they are sent over ssh's standard input to
+hosts that have bash and nothing else, with their settings filled in.
 """
 
 import re
@@ -68,9 +71,9 @@ leftovers() {
 }
 
 PUSH = r"""
-is_running && fail "the run is going on here; stop it before pushing code"
+is_running && fail "the run is active here; stop it before pushing code"
 mkdir -p "$checkout"
-cd "$checkout" || fail "$checkout: cannot be made"
+cd "$checkout" || fail "$checkout: cannot be created"
 exec 9> .launch.lock  # hosts may share this directory
 flock 9
 if [[ -f .pushed ]]; then
@@ -82,12 +85,12 @@ rm -f "$HOME/$archive"
 """
 
 PREPARE = r"""
-is_running && fail "the run is going on here; stop it before preparing"
+is_running && fail "the run is active here; stop it before preparing"
 bash -c "$prepare" || fail "the command of --prepare failed"
 """
 
 INSTALL = r"""
-is_running && fail "the run is going on here; stop it before installing"
+is_running && fail "the run is active here; stop it before installing"
 cd "$checkout" || fail "no code here; push it first"
 exec 9> .launch.lock
 flock 9
@@ -148,7 +151,7 @@ for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"
 
 SHARED_WRITE = r"""
 cd "$checkout" || fail "no code here; push it first"
-mkdir -p "$workdir" || fail "$workdir: cannot be made"
+mkdir -p "$workdir" || fail "$workdir: cannot be created"
 echo shared > "$workdir/$nonce" || fail "$workdir: cannot be written to"
 """
 
@@ -180,14 +183,14 @@ supervise() {  # outlives the connection and notes how the program ended
 }
 
 if is_running; then
-  # A connection that broke is made again, with the same text.
+  # A broken connection is retried with the same program.
   [[ $(cat "$run/start_id") == "$start_id" ]] && echo "@started again" && exit 0
   echo "@refused yes"
-  fail "the run is going on here already"
+  fail "the run is already active here"
 fi
 cd "$checkout" || fail "no code here; push it first"
 [[ -x .venv/bin/python ]] || fail "no .venv here; install first"
-mkdir -p "$run" || fail "$run: cannot be made"
+mkdir -p "$run" || fail "$run: cannot be created"
 rm -f "$run/exit_code"
 echo "$start_id" > "$run/start_id"
 echo "=== $(date -u +%FT%TZ) simclr_jax.pretrain ${arguments[*]}" >> "$run/log"
@@ -255,7 +258,7 @@ tail -n "$lines" "$run/log"
 DOCTOR = r"""
 cd "$checkout" || fail "no code here; push it first"
 [[ -x .venv/bin/python ]] || fail "no .venv here; install first"
-is_running && fail "the run is going on here; the chips are taken"
+is_running && fail "the run is active here; the chips are taken"
 exec .venv/bin/python -u -m simclr_jax.doctor "${arguments[@]}"
 """
 

@@ -22,9 +22,9 @@ def arguments(changes: dict[str, str | None]) -> list[str]:
     return [f"{name}={value}" for name, value in settings.items() if value is not None]
 
 
-def manifest(capsys, *more: str, behind: tuple[str, ...] = (), **changes) -> dict:
+def manifest(capsys, *more: str, after: tuple[str, ...] = (), **changes) -> dict:
     changed = {f"--{name}": value for name, value in changes.items()}
-    program = ["--", *behind] if behind else []
+    program = ["--", *after] if after else []
     assert gke.main(["manifest", *arguments(changed), *more, *program]) == 0
     return yaml.safe_load(capsys.readouterr().out)
 
@@ -35,7 +35,7 @@ def pod_of(document: dict) -> dict:
 
 def test_the_manifest_is_a_job_set(capsys):
     odd = '--config.note=it\'s: "#" ä'
-    document = manifest(capsys, "--max_restarts=7", behind=(odd,))
+    document = manifest(capsys, "--max_restarts=7", after=(odd,))
     assert document["kind"] == "JobSet"
     assert document["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     spec = document["spec"]
@@ -133,9 +133,9 @@ def test_what_cannot_be_right_is_refused(capsys, changes, words):
 
 
 @pytest.mark.parametrize("flag", ["config", "workdir"])
-@pytest.mark.parametrize("behind", ["--{}=/mnt/shared/b", "-{}=", "--{} b", "--{}"])
-def test_config_and_workdir_are_given_once(capsys, flag, behind):
-    words = behind.format(flag).split()
+@pytest.mark.parametrize("after", ["--{}=/mnt/shared/b", "-{}=", "--{} b", "--{}"])
+def test_config_and_workdir_are_given_once(capsys, flag, after):
+    words = after.format(flag).split()
     assert gke.main(["manifest", *arguments({}), "--", "--x=1", *words]) == 1
     said = capsys.readouterr()
     assert f"--{flag}: must be given once, before `--`" in said.err
@@ -143,13 +143,13 @@ def test_config_and_workdir_are_given_once(capsys, flag, behind):
 
 
 def test_settings_of_the_config_go_behind(capsys):
-    behind = ("--config.workdir=1", "--nodebug")
-    (container,) = pod_of(manifest(capsys, behind=behind))["spec"]["containers"]
-    assert tuple(container["args"][-2:]) == behind
+    after = ("--config.workdir=1", "--nodebug")
+    (container,) = pod_of(manifest(capsys, after=after))["spec"]["containers"]
+    assert tuple(container["args"][-2:]) == after
 
 
 def test_the_manifest_goes_to_a_file(world, tmp_path, capsys):
-    path = tmp_path / "a.yaml"
+    path = tmp_path / "a.json"
     asked = ["manifest", *arguments({}), f"--output={path}"]
     assert gke.main([*asked, "--dry_run"]) == 0
     assert not path.exists()
@@ -162,7 +162,7 @@ def test_the_manifest_goes_to_a_file(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
-        ("apply", ["--file=a.yaml"], ["apply", "-f", "a.yaml"]),
+        ("apply", ["--file=a.json"], ["apply", "-f", "a.yaml"]),
         ("status", ["--name=a"], ["get", "jobset", "a"]),
         ("logs", ["--name=a", "--lines=3"], ["--tail=3", "--prefix"]),
         ("delete", ["--name=a", "--yes"], ["delete", "jobset", "a"]),
@@ -192,7 +192,7 @@ def test_deleting_may_take_longer_than_asking(world, monkeypatch):
 
     monkeypatch.setattr(Local, "run", note)
     assert gke.main(["delete", "--name=a", "--yes"]) == 0
-    assert gke.main(["apply", "--file=a.yaml"]) == 0
+    assert gke.main(["apply", "--file=a.json"]) == 0
     deleting, applying = limits
     assert deleting >= 900, "kubectl waits for the pods"
     assert applying == 120

@@ -7,8 +7,8 @@ TWO = "--hosts=h0,h1"
 
 
 def run(command: str, *options: str, program: list[str] | None = None) -> int:
-    behind = [] if program is None else ["--", *program]
-    return hosts.main([command, *options, *behind])
+    after = [] if program is None else ["--", *program]
+    return hosts.main([command, *options, *after])
 
 
 def program(world) -> list[str]:
@@ -163,8 +163,8 @@ def test_hosts_may_share_a_home(ready):
 def test_a_dry_run_shows_all_and_does_nothing(world, capsys, command):
     passes = command in ("start", "watch")
     options = ["--accelerator=cuda"] if command == "watch" else []
-    behind = ["--workdir=/shared/a"] if passes else None
-    assert run(command, TWO, "--dry_run", *options, program=behind) == 0
+    after = ["--workdir=/shared/a"] if passes else None
+    assert run(command, TWO, "--dry_run", *options, program=after) == 0
     assert world.calls() == []
     assert not list((world.root / "workers").iterdir())
     said = capsys.readouterr().out

@@ -8,7 +8,6 @@ import subprocess
 import pytest
 import worker
 import yaml
-import yaml_text
 from conftest import FAKES, ROOT
 
 ODD = 'it\'s "$HOME" `id` \\ *\n#; &'
@@ -67,21 +66,6 @@ def test_settings_reach_bash_as_they_are():
 def test_both_kinds_of_chips_are_looked_for():
     for device in ("/dev/accel", "/dev/vfio/"):
         assert f"-lname '{device}*'" in worker.INSPECT
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"a": "4x4", "b": "yes", "c": "no", "d": "1e3", "e": "", "f": "null", "g": "~"},
-        {"a": "x: y", "b": "# c", "c": "- d", "d": 'it\'s "e"', "e": "ä😀", "f": " g "},
-        {"a": 1, "b": True, "c": [], "d": {}, "e": "true", "f": "0x10", "g": "a\nb"},
-        [{"a": [1, [2, 3], {"b": ["c"]}]}, [["d"], {"e": {"f": "g"}}], "h"],
-        {"google.com/tpu": 4, "y": "n", "on": "off", "8": "12:30:45"},
-        "plain",
-    ],
-)
-def test_yaml_is_read_as_it_was_meant(value):
-    assert yaml.safe_load(yaml_text.dump(value)) == value
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ ODD = ["--config=a b.py:50x1", '--config.note=it\'s "$HOME" `id` \\ *\n#', "--x=
 
 
 def run(command: str, *options: str, program: list[str] | None = None) -> int:
-    behind = [] if program is None else ["--", *program]
-    return tpu.main([command, *SLICE, *options, *behind])
+    after = [] if program is None else ["--", *program]
+    return tpu.main([command, *SLICE, *options, *after])
 
 
 def program(world, *more: str) -> list[str]:
@@ -247,7 +247,7 @@ def test_start_refuses_where_the_run_goes_on(ready, capsys):
     assert start(ready) == 0
     pids = [ready.pid(index) for index in range(2)]
     assert start(ready) == 1
-    assert "the run is going on already" in capsys.readouterr().err
+    assert "the run is already active" in capsys.readouterr().err
     assert [ready.pid(index) for index in range(2)] == pids
     assert all(ready.programs(index) for index in range(2))
     assert run("push") == 1
@@ -508,7 +508,7 @@ def test_an_interrupted_start_says_what_goes_on(ready, capsys, monkeypatch):
     monkeypatch.setattr(tpu.Job, "_verify", interrupt)
     assert start(ready) == 130
     said = capsys.readouterr().err
-    assert "what runs on the workers goes on" in said
+    assert "programs on the workers keep running" in said
     assert "Still there, and charged" in said
 
 
@@ -545,8 +545,8 @@ SHOWN = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_shows_all_and_does_nothing(world, capsys, command):
     passes = command in ("check", "doctor", "start", "restart", "watch")
-    behind = ["--workdir=/shared/a", "--config=a b"] if passes else None
-    assert run(command, "--dry_run", *COMMANDS[command], program=behind) == 0
+    after = ["--workdir=/shared/a", "--config=a b"] if passes else None
+    assert run(command, "--dry_run", *COMMANDS[command], program=after) == 0
     assert world.calls() == []
     assert not list((world.root / "workers").iterdir())
     said = capsys.readouterr().out
@@ -568,7 +568,7 @@ def test_what_a_command_does_not_pass_on_is_refused(world, capsys):
     with pytest.raises(SystemExit) as ended:
         run("stop", program=["--workdir=a"])
     assert ended.value.code == 2
-    assert "stop takes nothing behind `--`" in capsys.readouterr().err
+    assert "stop takes nothing after `--`" in capsys.readouterr().err
 
 
 def test_places_with_odd_characters_are_refused(world, capsys):
