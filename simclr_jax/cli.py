@@ -1,4 +1,4 @@
-"""What all commands share: flags, logging, and errors in one line."""
+"""Shared by all commands: flags, logging and one-line errors."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from simclr_jax.errors import InvalidInput, RunFailed, RunStopped
 # The flags defined here show in the --help of the command that asks for them.
 flags.disclaim_key_flags()
 
-# The last two as shells have them: 128 and the number of the signal.
+# The last two as in a shell: 128 plus the number of the signal.
 _FAILED, _USAGE_ERROR, _INTERRUPTED, _STOPPED = 1, 2, 130, 143
 
 
@@ -40,12 +40,12 @@ def define_allow_config_change() -> flags.FlagHolder:
     return flags.DEFINE_bool(
         "allow_config_change",
         False,
-        "Resume in a run directory although its config differs from this one.",
+        "Resume a run although its recorded config differs from this one.",
     )
 
 
 def define_evaluate() -> flags.FlagHolder:
-    """Defines `--evaluate`, of commands that train a classifier."""
+    """Defines `--evaluate`, for commands that train a classifier."""
     return flags.DEFINE_bool(
         "evaluate",
         True,
@@ -60,8 +60,8 @@ def define_processes() -> None:
         None,
         "HOST:PORT of process 0, for many hosts; not needed on Cloud TPU, GKE, SLURM.",
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-    flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+    flags.DEFINE_integer("num_processes", None, "The number of processes.")
+    flags.DEFINE_integer("process_id", None, "The index of this process, from 0.")
     flags.DEFINE_float(
         "startup_timeout_secs",
         300,
@@ -71,20 +71,20 @@ def define_processes() -> None:
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Folder that keeps compiled programs, so that a second start is quick; all "
-        "hosts should share it. By default ~/.cache/simclr_jax, and with several "
-        "processes the run directory; '' keeps none.",
+        "Folder of JAX's persistent compilation cache, which makes later starts quick; "
+        "all hosts should share it. By default ~/.cache/simclr_jax, with several "
+        "processes a folder in the run directory; '' disables the cache.",
     )
 
 
 def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> None:
     """Joins the other processes, if there are any, and opens the compilation cache.
 
-    To be called before anything touches a device.
+    Must be called before the first use of a device.
 
     Args:
-      workdir: the run directory, which all hosts share; None keeps no compiled
-        programs where they would be kept there.
+      workdir: the run directory, which all hosts share; None disables the cache where
+        it would be in that directory.
       handle_preemption: as in `processes.start`.
 
     Raises:
@@ -104,7 +104,7 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
         timeout_secs=values.startup_timeout_secs,
         handle_preemption=handle_preemption,
     )
-    # Only now: whether processes share a cache decides where it is.
+    # After the start, because the default depends on the number of processes.
     cache = values.compilation_cache
     if cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         if jax.process_count() > 1:
@@ -114,7 +114,7 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", cache or None)
     if jax.process_count() > 1:
-        _speak_as(jax.process_index())
+        _label_log_lines(jax.process_index())
 
 
 def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
@@ -148,7 +148,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _with_located_config(argv: list[str]) -> list[str]:
-    """Arguments in which `--config=NAME` has become `--config=FILE`."""
+    """The arguments with `--config=NAME` replaced by `--config=FILE`."""
     if "config" not in flags.FLAGS:
         return argv
     located = list(argv)
@@ -183,7 +183,7 @@ def _guarded(main: Callable[[], None]) -> None:
 
 
 def _set_up_logging() -> None:
-    """Shows what this package has to say, and only warnings of the libraries."""
+    """Logs the messages of this package, and only warnings of libraries."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -193,8 +193,8 @@ def _set_up_logging() -> None:
     logger.propagate = False
 
 
-def _speak_as(process_index: int) -> None:
-    """Marks what other processes than 0 say, which is warnings only."""
+def _label_log_lines(process_index: int) -> None:
+    """Labels the log lines of processes other than 0, which log only warnings."""
     logger = logging.getLogger("simclr_jax")
     if process_index:
         logger.setLevel(logging.WARNING)
@@ -213,7 +213,7 @@ def _exit(error: Exception | str, code: int) -> NoReturn:
 
 
 def _others_are_waiting() -> bool:
-    # What was never imported has started no job.
+    # If the module was never imported, no process has joined a job.
     processes = sys.modules.get("simclr_jax.parallel.processes")
     return processes is not None and processes.others_are_waiting()
 
@@ -221,8 +221,8 @@ def _others_are_waiting() -> bool:
 def _leave(code: int) -> NoReturn:
     """Ends this process at once.
 
-    An orderly end would wait for all other processes first, for minutes, while they
-    wait for this one in a collective; seeing it gone they end too.
+    A normal exit would wait minutes for the other processes, which wait for this one
+    in a collective. When this one is gone, they end too.
     """
     logging.shutdown()
     sys.stdout.flush()
