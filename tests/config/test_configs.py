@@ -255,7 +255,8 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
 
 
 def test_every_augmentation_has_its_settings():
-    groups = {*base.get_config().augment} - {"operations", "placement"}
+    choices = {"operations", "placement", "host_views"}
+    groups = {*base.get_config().augment} - choices
     assert groups == {*draws.COUNTS}
 
 
@@ -268,6 +269,7 @@ BAD_VALUES = {
     "data.in_memory_mb": -1,
     "data.block_size": 0,
     "augment.placement": "gpu",
+    "augment.host_views": "numba",
     "batch.batch_size": 1,
     "batch.micro_batch_size": 1000,
     "parallel.remat": "all",
