@@ -81,7 +81,7 @@ def add_job_commands(
         "--lines", type=int, default=20, help="of each worker (%(default)d)"
     )
     added["logs"].add_argument(
-        "--follow", action="store_true", help="go on until the run ends"
+        "--follow", action="store_true", help="keep printing until the run ends"
     )
     return added
 

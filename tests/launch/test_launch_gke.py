@@ -162,7 +162,7 @@ def test_the_manifest_goes_to_a_file(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
-        ("apply", ["--file=a.json"], ["apply", "-f", "a.yaml"]),
+        ("apply", ["--file=a.json"], ["apply", "-f", "a.json"]),
         ("status", ["--name=a"], ["get", "jobset", "a"]),
         ("logs", ["--name=a", "--lines=3"], ["--tail=3", "--prefix"]),
         ("delete", ["--name=a", "--yes"], ["delete", "jobset", "a"]),
@@ -202,4 +202,4 @@ def test_delete_must_be_meant(world, capsys):
     assert gke.main(["delete", "--name=a"]) == 1
     assert world.calls() == []
     assert gke.main(["delete", "--name=a", "--yes"]) == 0
-    assert "node pool goes on costing" in capsys.readouterr().out
+    assert "node pool costs until it scales" in capsys.readouterr().out

@@ -61,7 +61,7 @@ def test_a_failed_create_says_what_costs(world, capsys):
     assert run("create", *KIND) == 1
     said = capsys.readouterr().err
     assert "quota" in said
-    assert "Nothing of slice n in z is there" in said
+    assert "Nothing of slice n in z exists" in said
 
     world.slice("CREATING")
     assert run("create", *KIND) == 1
@@ -221,7 +221,10 @@ def test_a_run_that_was_there_first_is_left_alone(ready, capsys, monkeypatch):
     # As if worker 1's had been started right after the check.
     monkeypatch.setattr("check.run", lambda *arguments: None)
     assert start(ready) == 1
-    assert "worker 1: did not start: error: the run is going" in capsys.readouterr().err
+    assert (
+        "worker 1: did not start: error: the run is already active"
+        in capsys.readouterr().err
+    )
     assert not ready.programs(0)
     assert ready.programs(1)
     assert ready.starts(1) == 1
@@ -498,7 +501,7 @@ def test_doctor_runs_on_all_workers(ready, capsys):
     assert "[worker 1] the doctor was here: --workdir=/a b" in said
     ready.write(1, "ill", "")
     assert run("doctor") == 1
-    assert "found something on worker 1" in capsys.readouterr().err
+    assert "found problems on worker 1" in capsys.readouterr().err
 
 
 def test_an_interrupted_start_says_what_goes_on(ready, capsys, monkeypatch):
