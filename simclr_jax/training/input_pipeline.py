@@ -92,7 +92,7 @@ def compile_host_views(config: config_dict.ConfigDict) -> bool:
       ConfigError: `augment.host_views` is 'compiled', and a process cannot compile.
     """
     form = config.augment.host_views
-    if form == "graph":
+    if form == "graph" or config.augment.placement == "accelerator":
         return False
     reasons = processes.gather_texts(host.unavailable() or "")
     for number, reason in enumerate(reasons):
@@ -153,8 +153,12 @@ def local_batches(
     start_step: int,
     *,
     num_views: int = NUM_VIEWS,
+    compiled: bool | None = None,
 ) -> Iterator[pipeline.Batch]:
-    """This host's slice of each step's batch: views, or crops with their draws."""
+    """This host's slice of each step's batch: views, or crops with their draws.
+
+    `compiled` is from `compile_host_views`, which is called where it is None.
+    """
     buffers = make_buffers(
         config, batch_size=config.batch.batch_size, num_views=num_views
     )
@@ -177,7 +181,7 @@ def local_batches(
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
         host_crop=config.augment.placement == "host_crop",
-        compiled=compile_host_views(config),
+        compiled=compile_host_views(config) if compiled is None else compiled,
         block_size=config.data.block_size,
         buffers=buffers,
     )
@@ -189,6 +193,7 @@ def global_batches(
     start_step: int,
     mesh: Mesh,
     num_views: int = NUM_VIEWS,
+    compiled: bool | None = None,
 ) -> Iterator[Batch]:
     """The train step's inputs from `start_step` on.
 
@@ -200,7 +205,9 @@ def global_batches(
         images, labels = in_memory.pixels(source)
         arrays = {"images": images, "labels": labels}
         return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
-    batches = local_batches(config, source, start_step, num_views=num_views)
+    batches = local_batches(
+        config, source, start_step, num_views=num_views, compiled=compiled
+    )
     return (parallel.shard_batch(mesh, batch) for batch in batches)
 
 

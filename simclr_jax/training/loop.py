@@ -101,6 +101,8 @@ def run(
         rules.check_devices(config, jax.device_count(), "batch")
         directory.check(workdir, config, allow_config_change=allow_config_change)
     _require_same_run(config, job.source)
+    compiled = input_pipeline.compile_host_views(config)
+    num_views = job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
         directory.make_folder(workdir)
         checkpoints = Checkpoints(
@@ -115,7 +117,7 @@ def run(
         start_step = int(state.step)
         _log_start(job, state)
         batches = input_pipeline.global_batches(
-            config, job.source, start_step, job.mesh, job.parts.objective.num_views
+            config, job.source, start_step, job.mesh, num_views, compiled
         )
         writer = MetricsWriter(
             workdir,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from simclr_jax.config import rules
+from simclr_jax.config import identity
 from simclr_jax.configs import base
 from simclr_jax.plan import plans, report, search
 from simclr_jax.plan.program import Collective, Program
@@ -148,7 +148,7 @@ def test_notes_say_where_memory_and_time_go():
 def test_a_program_that_does_not_fit_comes_with_remedies_that_exist():
     text = report.notes(MISFIT)
     assert "Ran out of memory" in text
-    keys = rules.flatten(base.get_config())
+    keys = identity.flatten(base.get_config())
     for key, _ in report.REMEDIES:
         assert key in keys
         assert f"--config.{key}" in text
