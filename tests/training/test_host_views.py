@@ -52,6 +52,7 @@ def test_compiled_without_numba_is_one_line(tmp_path):
     assert "config.augment.host_views='compiled': cannot be had" in line
     assert "import of numba halted" in line
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.fixture
