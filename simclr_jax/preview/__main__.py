@@ -1,9 +1,9 @@
-"""Draws what the augmentations of a config really produce.
+"""Draws training images with their augmented views.
 
-    python -m simclr_jax.preview --config=configs/smoke.py --output=views.png
+    python -m simclr_jax.preview --config=smoke --output=views.png
 
-Each row is one training image: first as evaluation sees it, then views drawn just as
-training draws them.
+Each row is one training image: first as evaluation sees it, then its views, the same as
+in the first step of training.
 """
 
 from absl import flags
@@ -11,20 +11,24 @@ from absl import flags
 from simclr_jax import cli
 
 _CONFIG = cli.define_config()
-_OUTPUT = flags.DEFINE_string("output", None, "Picture to write, such as views.png.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 6, "Rows.", lower_bound=1)
-_NUM_VIEWS = flags.DEFINE_integer("num_views", 8, "Views in a row.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The picture, such as views.png; the suffix is the format."
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+    "num_images", 6, "Images, one per row.", lower_bound=1
+)
+_NUM_VIEWS = flags.DEFINE_integer("num_views", 8, "Views of each image.", lower_bound=1)
 
 
 def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.config import rules
-    from simclr_jax.training import input_pipeline
+    from simclr_jax.preview import picture
 
     config = _CONFIG.value
     rules.validate(config)
-    input_pipeline.write_preview(
+    picture.write_preview(
         config,
         _OUTPUT.value or "",
         num_images=_NUM_IMAGES.value,

@@ -1,32 +1,26 @@
 """The training images and their batches, opened by a config."""
 
-import functools
 import itertools
 import logging
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
-from PIL import Image
 
 from simclr_jax import parallel
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import in_memory, reading, registry
+from simclr_jax.data.sources import in_memory, registry
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
-from simclr_jax.data.views import definition, host
-from simclr_jax.errors import ConfigError, DataError, InvalidInput
+from simclr_jax.data.views import host
+from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.parallel import processes
 from simclr_jax.training.device_views import make_composition
 from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
 _LOG = logging.getLogger(__name__)
-_GAP = 2  # white pixels between the tiles of a preview
-_SMALLEST_TILE = 64  # smaller views are enlarged
 
 
 def open_source(config: config_dict.ConfigDict, split: str) -> Source:
@@ -209,61 +203,3 @@ def global_batches(
         config, source, start_step, num_views=num_views, compiled=compiled
     )
     return (parallel.shard_batch(mesh, batch) for batch in batches)
-
-
-def write_preview(
-    config: config_dict.ConfigDict, path: str, *, num_images: int, num_views: int
-) -> None:
-    """Draws images and their training views, an image a row.
-
-    Args:
-      config: valid.
-      path: of the picture; its suffix is the format.
-      num_images: rows.
-      num_views: views in a row; the first column is the image as evaluation sees it.
-
-    Raises:
-      DataError: the dataset cannot be read, or has fewer images.
-      InvalidInput: the picture cannot be written there.
-    """
-    source = hold_in_memory(config, open_source(config, config.data.split))
-    batches = pipeline.train_batches(
-        source,
-        make_composition(config),
-        seed=config.seed,
-        batch_size=num_images,
-        num_views=num_views,
-        stop_step=1,
-        compiled=compile_host_views(config),
-        buffers=make_buffers(config, batch_size=num_images, num_views=num_views),
-    )
-    views = next(batches)["images"]
-    indices, _ = order.batch_indices(
-        0, seed=config.seed, num_examples=source.num_examples, batch_size=num_images
-    )
-    preprocess = functools.partial(
-        definition.center_crop_and_resize,
-        image_size=config.image_size,
-        crop_proportion=config.evaluation.crop_proportion,
-        resize=config.evaluation.resize,
-    )
-    whole = np.stack(
-        [definition.to_uint8(preprocess(image)) for image in _decoded(source, indices)]
-    )
-    tiles = np.concatenate([whole[:, None], views], axis=1)
-    enlarged = -(-_SMALLEST_TILE // config.image_size)
-    tiles = tiles.repeat(enlarged, axis=2).repeat(enlarged, axis=3)
-    frame = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    tiles = np.pad(tiles, frame, constant_values=255)
-    rows, columns, height, width, _ = tiles.shape
-    picture = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-    try:
-        Image.fromarray(picture[:-_GAP, :-_GAP]).save(path)
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"--output={path}: cannot be written ({error})") from error
-
-
-def _decoded(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
-    found, labels = source.read(indices)
-    for record, label in zip(found, labels, strict=True):
-        yield np.asarray(reading.decode_record(source, record, label)[0])

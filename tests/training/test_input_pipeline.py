@@ -173,21 +173,3 @@ def test_shapes_of_what_the_step_is_given(device):
     assert made["images"].shape == (8, 2, 8, 8, 3)
     assert made["images"].dtype == np.uint8
     assert made["labels"].shape == (8,)
-
-
-def test_a_preview_shows_the_first_views_of_training(tmp_path):
-    images, labels = arrays().arrays()
-    np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    config = make_config(**{"data.dataset": f"npz:{tmp_path}/data.npz"})
-    path = tmp_path / "views.png"
-    input_pipeline.write_preview(config, str(path), num_images=8, num_views=2)
-    picture = np.asarray(Image.open(path))
-    tile = 64 + 2  # views of 8 pixels are enlarged to 64, and 2 are left between
-    assert picture.shape == (8 * tile - 2, 3 * tile - 2, 3)
-    expected = next(input_pipeline.local_batches(config, arrays(), start_step=0))[
-        "images"
-    ]
-    for row, column in itertools.product(range(8), range(2)):
-        y, x = row * tile, (column + 1) * tile
-        shown = picture[y : y + 64 : 8, x : x + 64 : 8]
-        np.testing.assert_array_equal(shown, expected[row, column])
