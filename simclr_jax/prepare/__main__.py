@@ -53,9 +53,9 @@ def main() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.prepare import preparing
+    from simclr_jax.prepare import build
 
-    options = preparing.Options(
+    options = build.Options(
         input=_INPUT.value or "",
         split=_SPLIT.value or "",
         val_fraction=_VAL_FRACTION.value,
@@ -66,7 +66,7 @@ def main() -> None:
         shard_size_mb=_SHARD_SIZE_MB.value,
     )
     num_workers = _NUM_WORKERS.value or _own_cores()
-    manifest = preparing.prepare(options, _OUTPUT.value or "", num_workers=num_workers)
+    manifest = build.prepare(options, _OUTPUT.value or "", num_workers=num_workers)
     classes = manifest["class_names"]
     print(
         f"{manifest['num_images']:,} images in "

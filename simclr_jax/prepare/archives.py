@@ -15,7 +15,7 @@ from typing import Any
 
 from simclr_jax.data.sources import storage
 from simclr_jax.errors import DataError, first_line
-from simclr_jax.prepare.listing import Entry
+from simclr_jax.prepare.entries import Entry
 
 _PACKED: dict[str, Callable[..., Any]] = {
     ".tar.gz": gzip.open,

@@ -6,8 +6,8 @@ import shutil
 
 from simclr_jax.data.sources import storage
 from simclr_jax.errors import DataError
-from simclr_jax.prepare import archives, tables
-from simclr_jax.prepare.listing import SUFFIXES, FolderInput, Input
+from simclr_jax.prepare import archives, hugging_face
+from simclr_jax.prepare.entries import SUFFIXES, FolderInput, Input
 
 
 def open_input(path: str, *, scratch: str, without: str) -> Input:
@@ -26,13 +26,13 @@ def open_input(path: str, *, scratch: str, without: str) -> Input:
     if storage.is_folder(path):
         if storage.is_remote(path):
             return FolderInput(path, without=without)
-        if tables.is_saved_dataset(path) or _holds_only_tables(path):
-            return tables.TableInput(path, tables.find_files(path))
+        if hugging_face.is_saved_dataset(path) or _holds_only_tables(path):
+            return hugging_face.TableInput(path, hugging_face.find_files(path))
         return FolderInput(path, without=without)
     if storage.file_size(path) is not None:
         if is_table and not storage.is_remote(path):
             folder, name = os.path.split(path)
-            return tables.TableInput(folder, [(name, None)])
+            return hugging_face.TableInput(folder, [(name, None)])
         if is_archive:
             if storage.is_remote(path):
                 path = _fetch(path, scratch)

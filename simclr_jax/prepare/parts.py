@@ -15,8 +15,13 @@ import numpy as np
 
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import StoreFailed, first_line
-from simclr_jax.prepare.accepting import Accepted, Encoding, NotAnImage, accept
-from simclr_jax.prepare.listing import Entry, Input
+from simclr_jax.prepare.entries import Entry, Input
+from simclr_jax.prepare.image_check import (
+    CheckedImage,
+    Encoding,
+    NotAnImage,
+    check_image,
+)
 
 # A TFRecord is: length (8 bytes), its checksum (4), the data, their checksum (4).
 HEADER, FOOTER = 12, 4
@@ -141,7 +146,7 @@ def _prepare(
     """(a row of the table, the record) of one image; no record if it is broken."""
     try:
         content = _read(source, entry)
-        image = accept(content, encoding)
+        image = check_image(content, encoding)
     except NotAnImage as error:
         return _broken(str(error)), b""
     record = _example(image, entry, label)
@@ -191,7 +196,7 @@ def _broken(reason: str) -> dict:
     }
 
 
-def _example(image: Accepted, entry: Entry, label: int) -> bytes:
+def _example(image: CheckedImage, entry: Entry, label: int) -> bytes:
     name = entry.path.encode(errors="surrogateescape")
     values = {
         "file_name": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name])),

@@ -33,7 +33,7 @@ import numpy as np
 from simclr_jax.configs import base
 from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import ShardSource
-from simclr_jax.prepare import preparing
+from simclr_jax.prepare import build
 from simclr_jax.training import input_pipeline
 
 KEPT = 0.95
@@ -91,9 +91,9 @@ def make_dataset(images: str, num_records: int, folder: pathlib.Path) -> str:
     for number in range(num_records):
         file = files[number % len(files)].resolve()
         (folder / "images" / f"{number:06}{file.suffix}").symlink_to(file)
-    options = preparing.Options(input=str(folder / "images"), shard_size_mb=SHARD_MB)
+    options = build.Options(input=str(folder / "images"), shard_size_mb=SHARD_MB)
     output = str(folder / "dataset")
-    preparing.prepare(options, output, num_workers=len(os.sched_getaffinity(0)))
+    build.prepare(options, output, num_workers=len(os.sched_getaffinity(0)))
     return output
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data.sources import folder, reading, registry, storage
+from simclr_jax.data.sources import base, folder, reading, registry, storage
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed
-from simclr_jax.prepare import accepting, assembling, parts, preparing
+from simclr_jax.prepare import build, image_check, parts, steps
 
 
 def _noise(seed, height=24, width=31):
@@ -52,8 +52,8 @@ def _tree(root, count=40, classes=3):
 
 
 def _prepare(root, output, *, num_workers=1, **options):
-    made = preparing.Options(input=str(root), **options)
-    return preparing.prepare(made, str(output), num_workers=num_workers)
+    made = build.Options(input=str(root), **options)
+    return build.prepare(made, str(output), num_workers=num_workers)
 
 
 def _files(folder):
@@ -232,10 +232,10 @@ def _stop_behind(monkeypatch, module, name, calls):
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
     [
-        (assembling, "write_part", 3),
-        (assembling.publishing, "write_shard", 2),
-        (assembling.publishing, "write_preview", 0),
-        (preparing.os, "replace", 30),
+        (steps, "write_part", 3),
+        (steps.files, "write_shard", 2),
+        (steps.files, "write_preview", 0),
+        (build.os, "replace", 30),
     ],
     ids=["parts", "shards", "preview", "anywhere"],
 )
@@ -250,9 +250,9 @@ def test_unfinished_work_is_gone_on_with(
     _assert_data_error(["no manifest.json", output], _open, output)
 
     written = []
-    write_part = assembling.write_part
+    write_part = steps.write_part
     monkeypatch.setattr(
-        assembling, "write_part", lambda part: written.append(part) or write_part(part)
+        steps, "write_part", lambda part: written.append(part) or write_part(part)
     )
     _prepare(tree, output, shard_size_mb=0.02)
     assert _files(output) == _files(dataset)
@@ -287,7 +287,7 @@ def test_unfinished_work_of_other_options_or_files_is_refused(tmp_path, monkeypa
     root = _tree(tmp_path / "images", 20)
     output = tmp_path / "dataset"
     with monkeypatch.context() as patch:
-        _stop_behind(patch, assembling, "write_part", 1)
+        _stop_behind(patch, steps, "write_part", 1)
         with pytest.raises(RunFailed):
             _prepare(root, output)
     message = ["--drop_duplicates=True", "unfinished", output]
@@ -298,7 +298,7 @@ def test_unfinished_work_of_other_options_or_files_is_refused(tmp_path, monkeypa
 
 def test_two_commands_do_not_share_an_output(tree, tmp_path):
     (tmp_path / ".prepare").mkdir()
-    with preparing._lock(tmp_path / ".prepare"):
+    with build._lock(tmp_path / ".prepare"):
         message = ["--output", tmp_path, "another command"]
         _assert_data_error(message, _prepare, tree, tmp_path)
 
@@ -390,14 +390,14 @@ def _stray_bytes(count):
 
 
 def test_padding_before_the_end_of_a_jpeg_is_no_damage():
-    accepting.accept(_stray_bytes(12), accepting.Encoding())
-    with pytest.raises(accepting.NotAnImage, match="extraneous bytes before"):
-        accepting.accept(_stray_bytes(40), accepting.Encoding())
+    image_check.check_image(_stray_bytes(12), image_check.Encoding())
+    with pytest.raises(image_check.NotAnImage, match="extraneous bytes before"):
+        image_check.check_image(_stray_bytes(40), image_check.Encoding())
 
 
 def test_several_pictures_in_a_jpeg_are_its_first():
     content = _animation("mpo")
-    accepted = accepting.accept(content, accepting.Encoding())
+    accepted = image_check.check_image(content, image_check.Encoding())
     assert (accepted.content, accepted.format) == (content, "JPEG")
 
 

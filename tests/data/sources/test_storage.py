@@ -17,7 +17,7 @@ from simclr_jax.data.sources import folder, prepared, reading, storage, tfds
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError, RunFailed, StoreFailed
-from simclr_jax.prepare import preparing
+from simclr_jax.prepare import build
 
 CONTENT = bytes(range(200))
 REQUESTS = {
@@ -361,8 +361,8 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dataset(images, tmp_path_factory):
     output = tmp_path_factory.mktemp("dataset") / "prepared"
-    options = preparing.Options(input=str(images))
-    preparing.prepare(options, str(output), num_workers=1)
+    options = build.Options(input=str(images))
+    build.prepare(options, str(output), num_workers=1)
     return output
 
 
@@ -503,10 +503,10 @@ def test_batches_do_not_depend_on_faults(images, waits, monkeypatch):
 
 
 def test_prepare_leaves_no_image_out_because_of_a_store(images, tmp_path, monkeypatch):
-    options = preparing.Options(input=str(images))
+    options = build.Options(input=str(images))
     with monkeypatch.context() as patch:
         fail_disk(patch, "ESTALE", 1000, "05.png")
         with pytest.raises(RunFailed, match=r"05.png: could not .*the same command"):
-            preparing.prepare(options, str(tmp_path / "dataset"), num_workers=1)
-    manifest = preparing.prepare(options, str(tmp_path / "dataset"), num_workers=1)
+            build.prepare(options, str(tmp_path / "dataset"), num_workers=1)
+    manifest = build.prepare(options, str(tmp_path / "dataset"), num_workers=1)
     assert manifest["num_images"] == 12

@@ -10,7 +10,7 @@ from typing import Any
 
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.errors import DataError, first_line
-from simclr_jax.prepare.listing import Entry
+from simclr_jax.prepare.entries import Entry
 
 _SHARD = re.compile(r"(\w+)-\d+-of-\d+(-\w+)?\.parquet$")
 

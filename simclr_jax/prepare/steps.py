@@ -16,10 +16,10 @@ import numpy as np
 from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import read_index
 from simclr_jax.errors import DataError
-from simclr_jax.prepare import layout, publishing
-from simclr_jax.prepare.accepting import Encoding
+from simclr_jax.prepare import files, layout
+from simclr_jax.prepare.entries import Input, Listing
+from simclr_jax.prepare.image_check import Encoding
 from simclr_jax.prepare.layout import Shard
-from simclr_jax.prepare.listing import Input, Listing
 from simclr_jax.prepare.parts import Part, Table, divide, write_part
 from simclr_jax.prepare.workers import run_all
 
@@ -140,7 +140,7 @@ def choose(
         divide(listing.entries),
         keep,
         splits,
-        dataset=publishing.DATASET,
+        dataset=files.DATASET,
         shard_bytes=shard_bytes,
     )
     return Images(listing, table, first, shards)
@@ -153,7 +153,7 @@ def write_shards(
     records = [part.records for part in parts]
     shards = [shard for group in images.splits.values() for shard in group]
     tasks = [
-        publishing.ShardTask(
+        files.ShardTask(
             work / FINAL / shard.name,
             work / RECEIPTS / f"{shard.name}.json",
             [(records[run.part], run) for run in shard.runs],
@@ -172,7 +172,7 @@ def write_shards(
     _LOG.info("Writing %d shards, %d of them are done", len(shards), len(receipts))
     todo = [task for task in tasks if task.path.name not in receipts]
     for task, receipt in run_all(
-        publishing.write_shard, todo, num_workers=num_workers, preload=_PRELOAD
+        files.write_shard, todo, num_workers=num_workers, preload=_PRELOAD
     ):
         receipts[task.path.name] = receipt
         # So that the disk need not hold everything twice.
@@ -195,11 +195,11 @@ def write_rest(
     places = []
     for name, shards in images.splits.items():
         index = final / f"index-{name}.npz"
-        description = publishing.write_index(index, shards, table, listing.labels)
+        description = files.write_index(index, shards, table, listing.labels)
         chosen = np.concatenate([shard.images for shard in shards])
         splits[name] = {
             "num_images": len(chosen),
-            "images_per_class": publishing.images_per_class(listing, chosen),
+            "images_per_class": files.images_per_class(listing, chosen),
             "index": description,
             "shards": [
                 {"file": s.name, "records": len(s.images), **receipts[s.name]}
@@ -207,21 +207,21 @@ def write_rest(
             ],
         }
         arrays = read_index(index.read_bytes())
-        for number in publishing.preview_places(len(chosen)):
+        for number in files.preview_places(len(chosen)):
             shard = shards[arrays["shard"][number]].name
             places.append((shard, arrays["offset"][number], arrays["length"][number]))
     records = []
-    for number in publishing.preview_places(len(places)):
+    for number in files.preview_places(len(places)):
         shard, offset, length = places[number]
         # A start before this one may have moved it already.
         path = final / shard if (final / shard).exists() else folder / shard
         records.append(storage.read_range(str(path), int(offset), int(length)))
-    publishing.write_preview(final / "preview.jpg", records)
-    publishing.write_tfds_files(final, splits, listing.class_names)
-    publishing.write_lists(final, listing, table, images.first)
+    files.write_preview(final / "preview.jpg", records)
+    files.write_tfds_files(final, splits, listing.class_names)
+    files.write_lists(final, listing, table, images.first)
     return {
-        **publishing.statistics(listing, table, images.first, images.splits),
+        **files.statistics(listing, table, images.first, images.splits),
         "class_names": listing.class_names,
-        "dataset_sha256": publishing.dataset_checksum(listing, table, images.splits),
+        "dataset_sha256": files.dataset_checksum(listing, table, images.splits),
         "splits": splits,
     }

@@ -53,7 +53,7 @@ class Encoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Accepted:
+class CheckedImage:
     """An image as it is to be stored: JPEG or PNG."""
 
     content: bytes
@@ -63,7 +63,7 @@ class Accepted:
     resized: bool
 
 
-def accept(content: bytes, encoding: Encoding) -> Accepted:
+def check_image(content: bytes, encoding: Encoding) -> CheckedImage:
     """Decodes a file with Pillow and as training does.
 
     JPEG and PNG stay the bytes they are unless they are shrunk; anything else becomes
@@ -99,7 +99,7 @@ def accept(content: bytes, encoding: Encoding) -> Accepted:
             content = _as_jpeg(picture, encoding.jpeg_quality)
         else:
             content = _as_png(picture)
-    return Accepted(content, width, height, kind, resized)
+    return CheckedImage(content, width, height, kind, resized)
 
 
 def _load(content: bytes) -> Image.Image:

@@ -25,10 +25,10 @@ from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
-from simclr_jax.prepare import assembling, layout, publishing
-from simclr_jax.prepare.accepting import FILTERS, Encoding
+from simclr_jax.prepare import files, layout, steps
+from simclr_jax.prepare.entries import Listing, list_images
+from simclr_jax.prepare.image_check import FILTERS, Encoding
 from simclr_jax.prepare.inputs import open_input
-from simclr_jax.prepare.listing import Listing, list_images
 
 _LOG = logging.getLogger(__name__)
 _WORK = ".prepare"
@@ -134,7 +134,7 @@ def _claim(folder: pathlib.Path) -> None:
         raise DataError(
             f"--output={folder}: must be new or empty, and holds other files"
         )
-    for name in (assembling.PARTS, assembling.RECEIPTS, assembling.FINAL):
+    for name in (steps.PARTS, steps.RECEIPTS, steps.FINAL):
         (folder / _WORK / name).mkdir(parents=True, exist_ok=True)
 
 
@@ -202,10 +202,8 @@ def _prepare(
     encoding = Encoding(
         options.resize_short_side, options.resize_filter, options.jpeg_quality
     )
-    parts = assembling.read_parts(
-        source, listing, encoding, work, num_workers=num_workers
-    )
-    images = assembling.choose(
+    parts = steps.read_parts(source, listing, encoding, work, num_workers=num_workers)
+    images = steps.choose(
         listing,
         parts,
         split=options.split,
@@ -213,17 +211,17 @@ def _prepare(
         drop_duplicates=options.drop_duplicates,
         shard_bytes=int(options.shard_size_mb * 1e6),
     )
-    receipts = assembling.write_shards(images, parts, work, num_workers=num_workers)
+    receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
     manifest = {
         "format_version": VERSION,
         "options": dataclasses.asdict(options),
         "input_sha256": listing.stamp(times=False),
-        **assembling.write_rest(images, receipts, folder, work),
+        **steps.write_rest(images, receipts, folder, work),
     }
-    for path in sorted((work / assembling.FINAL).iterdir()):
+    for path in sorted((work / steps.FINAL).iterdir()):
         os.replace(path, folder / path.name)
     # From here on it is a dataset.
-    publishing.write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    files.write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     os.replace(work / MANIFEST, folder / MANIFEST)
     return manifest
 
@@ -245,4 +243,4 @@ def _agree_on_plan(options: Options, listing: Listing, folder: pathlib.Path) -> 
                 "as it was; files have changed since; choose another folder"
             )
     else:
-        publishing.write_text(path, json.dumps(plan))
+        files.write_text(path, json.dumps(plan))

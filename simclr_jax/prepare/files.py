@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.prepare.entries import Listing
 from simclr_jax.prepare.layout import Run, Shard
-from simclr_jax.prepare.listing import Listing
 from simclr_jax.prepare.parts import FOOTER, HEADER, Table, replace
 
 # As part of file names, it is the same for all datasets: so are their files then.
