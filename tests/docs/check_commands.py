@@ -11,17 +11,16 @@ import io
 import json
 import os
 import sys
+from typing import Any
 
 from absl import flags
 
 from simclr_jax import cli
-from simclr_jax.config import identity, rules
+from simclr_jax.config import rules
 from simclr_jax.configs import base, finetune
-
-KEYS = {
-    *identity.flatten(base.get_config()),
-    *identity.flatten(finetune.get_config("cifar10,0.1")),
-}
+from simclr_jax.evaluation import overrides, protocols, transfer
+from simclr_jax.plan import topologies
+from simclr_jax.weights import formats
 
 
 def problem(module: str, arguments: list[str]) -> str:
@@ -37,18 +36,30 @@ def problem(module: str, arguments: list[str]) -> str:
             cli._parse(sys.argv)
         except SystemExit:
             return errors.getvalue()
-    values = flags.FLAGS.flag_values_dict()
-    for override in values.get("set") or ():
-        key = override.partition("=")[0]
-        if key not in KEYS:
-            return f"--set={override}: no such key"
-    config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
-    if config is not None:
-        try:
-            rules.validate(config)
-        except Exception as error:
-            return str(error)
+    try:
+        check_values(module, flags.FLAGS.flag_values_dict())
+    except Exception as error:
+        return str(error)
     return ""
+
+
+def check_values(module: str, values: dict[str, Any]) -> None:
+    """Raises the error of the command itself where a value is none of those allowed."""
+    if values.get("config") is not None:
+        rules.validate(values["config"])
+    if module == "evaluate":
+        measuring, training = overrides.split(values["set"])
+        overrides.with_overrides(base.get_config().to_dict(), measuring)
+        overrides.with_training_overrides(finetune.get_config("cifar10,0.1"), training)
+        for name in values["protocol"]:
+            if name not in protocols.NAMES:
+                raise ValueError(f"--protocol={name}")
+        transfer.choose(values["datasets"])
+    if module == "export":
+        formats.check_name(values["format"])
+    if module == "plan":
+        for name in values["topology"] or ():
+            topologies.parse(name)
 
 
 def main() -> None:
