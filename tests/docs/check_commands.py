@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -18,7 +19,8 @@ from absl import flags
 from simclr_jax import cli
 from simclr_jax.config import rules
 from simclr_jax.configs import base, finetune
-from simclr_jax.evaluation import overrides, protocols, transfer
+from simclr_jax.errors import ConfigError
+from simclr_jax.evaluation import overrides, transfer
 from simclr_jax.plan import topologies
 from simclr_jax.weights import formats
 
@@ -48,12 +50,16 @@ def check_values(module: str, values: dict[str, Any]) -> None:
     if values.get("config") is not None:
         rules.validate(values["config"])
     if module == "evaluate":
-        measuring, training = overrides.split(values["set"])
-        overrides.with_overrides(base.get_config().to_dict(), measuring)
-        overrides.with_training_overrides(finetune.get_config("cifar10,0.1"), training)
+        for override in values["set"]:
+            try:
+                overrides.with_overrides(base.get_config().to_dict(), [override])
+            except ConfigError:
+                config = finetune.get_config("cifar10,0.1")
+                overrides.with_training_overrides(config, [override])
+        names = re.findall(r"\w+", flags.FLAGS["protocol"].help)
         for name in values["protocol"]:
-            if name not in protocols.NAMES:
-                raise ValueError(f"--protocol={name}")
+            if name not in names:
+                raise ConfigError(f"--protocol={name}: is not in the flag's help")
         transfer.choose(values["datasets"])
     if module == "export":
         formats.check_name(values["format"])
