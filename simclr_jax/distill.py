@@ -1,12 +1,13 @@
 """Trains a student on the labels that a fine-tuned teacher gives (SimCLRv2).
 
-    python -m simclr_jax.distill --config=configs/distill.py:cifar10 \
+    python -m simclr_jax.distill --config=distill:cifar10 \
         --teacher=RUN2 --workdir=RUN3
 
-The images need no labels; where they have some, `--config.distill.labelled_weight`
+The images need no labels; if they have labels, `--config.distill.labelled_weight`
 mixes them in, and the test split is classified at the end
-(RUN3/eval/classifier.json). The student is the config's encoder with drawn weights, or
-starts from `--init_from`. The same command again goes on where it stopped.
+(RUN3/eval/classifier.json). The student is the config's encoder with random weights, or
+starts from `--init_from`. The same command run
+again resumes where it stopped.
 """
 
 from absl import flags
@@ -30,7 +31,7 @@ def main() -> None:
     """Runs the command."""
     cli.start_processes(_WORKDIR.value, handle_preemption=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import classify
+    from simclr_jax.evaluation import loop
     from simclr_jax.training import distillation, finetuning
     from simclr_jax.weights import encoder, load
 
@@ -49,7 +50,7 @@ def main() -> None:
             config.distill.init_from = _INIT_FROM.value
             config.distill.init_checksum = encoder.checksum(weights.variables)
     job = distillation.make_job(config, teacher, weights)
-    classify.train(
+    loop.train_and_classify(
         job,
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,

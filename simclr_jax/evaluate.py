@@ -1,27 +1,31 @@
-"""Measures the encoder of a run.
+"""Evaluates the encoder of a run.
 
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines
+
+On another dataset than the run's, and on the transfer suite:
+
+    python -m simclr_jax.evaluate --workdir=RUN --protocol=linear \
+        --set=data.dataset=cifar100 --set=data.data_dir=DIR \
+        --set=evaluation.test_split=test
     python -m simclr_jax.evaluate --workdir=RUN --protocol=transfer --datasets=dtd,pets
 
 Protocols; each writes RUN/eval/<protocol>.json:
 
-    knn           weighted nearest neighbours, for several numbers of them
+    knn           weighted nearest neighbours, for several numbers of neighbours
     linear        logistic regression by L-BFGS, its penalty chosen on held-out
                   training images
-    linear_1pct   the same on 1 % of the labels, in every class the same share
+    linear_1pct   the same on 1 % of the labels, equal in every class
     linear_10pct  and on 10 %; on ImageNet these are the official subsets
     linear_sgd    the paper's: SGD on random crops and flips
-    finetune_1pct the whole network trained on 1 % of the labels, behind a new
-                  classifier; goes on where it was stopped (eval/finetune_1pct/)
-    finetune_10pct, finetune  on 10 % and on all of them
-    classifier    the run's own classifier: a fine-tuned or distilled one, or the probe
+    finetune_1pct the whole network trained on 1 % of the labels with a new classifier;
+                  resumes if interrupted (eval/finetune_1pct/)
+    finetune_10pct, finetune  on 10 % and on all labels
+    classifier    the run's own classifier: fine-tuned, distilled, or the online probe
     layers        linear on h, on each layer of the head and on z
-    transfer      linear on the paper's twelve datasets, those that TFDS has prepared
-                  here; also RUN/eval/transfer/<dataset>.json
+    transfer      linear on the paper's twelve datasets, those that TFDS has prepared;
+                  also RUN/eval/transfer/<dataset>.json
 """
-
-import importlib
 
 from absl import flags
 
@@ -39,12 +43,12 @@ _STEP = flags.DEFINE_integer(
     "step", None, "The checkpoint to measure; by default the newest.", lower_bound=0
 )
 _BASELINES = flags.DEFINE_bool(
-    "baselines", False, "Measure raw pixels and the untrained encoder beside it."
+    "baselines", False, "Also measure raw pixels and the untrained encoder."
 )
 _DATASETS = flags.DEFINE_list(
     "datasets",
     [],
-    "Of the protocol transfer: one or more of food101, cifar10, cifar100, birdsnap, "
+    "For the protocol transfer: one or more of food101, cifar10, cifar100, birdsnap, "
     "sun397, cars, aircraft, voc2007, dtd, pets, caltech101, flowers; by default all.",
 )
 _SET = flags.DEFINE_multi_string(
@@ -60,20 +64,21 @@ def main() -> None:
     """Runs the command."""
     cli.start_processes(_WORKDIR.value)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import protocols
+    from simclr_jax.configs import finetune
+    from simclr_jax.evaluation import loop
     from simclr_jax.parallel import processes
 
-    results = protocols.evaluate(
+    results = loop.evaluate(
         _WORKDIR.value,
         _PROTOCOL.value or [],
         step=_STEP.value,
         overrides=_SET.value,
         baselines=_BASELINES.value,
-        datasets=_DATASETS.value,
-        adapt=importlib.import_module("simclr_jax.configs.finetune").adapt,
+        transfer_datasets=_DATASETS.value,
+        adapt=finetune.adapt,
     )
     if processes.is_main():
-        print(protocols.table(results))
+        print(loop.table(results))
 
 
 if __name__ == "__main__":

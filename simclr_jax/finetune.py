@@ -1,13 +1,13 @@
 """Fine-tunes a pretrained encoder on labels.
 
-    python -m simclr_jax.finetune --config=configs/finetune.py:cifar10,0.1 \
+    python -m simclr_jax.finetune --config=finetune:cifar10,0.1 \
         --init_from=RUN --workdir=RUN2
 
 Starts from a run, or from any folder that `simclr_jax.load` opens, with a new
-classifier of zeros; `--init_from=random` trains from drawn weights, to compare with.
-The same command again goes on where it stopped. At the end the test split is classified
-by the final weights (RUN2/eval/classifier.json). RUN2 is a run like any other:
-`evaluate`, `export` and `simclr_jax.load` open it.
+classifier of zeros; `--init_from=random` trains from random weights, to compare with.
+The same command run again resumes where it stopped. At the end the test split is
+classified by the final weights (RUN2/eval/classifier.json). RUN2 is a run like any
+other: `evaluate`, `export` and `simclr_jax.load` open it.
 """
 
 from absl import flags
@@ -28,7 +28,7 @@ def main() -> None:
     """Runs the command."""
     cli.start_processes(_WORKDIR.value, handle_preemption=True)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.evaluation import classify
+    from simclr_jax.evaluation import loop
     from simclr_jax.training import finetuning
     from simclr_jax.weights import encoder, load
 
@@ -41,7 +41,7 @@ def main() -> None:
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)
     job = finetuning.make_job(config, weights)
-    classify.train(
+    loop.train_and_classify(
         job,
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,

@@ -1,4 +1,4 @@
-"""The config of a run with what `--set` changes for an evaluation."""
+"""The config of a run with the overrides of `--set`."""
 
 import json
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ from ml_collections import config_dict
 from simclr_jax.config import identity, rules
 from simclr_jax.errors import ConfigError
 
-# Keys that `--set` may change: those that say what is measured on, and how.
+# Keys that `--set` may change: the data and settings of the evaluation.
 _SETTABLE = ("evaluation.", "data.", "augment.crop.", "image_size", "seed")
-# Those of the training of the protocols that fine-tune.
+# Keys of the protocols that fine-tune.
 _TRAINING = ("finetune.", "optimizer.", "batch.", "schedule.")
 
 
-def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+def separate_training_overrides(
+    overrides: Sequence[str],
+) -> tuple[list[str], list[str]]:
     """(overrides of the evaluation, overrides of fine-tuning)."""
     training = [o for o in overrides if o.startswith(_TRAINING)]
     return [o for o in overrides if o not in training], training
@@ -38,7 +40,7 @@ def with_overrides(
       overrides: 'key=value' for keys of it.
 
     Returns:
-      The config; `evaluation.knn_k` is several, also where the run had one number.
+      The config; `evaluation.knn_k` is a tuple, also where the run had one number.
 
     Raises:
       ConfigError: a key cannot be set, or not to this value.
@@ -54,7 +56,7 @@ def _changed(
     settable: tuple[str, ...],
     changes: dict[str, Any],
 ) -> config_dict.ConfigDict:
-    """An unlocked copy with `changes`, and behind them what `overrides` say."""
+    """An unlocked copy with `changes`, then `overrides`."""
     result = config.copy_and_resolve_references().unlock()
     flat = identity.flatten(result)
     for override in overrides:
@@ -76,20 +78,20 @@ def _changed(
 
 
 def _parse_like(current: Any, text: str) -> Any:
-    """The value that a text stands for, or None if it is not of the type of another."""
+    """The value of a text, or None if it is not of the type of `current`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = text
     if isinstance(current, tuple | list):
-        # One number stands for a list of it.
+        # One number means a list of one.
         values = [_like(current[0], item) for item in rules.as_tuple(value)]
         return None if None in values else tuple(values)
     return text if isinstance(current, str) else _like(current, value)
 
 
 def _like(current: Any, value: Any) -> Any:
-    # True and False are integers in Python, and are never meant as such.
+    # True and False are integers in Python, but not meant as numbers here.
     if isinstance(value, bool) and not isinstance(current, bool | None):
         return None
     if current is None or isinstance(value, type(current)):

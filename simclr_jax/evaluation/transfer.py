@@ -1,7 +1,7 @@
-"""Linear evaluation on other datasets than the run's."""
+"""Linear evaluation on the transfer datasets."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import config_dict
@@ -9,8 +9,10 @@ from ml_collections import config_dict
 from simclr_jax.data.sources import registry
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError, NotPrepared
-from simclr_jax.evaluation.receipts import Evaluation, Protocol, Result, Results
-from simclr_jax.evaluation.tasks import Dataset
+from simclr_jax.evaluation import receipts
+from simclr_jax.evaluation.context import Context
+from simclr_jax.evaluation.datasets import Dataset
+from simclr_jax.evaluation.receipts import Result, Results
 from simclr_jax.evaluation.transfer_datasets import DATASETS, TransferDataset
 
 _LOG = logging.getLogger(__name__)
@@ -33,14 +35,14 @@ def choose(names: Sequence[str]) -> list[str]:
 def open_prepared(
     config: config_dict.ConfigDict, names: Sequence[str]
 ) -> dict[str, Dataset]:
-    """Those of the datasets that are prepared here; a line names the others.
+    """The datasets that are prepared; a log line names the others.
 
     Raises:
-      NotPrepared: none is.
+      NotPrepared: none is prepared.
       DataError: one cannot be read.
     """
     data_dir = config.data.data_dir
-    found, missing = {}, []
+    prepared, missing = {}, []
     for name in names:
         entry = DATASETS[name]
         try:
@@ -52,14 +54,15 @@ def open_prepared(
             missing.append(name)
             continue
         splits = entry.train_split, entry.test_split
-        found[name] = Dataset(entry.tfds_name, *splits, train, test, entry.metric)
-    if missing and not found:
+        prepared[name] = Dataset(entry.tfds_name, *splits, train, test, entry.metric)
+    if missing and not prepared:
         raise NotPrepared(
-            f"--protocol=transfer: no dataset is prepared; {_how(missing, data_dir)}"
+            "--protocol=transfer: no dataset is prepared; "
+            f"{_how_to_prepare(missing, data_dir)}"
         )
     if missing:
-        _LOG.info("transfer leaves out %s", _how(missing, data_dir))
-    return found
+        _LOG.info("transfer leaves out %s", _how_to_prepare(missing, data_dir))
+    return prepared
 
 
 def _open(entry: TransferDataset, split: str, data_dir: str | None) -> Source:
@@ -72,8 +75,8 @@ def _open(entry: TransferDataset, split: str, data_dir: str | None) -> Source:
     )
 
 
-def _how(missing: Sequence[str], data_dir: str | None) -> str:
-    """What prepares the datasets, in one line."""
+def _how_to_prepare(missing: Sequence[str], data_dir: str | None) -> str:
+    """How to prepare the datasets, in one line."""
     where = f" --data_dir={data_dir}" if data_dir else ""
     offered = [name for name in missing if DATASETS[name].offered]
     parts = []
@@ -91,37 +94,43 @@ def _how(missing: Sequence[str], data_dir: str | None) -> str:
 
 
 def measure(
-    evaluation: Evaluation, suite: dict[str, Dataset], protocol: Protocol
+    contexts: dict[str, Context],
+    suite: dict[str, Dataset],
+    run: Callable[..., Results],
+    protocol: Callable[[Context], Result],
 ) -> Results:
     """Measures each dataset with a receipt of its own, then writes a summary.
 
     Args:
-      evaluation: the encoder.
+      contexts: of the representations.
       suite: datasets by name.
-      protocol: what to do on each.
+      run: `loop.measure`.
+      protocol: for each dataset.
 
     Returns:
       By representation: the mean over the datasets, each by its own metric.
 
     Raises:
-      EncoderChanged: as `Evaluation.measure`.
+      EncoderChanged: the protocol altered the encoder.
     """
-    by_dataset = {
-        name: evaluation.measure(f"transfer/{name}", protocol, evaluation.tasks(data))
-        for name, data in suite.items()
-    }
-    results = {}
-    for representation in evaluation.representations:
-        found = {name: of[representation] for name, of in by_dataset.items()}
-        values = {name: result.value for name, result in found.items()}
-        results[representation] = Result(
+    by_dataset = {}
+    for name, dataset in suite.items():
+        on_dataset = {k: c.with_dataset(dataset) for k, c in contexts.items()}
+        by_dataset[name] = run(f"transfer/{name}", protocol, on_dataset)
+    before = receipts.encoder_checksum(contexts["pretrained"])
+    summary = {}
+    for representation in contexts:
+        results = {name: by_dataset[name][representation] for name in suite}
+        values = {name: result.value for name, result in results.items()}
+        summary[representation] = Result(
             float(np.mean([*values.values()])),
             {
-                "metrics": {name: result.metric for name, result in found.items()},
-                "not_prepared": [name for name in DATASETS if name not in found],
+                "metrics": {name: result.metric for name, result in results.items()},
+                "not_prepared": [name for name in DATASETS if name not in results],
             },
             metric="mean over the datasets",
             values=values,
         )
-    evaluation.summarise("transfer", results)
-    return results
+    data = {"dataset": "transfer"}
+    receipts.write("transfer", summary, contexts["pretrained"], before, data=data)
+    return summary

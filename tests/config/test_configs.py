@@ -26,7 +26,7 @@ from simclr_jax.configs import (
 )
 from simclr_jax.data.sampling import draws
 from simclr_jax.errors import ConfigError
-from simclr_jax.evaluation import protocols
+from simclr_jax.evaluation import loop, protocols
 from simclr_jax.runs import directory
 from simclr_jax.training import build, step
 
@@ -216,7 +216,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
 
     seen: set[str] = set()
     check, write = directory.check, directory.write_config
-    as_json, override = identity.as_json, protocols.with_overrides
+    as_json, override = identity.as_json, loop.with_overrides
     # What looks at every key whatever it means does not count.
     monkeypatch.setattr(rules, "validate", lambda config: None)
     monkeypatch.setattr(rules, "check_devices", lambda config, devices, group: None)
@@ -236,7 +236,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
         lambda config: as_json(getattr(config, "_config", config)),
     )
     monkeypatch.setattr(
-        protocols,
+        loop,
         "with_overrides",
         lambda *arguments: Recorder(override(*arguments), seen),
     )
@@ -244,7 +244,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     pretrain(Recorder(config, seen), workdir)
     # The others are `linear` on other images or layers.
     repeated = {*protocols.SHARES, "layers"}
-    protocols.evaluate(workdir, [p for p in protocols.PROTOCOLS if p not in repeated])
+    loop.evaluate(workdir, [p for p in protocols.PROTOCOLS if p not in repeated])
     for name in losses.LOSSES:
         config.loss.name = name
         step.contrastive(Recorder(config, seen), num_classes=3)

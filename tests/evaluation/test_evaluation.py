@@ -11,7 +11,15 @@ from simclr_jax import parallel
 from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
 from simclr_jax.errors import DataError, EncoderChanged
-from simclr_jax.evaluation import features, knn, linear, linear_sgd, protocols
+from simclr_jax.evaluation import (
+    features,
+    knn,
+    linear,
+    linear_sgd,
+    loop,
+    protocols,
+    receipts,
+)
 from simclr_jax.runs import checkpoints
 from simclr_jax.training import build, step
 from simclr_jax.weights import encoder
@@ -179,14 +187,14 @@ def test_a_protocol_that_changes_the_encoder_fails_loudly(
             return linear.Classifier(np.zeros((12, 4)), np.zeros(4))
         return (1.0, {}) if module is linear else dict.fromkeys(settings["ks"], 1.0)
 
-    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: pretrained)
+    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: pretrained)
     monkeypatch.setattr(module, deed, cheat)
     if deed != "extract":
         extract = lambda *_, num_examples, **__: clusters(num_examples, seed=0)  # noqa: E731
         monkeypatch.setattr(features, "extract", extract)
     overrides = ["evaluation.l2_penalties=0.1", "evaluation.lbfgs_steps=2"]
     with pytest.raises(EncoderChanged, match=f"--protocol={protocol}: changed the"):
-        protocols.evaluate(str(tmp_path), [protocol], overrides=overrides)
+        loop.evaluate(str(tmp_path), [protocol], overrides=overrides)
     assert not (tmp_path / "eval").exists()
 
 
@@ -210,14 +218,14 @@ def test_the_untrained_baseline_has_the_weights_that_training_started_from():
 
 def test_the_table_has_a_row_for_each_representation():
     def row(knn, linear):
-        return {"knn": protocols.Result(knn, {}), "linear": linear}
+        return {"knn": receipts.Result(knn, {}), "linear": linear}
 
-    layers = protocols.Result(1.0, {}, values={"h": 1.0, "z": 0.125})
+    layers = receipts.Result(1.0, {}, values={"h": 1.0, "z": 0.125})
     found = {
-        "pixels": row(0.3, protocols.Result(0.25, {}, values={"h": 0.25})),
+        "pixels": row(0.3, receipts.Result(0.25, {}, values={"h": 0.25})),
         "pretrained": row(0.5, layers),
     }
-    text = protocols.table(
+    text = loop.table(
         {name: {r: found[r][name] for r in found} for name in ("knn", "linear")}
     )
     lines = [line.split() for line in text.splitlines()]
@@ -235,18 +243,16 @@ def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
         folder = tmp_path / "images" / name
         folder.mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "1.png")
-    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: make_pretrained())
+    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: make_pretrained())
     overrides = [f"data.dataset=folder:{tmp_path}/images", "evaluation.test_split=val"]
     with pytest.raises(DataError, match="must be the same"):
-        protocols.evaluate(str(tmp_path), ["knn"], overrides=overrides)
+        loop.evaluate(str(tmp_path), ["knn"], overrides=overrides)
 
 
 def test_too_many_neighbours_are_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: make_pretrained())
-    with pytest.raises(
-        protocols.ConfigError, match=r"knn_k=\(20, 9000\): .* 7200 images"
-    ):
-        protocols.evaluate(
+    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: make_pretrained())
+    with pytest.raises(loop.ConfigError, match=r"knn_k=\(20, 9000\): .* 7200 images"):
+        loop.evaluate(
             str(tmp_path), ["linear", "knn"], overrides=["evaluation.knn_k=[20,9000]"]
         )
     assert not (tmp_path / "eval").exists()

@@ -13,7 +13,14 @@ from simclr_jax import parallel
 from simclr_jax.configs import base
 from simclr_jax.data.sources import registry, subsets
 from simclr_jax.errors import ConfigError, DataError, NotPrepared
-from simclr_jax.evaluation import features, linear, metrics, protocols, tasks, transfer
+from simclr_jax.evaluation import (
+    context,
+    datasets,
+    linear,
+    loop,
+    metrics,
+    transfer,
+)
 from simclr_jax.evaluation.transfer_datasets import DATASETS
 
 CLASSES = 3
@@ -67,13 +74,12 @@ def evaluate(data_dir, monkeypatch, tmp_path):
 
     On one device, with pixels for the baseline.
     """
-    monkeypatch.setattr(protocols.encoder, "load", lambda *_, **__: make_pretrained())
+    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: make_pretrained())
     mesh = parallel.create_mesh(jax.devices()[:1])
-    monkeypatch.setattr(protocols.parallel, "create_mesh", lambda: mesh)
-    pixels = {"pixels": tasks.Representation(features.pixels, {"h": features.pixels})}
-    monkeypatch.setattr(tasks, "baselines", lambda *_: pixels)
+    monkeypatch.setattr(loop.parallel, "create_mesh", lambda: mesh)
+    monkeypatch.setattr(context, "baselines", lambda _: {"pixels": None})
 
-    def run(*names, dataset="cifar10", **settings):
+    def run(*names, dataset="cifar10", chosen=(), **settings):
         overrides = [
             f"data.data_dir={data_dir}",
             f"data.dataset={dataset}",
@@ -82,8 +88,12 @@ def evaluate(data_dir, monkeypatch, tmp_path):
             "evaluation.l2_penalties=0.01",
             "evaluation.lbfgs_steps=20",
         ]
-        results = protocols.evaluate(
-            str(tmp_path), names, overrides=overrides, **settings
+        results = loop.evaluate(
+            str(tmp_path),
+            names,
+            overrides=overrides,
+            transfer_datasets=chosen,
+            **settings,
         )
         receipts = {
             str(path.relative_to(tmp_path / "eval")): json.loads(path.read_text())
@@ -136,33 +146,33 @@ def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog
     assert "tfds build food101 cifar100 sun397/standard-part1-120k cars196 " in line
     assert "birdsnap (not in TFDS" in line
     assert "\n" not in line
-    text = protocols.table(results)
+    text = loop.table(results)
     assert len([row for row in text.splitlines() if row.startswith("voc2007")]) == 1
 
 
 def test_datasets_can_be_chosen(evaluate, caplog):
-    _, receipts = evaluate("transfer", datasets=["flowers"])
+    _, receipts = evaluate("transfer", chosen=["flowers"])
     assert set(receipts) == {"transfer.json", "transfer/flowers.json"}
     with pytest.raises(NotPrepared, match=r"no dataset .*tfds build dtd --data_dir="):
-        evaluate("transfer", datasets=["dtd"])
+        evaluate("transfer", chosen=["dtd"])
 
 
 @pytest.mark.parametrize(
-    ("names", "datasets", "message"),
+    ("names", "chosen", "message"),
     [
         (["transfer"], ["dtd", "mnist"], "--datasets=mnist: must be one .* flowers"),
         (["knn"], ["dtd"], "--datasets=dtd: must come with --protocol=transfer"),
         (["nearest"], [], "--protocol=nearest: must be one of knn, .*, transfer"),
     ],
 )
-def test_unknown_names_are_refused(evaluate, names, datasets, message):
+def test_unknown_names_are_refused(evaluate, names, chosen, message):
     with pytest.raises(ConfigError, match=message) as error:
-        evaluate(*names, datasets=datasets)
+        evaluate(*names, chosen=chosen)
     assert "\n" not in str(error.value)
 
 
 def test_the_suite_needs_nothing_of_the_runs_dataset(evaluate):
-    _, receipts = evaluate("transfer", dataset="folder:/none", datasets=["cifar10"])
+    _, receipts = evaluate("transfer", dataset="folder:/none", chosen=["cifar10"])
     assert "transfer/cifar10.json" in receipts
 
 
@@ -193,7 +203,7 @@ def test_layers_have_a_figure_each(evaluate, monkeypatch):
     assert receipt["value"] == receipt["values"]["h"]
     assert receipt["value"] == receipts["linear.json"]["value"]
     assert results["layers"]["pixels"].values.keys() == {"h"}
-    rows = [line.split() for line in protocols.table(results).splitlines()]
+    rows = [line.split() for line in loop.table(results).splitlines()]
     header = rows.index(["layers", "pixels", "pretrained"])
     assert [row[0] for row in rows[header + 1 :]] == ["h", "layer", "z"]
     assert len(rows[header + 1]) == 3
@@ -202,12 +212,12 @@ def test_layers_have_a_figure_each(evaluate, monkeypatch):
 
 def test_layers_are_those_of_the_encoder():
     pretrained = make_pretrained()
-    found = tasks.representation(pretrained, -1)
+    z, layers = context.network_layers(pretrained, -1)
     images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
-    for number, encode in enumerate(found.layers.values()):
+    for number, encode in enumerate(layers.values()):
         expected = pretrained.encode(images, layer=number)
         np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found.encode(images), found.layers["z"](images))
+    np.testing.assert_array_equal(z(images), layers["z"](images))
 
 
 def test_several_k_are_in_one_receipt(evaluate):
@@ -240,17 +250,17 @@ def test_imagenet_has_official_shares(tmp_path):
     train = {"train": single_split(30, seed=0)}
     prepare_labelled(tmp_path, "imagenet2012", train, num_classes=CLASSES)
     config = imagenet_config(tmp_path)
-    dataset = tasks.open_dataset(config)
+    dataset = datasets.open_dataset(config)
     with pytest.raises(NotPrepared, match=r"tfds build imagenet2012_subset/1pct"):
-        tasks.open_share(config, dataset, 0.01)
+        datasets.open_share(config, dataset, 0.01)
     few = {"train": single_split(7, seed=1)}
     name = "imagenet2012_subset/10pct"
     prepare_labelled(tmp_path, name, few, num_classes=CLASSES)
-    share = tasks.open_share(config, dataset, 0.1)
+    share = datasets.open_share(config, dataset, 0.1)
     assert (share.name, share.num_examples) == ("imagenet2012_subset/10pct/train", 7)
     # Of a part of the training images there is no official share.
     config.evaluation.train_split = "train[:20]"
-    share = tasks.open_share(config, tasks.open_dataset(config), 0.1)
+    share = datasets.open_share(config, datasets.open_dataset(config), 0.1)
     assert share.name == "10 % of imagenet2012/train[:20]"
 
 

@@ -16,7 +16,7 @@ from simclr_jax.configs import base, finetune
 from simclr_jax.configs import distill as distill_config
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import ConfigError, DataError
-from simclr_jax.evaluation import protocols
+from simclr_jax.evaluation import loop as evaluation_loop
 from simclr_jax.models import Outputs
 from simclr_jax.runs.metrics_writer import read_metrics
 from simclr_jax.training import (
@@ -495,7 +495,7 @@ def test_evaluation_by_fine_tuning_leaves_the_encoder_alone(run):
     ]
     arguments = {"adapt": finetune.adapt, "baselines": True, "overrides": overrides}
     before = encoders.checksum(encoders.load(str(run)).variables)
-    protocols.evaluate(str(run), ["finetune_10pct"], **arguments)
+    evaluation_loop.evaluate(str(run), ["finetune_10pct"], **arguments)
     found = receipt(run, "finetune_10pct")
     assert found["baselines"].keys() == {"untrained"}
     assert found["encoder_checksum_after"] == before
@@ -507,22 +507,24 @@ def test_evaluation_by_fine_tuning_leaves_the_encoder_alone(run):
     assert encoders.checksum(encoders.load(str(tuned)).variables) != before
 
     # The fine-tuned run's own protocol finds the same; other settings begin anew.
-    protocols.evaluate(str(tuned), ["classifier"])
+    evaluation_loop.evaluate(str(tuned), ["classifier"])
     assert receipt(tuned, "classifier")["value"] == found["value"]
     overrides[1] = "schedule.train_steps=2"
-    protocols.evaluate(str(run), ["finetune_10pct"], **arguments)
+    evaluation_loop.evaluate(str(run), ["finetune_10pct"], **arguments)
     assert encoders.load(str(tuned)).step == 2
 
 
 def test_what_does_not_go_with_the_run_is_refused(run, data):
     with pytest.raises(ConfigError, match=r"--set=schedule.train_steps=3: must come"):
-        protocols.evaluate(str(run), ["knn"], overrides=["schedule.train_steps=3"])
+        evaluation_loop.evaluate(
+            str(run), ["knn"], overrides=["schedule.train_steps=3"]
+        )
     images = np.zeros((20, SIZE, SIZE, 3), np.uint8)
     for split in ("train", "test"):
         path = data / f"other-{split}.npz"
         np.savez(path, images=images, labels=np.arange(20) % 7)
     with pytest.raises(ConfigError, match=r"classifier of 4 classes, and .* has 7"):
-        protocols.evaluate(
+        evaluation_loop.evaluate(
             str(run),
             ["classifier"],
             overrides=[f"data.dataset=npz:{data}/other-{{split}}.npz"],
