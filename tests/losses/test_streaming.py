@@ -39,7 +39,12 @@ def assert_same(name, z, num_devices, size, temperature=0.1):
     value, streamed_gradient = value_and_gradient(
         sharded, name, temperature, Streaming(mesh, size)
     )
-    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    # DCL's losses are differences of logits: with logits of 8 to 16, whose neighbours
+    # in float32 are 1e-6 apart, a loss of 0.078 has no more than five digits. Of the
+    # two forms it was the matrix one that was 7e-7 away from float64.
+    np.testing.assert_allclose(
+        value, expected, rtol=2e-6, atol=0 if name == "nt_xent" else 1e-6
+    )
     scale = np.abs(gradient).max()
     np.testing.assert_allclose(streamed_gradient / scale, gradient / scale, atol=3e-6)
 
