@@ -4,8 +4,7 @@
         --teacher=RUN2 --workdir=RUN3 --config.encoder.width=0.5
 
 `distill.py:NAME` takes dataset, image size, encoder (the student), optimiser and
-schedule from `configs/NAME.py`. No figure of a source is known to be reached: none of
-them was run in full here.
+schedule from `configs/NAME.py`. None of them was run in full here.
 """
 
 import importlib
@@ -28,9 +27,9 @@ def get_config(name: str = "imagenet") -> config_dict.ConfigDict:
     config.unlock()
     config.distill = distill = config_dict.ConfigDict()
     distill.temperature = 1.0  # tau, of the teacher's and the student's softmax
-    # 1 - alpha: the share of the labels in the loss; 0: the teacher's alone.
+    # 1 - alpha: the weight of the true labels in the loss; 0: the teacher's labels alone.
     distill.labelled_weight = 0.0
-    # Of the labels of each class that are used, where they have a weight.
+    # Fraction of each class's true labels that is used.
     distill.label_fraction = 1.0
     # Set by the command: teacher and initial weights, and their checksums.
     distill.teacher = config_dict.placeholder(str)

@@ -4,7 +4,7 @@
         --init_from=RUN --workdir=RUN2
 
 `finetune.py:NAME,SHARE` takes dataset and image size from `configs/NAME.py` and this
-share of its labels, the same number of images of each class. The architecture is that
+share of its labels, the same share of each class. The architecture is that
 of the weights.
 
 | config                      | labels, epochs     | source's figure             |
@@ -59,18 +59,18 @@ def adapt(
 
 def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     config.finetune = finetune = config_dict.ConfigDict()
-    # Of the labels of each class that are used.
+    # Fraction of each class's labels that is used.
     finetune.label_fraction = label_fraction
-    # Of the projection head that the classifier sits on: 0: h; 1: its first layer, as
-    # in SimCLRv2; -1: z.
+    # The classifier's input: 0: h; 1: the projection head's first layer, as in
+    # SimCLRv2; -1: z.
     finetune.layer = 0
-    # -1 trains everything; 0 leaves the stem as it is, i also groups 1 to i of residual
-    # blocks; 4 trains the classifier and what is kept of the head alone.
+    # -1 trains everything; 0 freezes the stem; i freezes the stem and groups 1 to i of
+    # residual blocks; 4 trains only the classifier and the head's layers below it.
     finetune.after_group = -1
     # frozen: BatchNorm uses the running statistics in training too, and they, its
-    # scales and offsets stay. In frozen groups it always does.
+    # scales and offsets do not change. It is always so in frozen groups.
     finetune.batch_norm = "train"
-    # Set by the command: the weights, and the checksum that names them.
+    # Set by the command: the weights and their checksum.
     finetune.init_from = config_dict.placeholder(str)
     finetune.init_checksum = config_dict.placeholder(str)
 

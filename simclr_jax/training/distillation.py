@@ -1,7 +1,7 @@
 """Self-training: a fine-tuned teacher labels images for a student (SimCLRv2).
 
 Teacher and student see the same views. The student may be as large as the teacher or
-smaller, and start from drawn or from pretrained weights.
+smaller, and start from random or pretrained weights.
 """
 
 import dataclasses
@@ -77,13 +77,13 @@ class Classifying(Weights, Protocol):
 def make_job(
     config: config_dict.ConfigDict, teacher: Classifying, weights: Weights | None = None
 ) -> loop.TrainingJob:
-    """Checks and opens all that a student needs; `loop.run` does the rest.
+    """Checks and opens everything that distillation needs; no step runs yet.
 
     Args:
       config: as in `configs/distill.py`; its encoder is the student's.
       teacher: labels the images.
-      weights: for the student to start from, whose architecture it then has; drawn when
-        None.
+      weights: that the student starts from and whose architecture it then has; random
+        weights when None.
 
     Raises:
       ConfigError, DataError: something cannot be run.
@@ -106,9 +106,9 @@ def make_job(
             raise ConfigError(
                 f"config.data.dataset={config.data.dataset!r}: has "
                 f"{source.num_classes} classes and the teacher {num_classes}; use "
-                "images of the teacher's classes, or such without labels"
+                "images of the teacher's classes, or images without labels"
             )
-        config, source = finetuning.ready(config, source)
+        config, source = finetuning.resolve_and_load(config, source)
         mesh = parallel.create_mesh()
         parts = finetuning.make_supervised(
             config,
@@ -128,9 +128,9 @@ def make_job(
 
 
 def _usable_labels(config: config_dict.ConfigDict, source: Source) -> Source:
-    """The source with the labels that the loss may see; all of them if it sees none.
+    """The source with the labels that the loss may use; all of them if it uses none.
 
-    Labels without a weight in the loss only tell the log how the student does.
+    Labels without a weight in the loss only serve the log.
     """
     settings = config.distill
     if settings.labelled_weight == 0:

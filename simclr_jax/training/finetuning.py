@@ -1,8 +1,8 @@
 """Supervised training of a pretrained encoder, on all or a share of the labels.
 
-SimCLR fine-tunes the whole network behind a new linear classifier (appendix B.5).
-SimCLRv2 puts the classifier on a middle layer of the projection head instead of h and
-so keeps a part of the head (section 2.2).
+SimCLR fine-tunes the whole network with a new linear classifier (appendix B.5).
+SimCLRv2 puts the classifier on a middle layer of the projection head instead of h, and
+so fine-tunes the layers of the head below it too (section 2.2).
 """
 
 import dataclasses
@@ -59,13 +59,13 @@ class Supervised:
 
 
 class Weights(Protocol):
-    """A network to start from, as `simclr_jax.load` gives it.
+    """A network to start from, as `simclr_jax.load` returns it.
 
     Attributes:
       model: its modules.
       variables: {'params', 'batch_stats'} of the encoder.
       heads: those of the projection head and the classifier, by part.
-      preprocessing: what its images went through.
+      preprocessing: of its images.
     """
 
     @property
@@ -90,7 +90,7 @@ class Weights(Protocol):
 
 
 def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJob:
-    """Checks and opens all that fine-tuning needs; `loop.run` does the rest.
+    """Checks and opens everything that fine-tuning needs; no step runs yet.
 
     Args:
       config: as in `configs/finetune.py`; encoder, head and the preprocessing of
@@ -110,7 +110,7 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJ
         source = subsets.class_balanced(
             source, config.finetune.label_fraction, seed=config.seed
         )
-        config, source = ready(config, source)
+        config, source = resolve_and_load(config, source)
         mesh = parallel.create_mesh()
         settings = config.finetune
         parts = make_supervised(
@@ -118,7 +118,7 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJ
             Supervised(classifier_weight_decay=config.optimizer.weight_decay),
             num_classes=source.num_classes or 0,
             mesh=mesh,
-            kept_layers=kept(settings.layer, weights.model.head),
+            kept_layers=num_kept_layers(settings.layer, weights.model.head),
             frozen_through=settings.after_group,
             frozen_batch_norm=settings.batch_norm == "frozen",
         )
@@ -133,7 +133,7 @@ def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.Confi
     encoder, head = weights.model.encoder, weights.model.head
     with config.unlocked(), config.ignore_type():
         for key in build.encoder_settings(config):
-            if key != "dtype":  # how it is computed is the config's to say
+            if key != "dtype":  # the config decides how it is computed
                 config.encoder[key] = getattr(encoder, key)
         for key in ("kind", "num_layers", "hidden_dim", "output_dim"):
             config.head[key] = getattr(head, key)
@@ -144,15 +144,15 @@ def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.Confi
 
 
 def warn_of_other_size(
-    config: config_dict.ConfigDict, weights: Weights, they_were: str
+    config: config_dict.ConfigDict, weights: Weights, subject: str
 ) -> None:
-    """Says where weights see images of another size than they were trained on."""
+    """Warns if weights see images of another size than in their training."""
     size = weights.preprocessing.image_size
     if config.image_size != size:
         _LOG.warning(
             "config.image_size=%d: the %s trained at %d pixels.",
             config.image_size,
-            they_were,
+            subject,
             size,
         )
 
@@ -166,8 +166,8 @@ def check_group(config: config_dict.ConfigDict, group: str) -> None:
         )
 
 
-def kept(layer: int, head: models.ProjectionHead) -> int:
-    """How many layers of the head lie below a classifier on `layer`."""
+def num_kept_layers(layer: int, head: models.ProjectionHead) -> int:
+    """Number of the head's layers below a classifier on `layer`."""
     return layer if layer >= 0 else head.num_outputs - 1
 
 
@@ -180,10 +180,10 @@ def check_head(layer: int, head: models.ProjectionHead) -> None:
         )
 
 
-def ready(
+def resolve_and_load(
     config: config_dict.ConfigDict, source: Source
 ) -> tuple[config_dict.ConfigDict, Source]:
-    """(the config resolved, the images held in memory where they should be)."""
+    """(the resolved config, the images in memory if the config wants them there)."""
     source = input_pipeline.hold_in_memory(config, source, num_views=1)
     return resolve.resolve(config, num_examples=source.num_examples), source
 
@@ -204,11 +204,11 @@ def make_supervised(
       config: resolved.
       objective: of one view.
       num_classes: of the classifier.
-      mesh: that the step is to run on.
-      kept_layers: of the projection head.
+      mesh: of the devices that run the step.
+      kept_layers: layers of the projection head below the classifier.
       frozen_through: as in `models.create_encoder`.
-      frozen_batch_norm: use the running statistics in training and leave them, and
-        BatchNorm's scales and offsets, as they are.
+      frozen_batch_norm: train with the running statistics, and leave them and
+        BatchNorm's scales and offsets unchanged.
     """
     schedule = build.make_schedule(config)
     model = models.SimCLR(
@@ -255,17 +255,18 @@ def _freeze(
 
 
 def initialize_from(weights: Weights) -> jax.tree_util.Partial:
-    """What puts weights into a drawn state; its classifier stays as drawn."""
+    """A function that puts weights into a new state, except for its classifier."""
     return jax.tree_util.Partial(_initialize, weights.variables, weights.heads)
 
 
 def _initialize(variables: Tree, heads: Tree, state: TrainState) -> TrainState:
     def replaced(drawn: Tree, name: str) -> Tree:
-        given = {"encoder": variables[name]}
+        weights = {"encoder": variables[name]}
         if "head" in drawn:
             head = heads[name]["head"]
-            given["head"] = {layer: head[layer] for layer in drawn["head"]}  # the kept
-        return drawn | given
+            # The new state has only the layers below the classifier.
+            weights["head"] = {layer: head[layer] for layer in drawn["head"]}
+        return drawn | weights
 
     return TrainState(
         step=state.step,
