@@ -27,7 +27,7 @@ def get_config(name: str = "imagenet") -> config_dict.ConfigDict:
     config.unlock()
     config.distill = distill = config_dict.ConfigDict()
     distill.temperature = 1.0  # tau, of the teacher's and the student's softmax
-    # 1 - alpha: the weight of the true labels in the loss; 0: the teacher's labels alone.
+    # 1 - alpha: the weight of the true labels in the loss; 0: the teacher's alone.
     distill.labelled_weight = 0.0
     # Fraction of each class's true labels that is used.
     distill.label_fraction = 1.0
