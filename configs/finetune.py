@@ -4,8 +4,7 @@
         --init_from=RUN --workdir=RUN2
 
 `finetune.py:NAME,SHARE` takes dataset and image size from `configs/NAME.py` and this
-share of its labels, the same share of each class. The architecture is that
-of the weights.
+share of the labels of each class. The architecture is that of the weights.
 
 | config                      | labels, epochs     | source's figure             |
 |-----------------------------|--------------------|-----------------------------|
@@ -52,7 +51,7 @@ def adapt(
 ) -> config_dict.ConfigDict:
     """A copy of a pretraining config that fine-tunes on its dataset."""
     config = config.copy_and_resolve_references().unlock()
-    with config.ignore_type():  # numbers stand where placeholders were
+    with config.ignore_type():  # numbers have replaced placeholders
         _adapt(config, label_fraction)
     return config.lock()
 
@@ -67,8 +66,8 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     # -1 trains everything; 0 freezes the stem; i freezes the stem and groups 1 to i of
     # residual blocks; 4 trains only the classifier and the head's layers below it.
     finetune.after_group = -1
-    # frozen: BatchNorm uses the running statistics in training too, and they, its
-    # scales and offsets do not change. It is always so in frozen groups.
+    # train or frozen; frozen: BatchNorm uses the running statistics in training too,
+    # and these, its scales and offsets do not change. Frozen groups always do so.
     finetune.batch_norm = "train"
     # Set by the command: the weights and their checksum.
     finetune.init_from = config_dict.placeholder(str)
@@ -95,8 +94,8 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
         config.batch.batch_size = 1024
         config.schedule.train_epochs = 60.0 if label_fraction <= 0.01 else 30.0
     else:
-        # The paper's optimiser and rate (appendix B.5); small batches, since one per
-        # cent of a small dataset is few images.
+        # The paper's optimiser and rate (appendix B.5); small batches, since 1 % of a
+        # small dataset is few images.
         config.optimizer.name = "sgd"
         config.optimizer.nesterov = True
         config.optimizer.learning_rate = 0.05  # 0.0125 at batch 64

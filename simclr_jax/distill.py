@@ -1,4 +1,4 @@
-"""Trains a student on the labels that a fine-tuned teacher gives (SimCLRv2).
+"""Trains a student on the labels of a fine-tuned teacher (SimCLRv2).
 
     python -m simclr_jax.distill --config=distill:cifar10 \
         --teacher=RUN2 --workdir=RUN3
@@ -6,8 +6,7 @@
 The images need no labels; if they have labels, `--config.distill.labelled_weight`
 mixes them in, and the test split is classified at the end
 (RUN3/eval/classifier.json). The student is the config's encoder with random weights, or
-starts from `--init_from`. The same command run
-again resumes where it stopped.
+starts from `--init_from`. The same command resumes an interrupted run.
 """
 
 from absl import flags

@@ -3,28 +3,28 @@
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines
 
-On another dataset than the run's, and on the transfer suite:
+On a dataset other than the run's, and on the transfer suite:
 
     python -m simclr_jax.evaluate --workdir=RUN --protocol=linear \
         --set=data.dataset=cifar100 --set=data.data_dir=DIR \
         --set=evaluation.test_split=test
     python -m simclr_jax.evaluate --workdir=RUN --protocol=transfer --datasets=dtd,pets
 
-Protocols; each writes RUN/eval/<protocol>.json:
+Protocols (evaluation/protocols.py); each writes RUN/eval/<protocol>.json:
 
     knn           weighted nearest neighbours, for several numbers of neighbours
-    linear        logistic regression by L-BFGS, its penalty chosen on held-out
-                  training images
-    linear_1pct   the same on 1 % of the labels, equal in every class
-    linear_10pct  and on 10 %; on ImageNet these are the official subsets
-    linear_sgd    the paper's: SGD on random crops and flips
-    finetune_1pct the whole network trained on 1 % of the labels with a new classifier;
+    linear        logistic regression by L-BFGS; held-out training images select its
+                  penalty
+    linear_1pct   linear on 1 % of the labels of each class
+    linear_10pct  linear on 10 %; on ImageNet both use the official subsets
+    linear_sgd    the paper's protocol: SGD on random crops and flips
+    finetune_1pct trains the whole network and a new classifier on 1 % of the labels;
                   resumes if interrupted (eval/finetune_1pct/)
-    finetune_10pct, finetune  on 10 % and on all labels
-    classifier    the run's own classifier: fine-tuned, distilled, or the online probe
+    finetune_10pct, finetune  the same on 10 % and on all labels
+    classifier    the run's classifier: fine-tuned, distilled, or the online probe
     layers        linear on h, on each layer of the head and on z
-    transfer      linear on the paper's twelve datasets, those that TFDS has prepared;
-                  also RUN/eval/transfer/<dataset>.json
+    transfer      linear on the paper's twelve datasets, as far as TFDS has prepared
+                  them; also writes RUN/eval/transfer/<dataset>.json
 """
 
 from absl import flags

@@ -4,10 +4,10 @@
         --init_from=RUN --workdir=RUN2
 
 Starts from a run, or from any folder that `simclr_jax.load` opens, with a new
-classifier of zeros; `--init_from=random` trains from random weights, to compare with.
-The same command run again resumes where it stopped. At the end the test split is
-classified by the final weights (RUN2/eval/classifier.json). RUN2 is a run like any
-other: `evaluate`, `export` and `simclr_jax.load` open it.
+classifier of zeros; `--init_from=random` trains from random weights, as a baseline.
+The same command resumes an interrupted run. At the end the final weights classify the
+test split (RUN2/eval/classifier.json). RUN2 is a run like any other: `evaluate`,
+`export` and `simclr_jax.load` open it.
 """
 
 from absl import flags

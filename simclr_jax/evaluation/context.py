@@ -1,4 +1,4 @@
-"""What a protocol measures: a representation of the images of a labelled dataset."""
+"""A representation of a labelled dataset, which a protocol measures."""
 
 import dataclasses
 import functools
@@ -22,12 +22,12 @@ from simclr_jax.weights.encoder import PretrainedEncoder
 
 @dataclasses.dataclass
 class Context:
-    """A representation of a labelled dataset, with all that a protocol needs.
+    """A representation of a labelled dataset, with everything that a protocol needs.
 
     Attributes:
       name: of the representation: 'pretrained', 'untrained' or 'pixels'.
-      encode: the representation.
-      layers: that of each layer of the network, by name; the first is h.
+      encode: computes the representation of prepared images.
+      layers: the same for each layer of the network, by name; the first is h.
       network: the network; None for pixels.
       dataset: the images.
       preprocessing: of the images.
@@ -95,7 +95,7 @@ class Context:
 def network_layers(
     network: PretrainedEncoder, layer: int
 ) -> tuple[Encode, dict[str, Encode]]:
-    """(a layer of a network, all of its layers by name: h, those of the head, z).
+    """(one layer of a network, all its layers by name: h, the head's layers, z).
 
     Raises:
       ConfigError: there is no such layer.
@@ -110,7 +110,7 @@ def network_layers(
 
 
 def baselines(pretrained: PretrainedEncoder) -> dict[str, PretrainedEncoder | None]:
-    """What an encoder has to beat: raw pixels (None), and itself untrained."""
+    """The baselines of an encoder: raw pixels (None), and the untrained encoder."""
     return {"pixels": None, "untrained": encoders.untrained(pretrained)}
 
 
@@ -133,7 +133,7 @@ def make_contexts(
       config: of the run, with overrides.
       mesh: all devices.
       workdir: the run directory.
-      with_baselines: also those of `baselines`.
+      with_baselines: whether to add the representations of `baselines`.
 
     Raises:
       ConfigError: the encoder has no layer `evaluation.layer`.

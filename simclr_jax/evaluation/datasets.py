@@ -1,4 +1,4 @@
-"""Labelled datasets to train a classifier on and to test it on."""
+"""Labelled datasets that a classifier is trained and tested on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Dataset:
     """Labelled images to train and to test on.
 
     Attributes:
-      name: of the dataset.
-      train_split: its split.
-      test_split: its split.
+      name: the dataset's name, as in `config.data.dataset`.
+      train_split: the name of its training split.
+      test_split: the name of its test split.
       train: the images of `train_split`, or a subset of them.
       test: the images of `test_split`.
-      metric: the usual one for this dataset, of `metrics.METRICS`.
+      metric: the usual metric of this dataset, a key of `metrics.METRICS`.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Dataset:
 
 
 def open_dataset(config: config_dict.ConfigDict) -> Dataset:
-    """The dataset of a config.
+    """Opens the dataset of a config.
 
     Raises:
       DataError: it cannot be read, has no labels, or its splits have other classes.
@@ -63,12 +63,12 @@ def open_share(
 ) -> Source:
     """The same share of every class of a dataset's training images.
 
-    For ImageNet's training split it is TFDS's official subset, which published figures
-    of 1 and 10 % use; for other datasets it is drawn by the config's seed.
+    For ImageNet's training split this is TFDS's official subset, which published
+    figures of 1 and 10 % use; for other datasets the config's seed draws it.
 
     Args:
       config: of the evaluation.
-      dataset: all images.
+      dataset: with all training images.
       fraction: in (0, 1].
 
     Raises:
@@ -87,10 +87,10 @@ def open_share(
 def check_sizes(
     config: config_dict.ConfigDict, protocols: Sequence[str], train: Source
 ) -> None:
-    """Checks that there are enough training images for all protocols.
+    """Checks that every protocol has enough training images.
 
     Raises:
-      ConfigError: a protocol needs more.
+      ConfigError: a protocol needs more images.
     """
     evaluation = config.evaluation
     needed = {

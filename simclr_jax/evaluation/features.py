@@ -20,7 +20,7 @@ Encode = jax.tree_util.Partial
 
 @jax.tree_util.Partial
 def pixels(images: jax.Array) -> jax.Array:
-    """The features to beat: the pixels themselves, [N, S * S * 3]."""
+    """The pixels as features [N, S * S * 3]: a baseline."""
     return images.reshape(len(images), -1)
 
 
@@ -34,30 +34,29 @@ def extract(
     """Encodes every image once.
 
     Args:
-      encode: what to compute; the batch is split over the mesh.
+      encode: computes the features of a batch, which is split over the mesh.
       batches: from `pipeline.eval_batches`: images, labels, mask.
       mesh: from `parallel.create_mesh`.
-      num_examples: N, as many as there are images.
+      num_examples: N, the number of images.
 
     Returns:
       (features [N, D] float32, labels int32 [N] or [N, classes]), in the order of the
-      dataset, without the entries that filled up the last batch; the same on every
-      process.
+      dataset, without the padding of the last batch; the same on every process.
     """
     run = jax.jit(_encode, out_shardings=parallel.replicated(mesh))
     parts, labels = [], []
     done, last_line = 0, time.monotonic()
     for batch in batches:
-        h, numbers, mask = map(
+        h, batch_labels, mask = map(
             np.asarray, run(encode, parallel.shard_batch(mesh, batch))
         )
         parts.append(h[mask])
-        labels.append(numbers[mask])
+        labels.append(batch_labels[mask])
         done += len(labels[-1])
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("encoded %d of %d images", done, num_examples)
             last_line = time.monotonic()
-    # A figure over some of the images would look like one over all of them.
+    # A figure of some of the images would pass for a figure of all of them.
     assert done == num_examples, f"encoded {done} of {num_examples} images"
     return np.concatenate(parts), np.concatenate(labels)
 

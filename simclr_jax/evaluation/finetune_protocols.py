@@ -21,20 +21,20 @@ from simclr_jax.weights import encoder as encoders
 from simclr_jax.weights.encoder import PretrainedEncoder
 
 _LOG = logging.getLogger(__name__)
-# A run's config and a share of the labels -> the config of its fine-tuning.
+# (a run's config, a share of the labels) -> the config of its fine-tuning.
 Adapt = Callable[[config_dict.ConfigDict, float], config_dict.ConfigDict]
 # The share of the labels that each protocol uses.
 SHARES = {"finetune": 1.0, "finetune_10pct": 0.1, "finetune_1pct": 0.01}
 
 
 def classifier(context: Context) -> Result:
-    """The run's own classifier: fine-tuned, distilled, or the online probe."""
+    """The run's classifier: fine-tuned, distilled, or the online probe."""
     assert context.network is not None
     value = _accuracy(context, context.network)
-    place = (
+    layer = (
         "the fine-tuned network" if context.network.model.fine_tuned else "h, a probe"
     )
-    return Result(value, {"classifier": place})
+    return Result(value, {"classifier": layer})
 
 
 def _accuracy(context: Context, network: PretrainedEncoder) -> float:
@@ -51,15 +51,15 @@ def _accuracy(context: Context, network: PretrainedEncoder) -> float:
 def make_protocols(
     names: Sequence[str], adapt: Adapt | None, overrides: Sequence[str]
 ) -> dict[str, Callable[[Context], Result]]:
-    """The protocols of `SHARES` that are among the names.
+    """The fine-tuning protocols among some names.
 
     Args:
-      names: of protocols.
-      adapt: builds the config; required if there are any.
+      names: names of protocols.
+      adapt: builds the fine-tuning config; required if one of them fine-tunes.
       overrides: 'key=value' for keys of that config.
 
     Raises:
-      ConfigError: there are overrides for protocols that are not among the names.
+      ConfigError: there are overrides, and no protocol fine-tunes.
     """
     chosen = [name for name in names if name in SHARES]
     if overrides and not chosen:
@@ -79,7 +79,7 @@ def make_protocols(
 def _finetune(
     context: Context, *, name: str, adapt: Adapt, overrides: Sequence[str]
 ) -> Result:
-    """Trains a copy in `eval/<name>/`, then classifies.
+    """Fine-tunes a copy of the encoder in `eval/<name>/` and tests its classifier.
 
     An interrupted training resumes, unless the encoder or the settings have changed.
     """
@@ -104,11 +104,13 @@ def _finetune(
 
 
 def _remove_if_changed(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
-    """Removes the training of another encoder or of other settings."""
+    """Removes an earlier training if its encoder or settings were different."""
     with processes.all_or_none():
         if not processes.is_main() or not (folder / directory.CONFIG).exists():
             return
         old = directory.read_config(str(folder))
         if identity.differing_keys(old, identity.as_json(config)):
-            _LOG.info("%s: encoder or settings have changed; starting again", folder)
+            _LOG.info(
+                "%s: the encoder or settings have changed; starting from step 0", folder
+            )
             shutil.rmtree(folder)

@@ -33,8 +33,8 @@ def knn_accuracies(
       bank: [N, D] features with known labels.
       bank_labels: [N] integers of at least 0.
       queries: [M, D] features to classify.
-      query_labels: [M] right answers.
-      ks: numbers of neighbours, each at most N; all take one search.
+      query_labels: [M] their true classes.
+      ks: numbers of neighbours, each at most N; one search serves all.
       temperature: of the votes.
       mesh: queries are split over it; bank blocks go to every device, so the memory
         needed does not grow with the bank.
@@ -85,7 +85,7 @@ def _nearest(
         labels = np.pad(bank_labels[start : start + size], (0, missing))
         block, labels = parallel.put(whole, (block, labels))
         best = _merge((best[0], best[1]), sharded, block, labels, size - missing, k=k)
-        jax.block_until_ready(best)  # so that blocks do not pile up on the devices
+        jax.block_until_ready(best)  # so that only one block is in flight
     similarities, neighbours = parallel.fetch(mesh, best)
     return similarities[:count], neighbours[:count]
 
@@ -100,15 +100,15 @@ def _merge(
     *,
     k: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The k best of those found so far and of one block of the bank."""
+    """The k best of those kept so far and of one block of the bank."""
     similarities = jnp.matmul(
         l2_normalize(queries),
         l2_normalize(block).T,
         precision=jax.lax.Precision.HIGHEST,
     )
     similarities = jnp.where(jnp.arange(len(block)) < num_valid, similarities, -jnp.inf)
-    found, indices = jax.lax.top_k(similarities, min(k, len(block)))
-    all_similarities = jnp.concatenate([best[0], found], axis=1)
+    block_best, indices = jax.lax.top_k(similarities, min(k, len(block)))
+    all_similarities = jnp.concatenate([best[0], block_best], axis=1)
     all_labels = jnp.concatenate([best[1], labels[indices]], axis=1)
     top, places = jax.lax.top_k(all_similarities, k)
     return top, jnp.take_along_axis(all_labels, places, axis=1)

@@ -15,15 +15,16 @@ from simclr_jax.evaluation import metrics
 from simclr_jax.evaluation.metrics import Metric
 
 _HELD_OUT_SHARE = 0.1
-# The fit stops where a step lowers the loss by less than this share.
+# The fit stops when a step lowers the loss by less than this fraction.
 _TOLERANCE = 1e-6
-# The preconditioner: about the mean of p (1 - p), which turns second moments of the
-# features into curvature; what is added to these; rows that they are estimated from,
-# as a multiple of the width; and the width above which their matrix is too large.
+# Of the preconditioner. The curvature is about _CURVATURE, the maximum of p (1 - p),
+# times the features' second moments, to which _RIDGE is added.
 _CURVATURE = 0.25
 _RIDGE = 1e-3
+# The moments are estimated from this many rows per feature.
 _ROWS_PER_FEATURE = 10
-_WIDEST = 8192
+# Wider features have no preconditioner: its matrix would be too large.
+_MAX_WIDTH = 8192
 
 
 class Classifier(NamedTuple):
@@ -34,10 +35,10 @@ class Classifier(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Rows split over the mesh; filled up with rows of weight 0."""
+    """Rows split over the mesh, padded with rows of weight 0."""
 
     x: jax.Array  # [N, D]
-    labels: jax.Array  # [N], or [N, classes] where a row may have several
+    labels: jax.Array  # [N], or [N, classes] if a row may have several
     row_weights: jax.Array  # [N], sum 1
 
 
@@ -55,27 +56,29 @@ def linear_evaluation(
 ) -> tuple[float, dict[str, Any]]:
     """Fits a linear classifier and measures it on test features.
 
-    Features are standardised with the training mean and deviation, which a linear
-    classifier could absorb. The L2 penalty is the one that does best on a tenth of the
-    training images; the final fit uses all of them. Test labels decide nothing: the
-    value is that of the final fit, whatever its steps had on the way.
+    Features are standardised with the mean and standard deviation of the training
+    features, a linear map that the classifier could absorb. The L2 penalty is the best
+    candidate on a held-out tenth of the training images; the final fit uses all of
+    them. Test labels select nothing: the value is that of the final fit.
 
     Args:
       train_x: [N, D] features.
       train_labels: [N] integers of at least 0, for one multinomial regression; or
-        [N, classes] of 1, 0 and -1 (does not count), for one binary regression a class.
+        [N, classes] of 1, 0 and -1 (does not count), for one binary regression per
+        class.
       test_x: [M, D] features.
       test_labels: [M], or [M, classes].
-      l2_penalties: candidates; coefficient of half the squared norm of the weights,
-        beside the mean loss. One alone is taken as it is.
+      l2_penalties: candidates for the coefficient of half the squared norm of the
+        weights, which is added to the mean loss. A single candidate is used without a
+        search.
       max_steps: of each fit.
       mesh: rows are split over it.
-      metric: of scores and labels.
+      metric: the value's, from scores and labels.
       seed: of the choice of the held-out tenth.
 
     Returns:
-      (value in [0, 1], what was chosen: `l2_penalty` and `held_out_values` of each
-      candidate).
+      (value in [0, 1], {'l2_penalty': the selected one, 'held_out_values': the metric
+      of each candidate on the held-out images}).
     """
     mean = train_x.mean(axis=0)
     deviation = train_x.std(axis=0) + 1e-6
@@ -93,7 +96,7 @@ def linear_evaluation(
     values: dict[float, float] = {}
     classifiers = {l2_penalties[0]: start}
     if len(l2_penalties) > 1:
-        # From strong to weak, each fit starting from the one before.
+        # From strong to weak; each fit starts from the previous one.
         data = _shard(train_x[kept], train_labels[kept], mesh)
         for penalty in sorted(l2_penalties, reverse=True):
             start = _fit(start, data, moments, penalty, max_steps=max_steps)
@@ -130,9 +133,9 @@ def _shard(x: np.ndarray, labels: np.ndarray, mesh: Mesh) -> _Data:
 
 
 def _second_moments(x: np.ndarray, mesh: Mesh) -> jax.Array | None:
-    """About x^T x / N [D, D], from some rows; None for more features than fit."""
+    """About x^T x / N [D, D], from some rows; None above `_MAX_WIDTH` features."""
     count, width = x.shape
-    if width > _WIDEST:
+    if width > _MAX_WIDTH:
         return None
     rows = x[:: max(1, count // (_ROWS_PER_FEATURE * width))].astype(np.float32)
     filled = np.pad(rows, ((0, -len(rows) % mesh.size), (0, 0)))
@@ -145,32 +148,32 @@ def _outer(rows: jax.Array) -> jax.Array:
 
 
 def _objective(classifier: Classifier, data: _Data, penalty: float) -> jax.Array:
-    return _loss(_turned(classifier), data, penalty)
+    return _loss(_transpose(classifier), data, penalty)
 
 
-class _Turned(NamedTuple):
-    """A classifier while it is fitted: weights with the classes first.
+class _Transposed(NamedTuple):
+    """A classifier during the fit: weights with the classes first.
 
-    The gradient is then a product that XLA need not transpose: on CPUs it takes a
-    fifth of the time.
+    The gradient is then a product without a transposition, which takes a fifth of the
+    time on CPUs.
     """
 
     weights: jax.Array  # [classes, D]
     bias: jax.Array  # [classes]
 
 
-def _turned(classifier: Classifier) -> _Turned:
-    return _Turned(classifier.weights.T, classifier.bias)
+def _transpose(classifier: Classifier) -> _Transposed:
+    return _Transposed(classifier.weights.T, classifier.bias)
 
 
-def _loss(turned: _Turned, data: _Data, penalty: float) -> jax.Array:
-    scores = _product(data.x, turned.weights.T) + turned.bias
+def _loss(transposed: _Transposed, data: _Data, penalty: float) -> jax.Array:
+    scores = _product(data.x, transposed.weights.T) + transposed.bias
     if data.labels.ndim == 1:
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, data.labels)
     else:
         binary = optax.sigmoid_binary_cross_entropy(scores, data.labels)
         losses = jnp.sum(jnp.where(data.labels >= 0, binary, 0.0), axis=1)
-    squares = jnp.sum(jnp.square(turned.weights))
+    squares = jnp.sum(jnp.square(transposed.weights))
     return jnp.sum(losses * data.row_weights) + 0.5 * penalty * squares
 
 
@@ -179,31 +182,31 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 class _Preconditioner(NamedTuple):
-    """Weights as others @ inverse, in which the loss is about round.
+    """A change of variables in which the curvature of the loss is about the identity.
 
-    The curvature of the loss is about that of the features' second moments, which are
-    far from round: L-BFGS alone takes several times as many steps.
+    The curvature is about proportional to the features' second moments, which are badly
+    conditioned: without the change, L-BFGS takes several times as many steps.
     """
 
     root: jax.Array  # [D, D], lower triangular; root @ root.T is the curvature
     inverse: jax.Array  # of the root
 
     @classmethod
-    def of(cls, moments: jax.Array, penalty: float) -> "_Preconditioner":
+    def create(cls, moments: jax.Array, penalty: float) -> "_Preconditioner":
         identity = jnp.eye(len(moments))
         curvature = _CURVATURE * (moments + _RIDGE * identity) + penalty * identity
         root = jnp.linalg.cholesky(curvature)
         inverse = jax.scipy.linalg.solve_triangular(root, identity, lower=True)
         return cls(root, inverse)
 
-    def enter(self, turned: _Turned) -> _Turned:
-        return turned._replace(weights=_product(turned.weights, self.root))
+    def enter(self, transposed: _Transposed) -> _Transposed:
+        return transposed._replace(weights=_product(transposed.weights, self.root))
 
-    def leave(self, others: _Turned) -> _Turned:
-        return others._replace(weights=_product(others.weights, self.inverse))
+    def leave(self, inner: _Transposed) -> _Transposed:
+        return inner._replace(weights=_product(inner.weights, self.inverse))
 
 
-_Carry = tuple[_Turned, Any, jax.Array, jax.Array]
+_Carry = tuple[_Transposed, Any, jax.Array, jax.Array]
 
 
 @functools.partial(jax.jit, static_argnames="max_steps")
@@ -215,21 +218,21 @@ def _fit(
     *,
     max_steps: int,
 ) -> Classifier:
-    """The minimum of `_objective`, sought from `start`."""
-    change = None if moments is None else _Preconditioner.of(moments, penalty)
+    """Minimises `_objective` from `start`."""
+    change = None if moments is None else _Preconditioner.create(moments, penalty)
 
-    def objective(inner: _Turned) -> jax.Array:
+    def objective(inner: _Transposed) -> jax.Array:
         return _loss(change.leave(inner) if change else inner, data, penalty)
 
     solver = optax.lbfgs(memory_size=10)
     value_and_grad = optax.value_and_grad_from_state(objective)
 
-    # Carried: weights, solver state, the loss one step back, steps made.
+    # The carry: weights, solver state, the previous step's loss, number of steps.
     def unfinished(carry: _Carry) -> jax.Array:
         _, state, last, step = carry
         value = optax.tree.get(state, "value")
-        going_down = last - value > _TOLERANCE * jnp.abs(last)
-        return (step < max_steps) & ((step < 2) | going_down)
+        still_falling = last - value > _TOLERANCE * jnp.abs(last)
+        return (step < max_steps) & ((step < 2) | still_falling)
 
     def advance(carry: _Carry) -> _Carry:
         inner, state, _, step = carry
@@ -240,8 +243,8 @@ def _fit(
         )
         return optax.apply_updates(inner, updates), state, last, step + 1
 
-    inner = change.enter(_turned(start)) if change else _turned(start)
+    inner = change.enter(_transpose(start)) if change else _transpose(start)
     carry = (inner, solver.init(inner), jnp.array(jnp.inf), jnp.array(0))
     inner = jax.lax.while_loop(unfinished, advance, carry)[0]
-    found = change.leave(inner) if change else inner
-    return Classifier(found.weights.T, found.bias)
+    fitted = change.leave(inner) if change else inner
+    return Classifier(fitted.weights.T, fitted.bias)

@@ -35,10 +35,10 @@ def train_classifier(
     Args:
       encode: the frozen encoder; no gradient flows into it.
       batches: from `pipeline.train_batches` with one view.
-      num_classes: of the labels.
-      num_steps: batches to take.
-      learning_rate: at the start, after scaling with the batch.
-      momentum: kept share of the buffer.
+      num_classes: the number of classes.
+      num_steps: the number of batches.
+      learning_rate: the initial rate, already scaled with the batch size.
+      momentum: the decay of the momentum buffer.
       mesh: batches are split over it.
     """
     optimizer = optax.sgd(
@@ -62,7 +62,7 @@ def train_classifier(
                 jax.device_get((classifier, optimizer.init(classifier))),
             )
         previous, (carry, loss) = loss, step(carry, batch, encode)
-        # One step runs while the next is prepared; more would only pile up.
+        # One step runs while the next batch is prepared; more would only use memory.
         jax.block_until_ready(previous)
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("linear_sgd: step %d/%d, loss %.3f", number + 1, num_steps, loss)

@@ -28,7 +28,7 @@ from simclr_jax.weights.encoder import PretrainedEncoder
 
 _LOG = logging.getLogger(__name__)
 _TRANSFER = "transfer"
-# The key of the run's own dataset among the opened ones.
+# The key of the run's dataset among the opened datasets.
 _RUN = "the run's"
 NAMES = (*PROTOCOLS, *finetune_protocols.SHARES, _TRANSFER)
 
@@ -47,11 +47,11 @@ def evaluate(
 
     Args:
       workdir: the run directory.
-      protocols: of `NAMES`.
-      step: the checkpoint; the newest when None.
-      overrides: 'key=value' for keys of the run's config.
-      baselines: measure raw pixels and the untrained encoder too.
-      transfer_datasets: of the transfer suite; all when empty.
+      protocols: names in `NAMES`.
+      step: the checkpoint's step; the newest when None.
+      overrides: 'key=value' for keys of the run's config or of fine-tuning.
+      baselines: whether to measure raw pixels and the untrained encoder too.
+      transfer_datasets: names in the transfer suite; all when empty.
       adapt: builds the configs of the protocols that fine-tune.
 
     Returns:
@@ -59,7 +59,7 @@ def evaluate(
 
     Raises:
       ConfigError, DataError: something cannot be evaluated.
-      EncoderChanged: a protocol altered the encoder; nothing is written for it.
+      EncoderChanged: a protocol changed the encoder; it writes no receipt.
     """
     _check_names(protocols, transfer_datasets)
     overrides, training_overrides = separate_training_overrides(overrides)
@@ -106,7 +106,7 @@ def measure(
     """Runs a protocol on every representation and writes `eval/<name>.json`.
 
     Raises:
-      EncoderChanged: the protocol altered the encoder; nothing is written.
+      EncoderChanged: the protocol changed the encoder; nothing is written.
     """
     before = receipts.encoder_checksum(contexts["pretrained"])
     results = {}
@@ -120,7 +120,7 @@ def measure(
 
 
 def _applicable(protocol: str, contexts: dict[str, Context]) -> dict[str, Context]:
-    """The representations that a protocol applies to."""
+    """The representations that a protocol can measure."""
     if protocol == "classifier":
         return {"pretrained": contexts["pretrained"]}
     if protocol in finetune_protocols.SHARES:
@@ -149,7 +149,7 @@ def _open(
     protocols: Sequence[str],
     transfer_datasets: Sequence[str],
 ) -> dict[str, Dataset]:
-    """All datasets: `_RUN`, shares of it by protocol, the transfer suite by name."""
+    """All datasets: `_RUN`, its shares by protocol, the transfer datasets by name."""
     opened: dict[str, Dataset] = {}
     if any(protocol != _TRANSFER for protocol in protocols):
         dataset = opened[_RUN] = datasets.open_dataset(config)
@@ -187,17 +187,17 @@ def train_and_classify(
     allow_config_change: bool,
     classify: bool,
 ) -> None:
-    """Runs a training, then classifies the test split and prints the figure.
+    """Trains, then classifies the test split and prints the figure.
 
     Args:
-      job: of fine-tuning or distillation.
+      job: a fine-tuning or distillation.
       workdir: the run directory.
       allow_config_change: as in `training.loop.run`.
-      classify: whether to classify, if there are labels; a missing test split is then
-        an error before training.
+      classify: whether to classify, if the images have labels; a missing test split
+        is then an error before training.
 
     Raises:
-      DataError: there is no test split to classify.
+      DataError: the test split is missing.
       CheckpointError, TrainingDiverged, RunStopped: as `training.loop.run`.
     """
     classify = classify and job.source.num_classes is not None
@@ -212,9 +212,9 @@ def train_and_classify(
 
 
 def table(results: dict[str, Results]) -> str:
-    """Figures in percent: a representation a row and a protocol a column.
+    """Figures in percent: rows are representations and columns are protocols.
 
-    Protocols with several figures get one more table each.
+    Another table follows for each protocol with several figures.
     """
     names = dict.fromkeys(name for by_name in results.values() for name in by_name)
     rows = {

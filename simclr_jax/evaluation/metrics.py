@@ -1,4 +1,4 @@
-"""What a classifier is judged by, from its scores and the labels."""
+"""Metrics of a classifier, from its scores and the labels."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def top1(scores: np.ndarray, labels: np.ndarray) -> float:
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean over classes of the share of a class's rows that are recognised.
 
-    Classes that no row belongs to do not count.
+    Classes without rows do not count.
 
     Args:
       scores: [N, classes].
@@ -34,17 +34,17 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """11-point interpolated average precision, as VOC's devkit of 2007 has it.
+    """11-point interpolated average precision, as in the VOC 2007 devkit.
 
-    The mean over recalls r of 0, 0.1, ..., 1 of the highest precision at a recall of at
-    least r.
+    The mean, over the recalls r = 0, 0.1, ..., 1, of the highest precision at a recall
+    of at least r.
 
     Args:
-      scores: [N]; equal ones rank in the order of the rows.
+      scores: [N]; equal scores rank by row.
       labels: [N]: 1 for positives, 0 for negatives; rows of -1 are left out.
 
     Raises:
-      ValueError: there is no positive.
+      ValueError: no label is positive.
     """
     known = labels >= 0
     scores, positive = scores[known], labels[known] == 1
@@ -52,10 +52,10 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     if total == 0:
         raise ValueError("average precision needs a positive")
     positive = positive[np.argsort(-scores, kind="stable")]
-    found = np.cumsum(positive)
-    precision = found / np.arange(1, len(found) + 1)
-    # Compared as whole numbers: 3 of 10 is a recall of 0.3, whatever rounding says.
-    reached = 10 * found[:, None] >= np.arange(11) * total
+    true_positives = np.cumsum(positive)
+    precision = true_positives / np.arange(1, len(positive) + 1)
+    # Compared as integers, so that 3 of 10 is a recall of 0.3 without rounding.
+    reached = 10 * true_positives[:, None] >= np.arange(11) * total
     return float(np.mean(np.max(np.where(reached, precision[:, None], 0), axis=0)))
 
 
@@ -70,11 +70,11 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Raises:
       ValueError: no class has a positive.
     """
-    present = np.flatnonzero((labels == 1).any(axis=0))
-    if not len(present):
+    with_positive = np.flatnonzero((labels == 1).any(axis=0))
+    if not len(with_positive):
         raise ValueError("mean average precision needs a positive")
     return float(
-        np.mean([average_precision(scores[:, c], labels[:, c]) for c in present])
+        np.mean([average_precision(scores[:, c], labels[:, c]) for c in with_positive])
     )
 
 

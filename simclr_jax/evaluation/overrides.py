@@ -1,4 +1,4 @@
-"""The config of a run with the overrides of `--set`."""
+"""Applies the overrides of `--set` to the config of a run."""
 
 import json
 from collections.abc import Sequence
@@ -26,37 +26,37 @@ def separate_training_overrides(
 def with_training_overrides(
     config: config_dict.ConfigDict, overrides: Sequence[str]
 ) -> config_dict.ConfigDict:
-    """The config of a fine-tuning, changed and unlocked; raises ConfigError."""
-    return _changed(config, overrides, _TRAINING, {})
+    """A copy of a fine-tuning config with overrides, unlocked; raises ConfigError."""
+    return _apply(config, overrides, _TRAINING, {})
 
 
 def with_overrides(
     config: dict[str, Any], overrides: Sequence[str]
 ) -> config_dict.ConfigDict:
-    """A run's config, changed.
+    """A copy of a run's config with overrides, unlocked.
 
     Args:
-      config: of the run.
-      overrides: 'key=value' for keys of it.
+      config: the run's config.
+      overrides: 'key=value' for its keys.
 
     Returns:
-      The config; `evaluation.knn_k` is a tuple, also where the run had one number.
+      The config; `evaluation.knn_k` is a tuple, even if the run had one number.
 
     Raises:
-      ConfigError: a key cannot be set, or not to this value.
+      ConfigError: a key cannot be set, or its value has another type.
     """
     result = config_dict.ConfigDict(config)
     k = rules.as_tuple(result.evaluation.knn_k)
-    return _changed(result, overrides, _SETTABLE, {"evaluation.knn_k": k})
+    return _apply(result, overrides, _SETTABLE, {"evaluation.knn_k": k})
 
 
-def _changed(
+def _apply(
     config: config_dict.ConfigDict,
     overrides: Sequence[str],
     settable: tuple[str, ...],
     changes: dict[str, Any],
 ) -> config_dict.ConfigDict:
-    """An unlocked copy with `changes`, then `overrides`."""
+    """An unlocked copy with `changes` and then `overrides` applied."""
     result = config.copy_and_resolve_references().unlock()
     flat = identity.flatten(result)
     for override in overrides:
@@ -78,7 +78,7 @@ def _changed(
 
 
 def _parse_like(current: Any, text: str) -> Any:
-    """The value of a text, or None if it is not of the type of `current`."""
+    """The parsed value, or None if its type is not that of `current`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -91,7 +91,7 @@ def _parse_like(current: Any, text: str) -> Any:
 
 
 def _like(current: Any, value: Any) -> Any:
-    # True and False are integers in Python, but not meant as numbers here.
+    # True and False are integers in Python, but not numbers here.
     if isinstance(value, bool) and not isinstance(current, bool | None):
         return None
     if current is None or isinstance(value, type(current)):

@@ -1,8 +1,10 @@
 """The evaluation protocols, plain functions of a `Context`.
 
-A new protocol is one function and one line in `PROTOCOLS`. Every figure is that of the
-final state: the last fit, or the classifier after the last step of SGD. Test figures
-are computed once, at the end, and never chosen among several.
+To add a protocol, write one function `f(context) -> Result` and add one line to
+`PROTOCOLS`: `--protocol` then accepts its name, and `loop.py` checks the encoder and
+writes the receipt. Every figure is that of the final classifier: after the last fit, or
+after the last step of SGD. Test labels are used once, for that figure; they select no
+setting.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,7 @@ def _knn(context: Context) -> Result:
 
 
 def linear_evaluation(context: Context) -> Result:
-    """Logistic regression by L-BFGS, its penalty chosen on held-out images."""
+    """Logistic regression by L-BFGS; held-out training images select its penalty."""
     evaluation = context.config.evaluation
     value, chosen = linear.linear_evaluation(
         *context.train_features,
@@ -114,7 +116,8 @@ def _linear_sgd(context: Context) -> Result:
     return Result(metrics.top1(linear.logits(classifier, x), labels), settings)
 
 
-# Protocols by the name for --protocol; `transfer` is `linear` on other datasets.
+# By the name for --protocol. `loop.py` adds the protocols that fine-tune, which need a
+# config of their training, and `transfer`, which is `linear` on other datasets.
 PROTOCOLS: dict[str, Callable[[Context], Result]] = {
     "knn": _knn,
     "linear": linear_evaluation,
@@ -124,5 +127,5 @@ PROTOCOLS: dict[str, Callable[[Context], Result]] = {
     "layers": _layers,
     "classifier": finetune_protocols.classifier,
 }
-# The share of the training images' labels that a protocol sees; 1 for the others.
+# The share of the labelled training images that a protocol uses; all if not listed.
 SHARES = {"linear_1pct": 0.01, "linear_10pct": 0.1}

@@ -22,8 +22,8 @@ class Result:
 
     Attributes:
       value: the figure, in [0, 1].
-      settings: of the protocol.
-      metric: of the figure.
+      settings: the protocol's settings, for the receipt.
+      metric: the name of the figure's metric.
       values: all figures by name, if there are several.
     """
 
@@ -33,12 +33,12 @@ class Result:
     values: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-# By representation.
+# A protocol's results by representation.
 Results = dict[str, Result]
 
 
 def encoder_checksum(context: Context) -> str:
-    """The checksum of the encoder that is measured."""
+    """The checksum of the measured encoder's weights."""
     assert context.network is not None
     return encoders.checksum(context.network.variables)
 
@@ -51,17 +51,18 @@ def write(
     *,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `eval/<name>.json`; process 0 does.
+    """Writes `eval/<name>.json`, on process 0.
 
     Args:
-      name: of the protocol.
+      name: the protocol's name.
       results: by representation.
-      context: of the pretrained encoder.
+      context: the context of the pretrained encoder.
       checksum_before: from `encoder_checksum`, before the protocol ran.
-      data: describes the images; by default from the context's dataset.
+      data: the receipt's entries about the images; from the context's dataset when
+        None.
 
     Raises:
-      EncoderChanged: the encoder has another checksum now; nothing is written.
+      EncoderChanged: the protocol changed the encoder; nothing is written.
     """
     after = encoder_checksum(context)
     if after != checksum_before:
@@ -82,7 +83,7 @@ def write(
         },
         "layer": context.config.evaluation.layer,
         "preprocessing": dataclasses.asdict(context.preprocessing),
-        **(data or _described(context)),
+        **(data or _describe_data(context)),
         "checkpoint_step": network.step,
         "config_hash": network.config_hash,
         "encoder_checksum_before": checksum_before,
@@ -94,7 +95,7 @@ def write(
         _LOG.info("wrote %s", path)
 
 
-def _described(context: Context) -> dict[str, Any]:
+def _describe_data(context: Context) -> dict[str, Any]:
     dataset = context.dataset
     return {
         "dataset": dataset.name,

@@ -19,10 +19,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def choose(names: Sequence[str]) -> list[str]:
-    """Datasets by name; all when none is named.
+    """The names of the datasets to use; all when `names` is empty.
 
     Raises:
-      ConfigError: there is no such dataset.
+      ConfigError: a name is not in `DATASETS`.
     """
     for name in names:
         if name not in DATASETS:
@@ -35,7 +35,7 @@ def choose(names: Sequence[str]) -> list[str]:
 def open_prepared(
     config: config_dict.ConfigDict, names: Sequence[str]
 ) -> dict[str, Dataset]:
-    """The datasets that are prepared; a log line names the others.
+    """Opens the datasets that are prepared; a log line names the others.
 
     Raises:
       NotPrepared: none is prepared.
@@ -99,19 +99,19 @@ def measure(
     run: Callable[..., Results],
     protocol: Callable[[Context], Result],
 ) -> Results:
-    """Measures each dataset with a receipt of its own, then writes a summary.
+    """Measures every dataset, with one receipt each, then writes a summary.
 
     Args:
-      contexts: of the representations.
+      contexts: by representation.
       suite: datasets by name.
       run: `loop.measure`.
-      protocol: for each dataset.
+      protocol: runs on every dataset.
 
     Returns:
-      By representation: the mean over the datasets, each by its own metric.
+      By representation, the mean over the datasets of each one's metric.
 
     Raises:
-      EncoderChanged: the protocol altered the encoder.
+      EncoderChanged: the protocol changed the encoder.
     """
     by_dataset = {}
     for name, dataset in suite.items():

@@ -1,8 +1,8 @@
 """The twelve datasets that the paper transfers to (section 6, appendix B.8).
 
-Names, splits and features are those of TensorFlow Datasets; what is trained on includes
-the validation images, as in the paper, whose penalty is chosen before on these alone.
-A dataset more is a line more.
+Names, splits and features are as in TensorFlow Datasets. Classifiers are trained on the
+training and the validation images. The paper does the same, after it has selected the
+penalty on the validation images. To add a dataset, add one line to `DATASETS`.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ class TransferDataset:
     """A labelled dataset of the suite.
 
     Attributes:
-      tfds_name: with its config where there are several.
+      tfds_name: with `/config` if the dataset has several configs.
       train_split: to train on.
       test_split: to measure on.
-      metric: of `metrics.METRICS`.
-      label_key: the feature with the class, or with the list of an image's classes
-        where there is a `certain_key`.
+      metric: a key of `metrics.METRICS`.
+      label_key: the feature with the class, or, if `certain_key` is set, with the list
+        of an image's classes.
       certain_key: the feature with the classes of that list that count.
       offered: whether TFDS can download or build it.
     """
@@ -41,14 +41,14 @@ DATASETS: dict[str, TransferDataset] = {
     "cifar10": TransferDataset("cifar10", "train", "test"),
     "cifar100": TransferDataset("cifar100", "train", "test"),
     "birdsnap": TransferDataset("birdsnap", _ALL, "test", offered=False),
-    # The first of ten official pairs of splits, and of DTD's likewise.
+    # The first of ten official pairs of splits; so are DTD's splits below.
     "sun397": TransferDataset("sun397/standard-part1-120k", "train", "test"),
     "cars": TransferDataset("cars196", "train", "test"),
     "aircraft": TransferDataset(
         "fgvc_aircraft", _ALL, "test", MEAN_PER_CLASS, offered=False
     ),
-    # Classes of which an image shows difficult objects only do not count, in training
-    # and in the test, as in VOC's development kit.
+    # A class of which an image shows only difficult objects does not count for it, in
+    # training and in testing, as in VOC's development kit.
     "voc2007": TransferDataset(
         "voc/2007", _ALL, "test", MAP, "labels", "labels_no_difficult"
     ),

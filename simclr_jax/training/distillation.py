@@ -30,7 +30,7 @@ class Distillation:
 
     Attributes:
       temperature: tau, of both softmaxes.
-      labelled_weight: 1 - alpha, the share of the labels' own cross entropy.
+      labelled_weight: 1 - alpha, the weight of the true labels' cross entropy.
       classifier_weight_decay: as in `Supervised`.
     """
 

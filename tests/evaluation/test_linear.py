@@ -80,7 +80,7 @@ def scipy_fit(x, labels, penalty, loss):
 @pytest.mark.parametrize("several", [False, True])
 def test_the_fit_is_the_minimum(mesh, monkeypatch, penalty, widest, several):
     # With and without the preconditioner; not divisible by the devices.
-    monkeypatch.setattr(linear, "_WIDEST", widest)
+    monkeypatch.setattr(linear, "_MAX_WIDTH", widest)
     x, labels = (several_labels if several else clusters)(403, seed=0)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     data, moments = linear._shard(x, labels, mesh), linear._second_moments(x, mesh)
