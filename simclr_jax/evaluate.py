@@ -3,8 +3,10 @@
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines
 
-On a dataset other than the run's, and on the transfer suite:
+On a dataset other than the run's (a folder, a TFDS dataset), and on the transfer suite:
 
+    python -m simclr_jax.evaluate --workdir=RUN --protocol=linear \
+        --set=data.dataset=folder:DIR --set=evaluation.test_split=test
     python -m simclr_jax.evaluate --workdir=RUN --protocol=linear \
         --set=data.dataset=cifar100 --set=data.data_dir=DIR \
         --set=evaluation.test_split=test
