@@ -1,4 +1,4 @@
-"""Trains a student on the labels of a fine-tuned teacher (SimCLRv2).
+r"""Trains a student on the labels of a fine-tuned teacher (SimCLRv2).
 
     python -m simclr_jax.distill --config=distill:cifar10 \
         --teacher=RUN2 --workdir=RUN3

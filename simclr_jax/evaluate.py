@@ -1,4 +1,4 @@
-"""Evaluates the encoder of a run.
+r"""Evaluates the encoder of a run.
 
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines

@@ -1,4 +1,4 @@
-"""Fine-tunes a pretrained encoder on labels.
+r"""Fine-tunes a pretrained encoder on labels.
 
     python -m simclr_jax.finetune --config=finetune:cifar10,0.1 \
         --init_from=RUN --workdir=RUN2
