@@ -2,9 +2,8 @@
 
     python -m simclr_jax.pretrain --config=configs/cifar10.py --workdir=RUN
 
-The same command run again resumes exactly where the run stopped. On many hosts, start
-it on each of them with the same run directory on a path that all share; see
-docs/launching.md.
+The same command run again resumes from the newest checkpoint. For several hosts, run it
+on each of them with the run directory on a shared file system; see docs/launching.md.
 """
 
 from simclr_jax import cli
@@ -18,7 +17,7 @@ _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
 def main() -> None:
     """Runs the command."""
     cli.start_processes(_WORKDIR.value, handle_preemption=True)
-    # Imported here, so that --help and bad flags do not wait for TensorFlow.
+    # Imported here, so that --help and invalid flags do not wait for TensorFlow.
     from simclr_jax.training import loop
 
     loop.run(

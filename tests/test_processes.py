@@ -166,7 +166,7 @@ def test_different_configs_are_refused(tmp_path):
     command = [str(script), *RUN[2:], f"--workdir={tmp_path / 'run'}"]
     for code, text in jobs.run(command, num_processes=2, devices_each=1):
         assert code == 2, text[-2000:]
-        assert "error: process 1 has a config of the fingerprint" in text
+        assert "error: process 1 has the config fingerprint" in text
 
 
 @pytest.mark.slow

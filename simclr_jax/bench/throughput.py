@@ -81,7 +81,7 @@ def measure_hosts(
         seed=config.seed,
         batch_size=min(config.batch.batch_size, source.num_examples),
         num_views=objectives.NUM_VIEWS,
-        compiled=input_pipeline.compile_host_views(config),
+        compiled=input_pipeline.use_compiled_views(config),
         secs=secs,
     )
     crops: dict[str, float] = {

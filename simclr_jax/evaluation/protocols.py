@@ -100,7 +100,7 @@ def _linear_sgd(context: Context) -> Result:
         stop_step=steps,
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
-        compiled=input_pipeline.compile_host_views(config),
+        compiled=input_pipeline.use_compiled_views(config),
         buffers=input_pipeline.make_buffers(config, batch_size=batch_size, num_views=1),
     )
     classifier = linear_sgd.train_classifier(

@@ -24,12 +24,12 @@ def nt_xent(
     Args:
       z: projections [B, V, K], V >= 2, not normalised; any float dtype.
       temperature: positive divisor of the similarities.
-      normalize: False compares plain inner products instead of cosines.
+      normalize: False uses inner products instead of cosines.
       streaming: streams over the similarities in blocks, for batches whose matrix of
         all pairs is large; loss and gradient are equal up to rounding.
 
     Returns:
-      A float32 scalar in nats; ln(B*V - 1) is chance.
+      A float32 scalar in nats; ln(B*V - 1) is the value at chance.
 
     Raises:
       ValueError: `z` is not [B, V >= 2, K] or the temperature is not positive.

@@ -11,7 +11,7 @@ from simclr_jax import parallel
 from simclr_jax.training import device_views
 from simclr_jax.training.compiling import compile_step
 from simclr_jax.training.objectives import NUM_VIEWS
-from simclr_jax.training.step import contrastive, init_state, pretraining_parts
+from simclr_jax.training.step import init_state, make_contrastive, pretraining_parts
 
 
 def lower(
@@ -62,7 +62,7 @@ def lower_views(
 
 def lower_loss(config: config_dict.ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """Loss and gradient alone, with respect to z [B, V, K] split on B; see `lower`."""
-    objective = contrastive(config, num_classes=2, mesh=mesh)
+    objective = make_contrastive(config, num_classes=2, mesh=mesh)
     shape = (config.batch.batch_size, NUM_VIEWS, config.head.output_dim)
     split = parallel.batch_sharding(mesh)
     labels = [jnp.zeros(config.batch.batch_size, jnp.int32)]

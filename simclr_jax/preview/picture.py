@@ -58,7 +58,7 @@ def _training_views(
         batch_size=num_images,
         num_views=num_views,
         stop_step=1,
-        compiled=input_pipeline.compile_host_views(config),
+        compiled=input_pipeline.use_compiled_views(config),
         buffers=input_pipeline.make_buffers(
             config, batch_size=num_images, num_views=num_views
         ),

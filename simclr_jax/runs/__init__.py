@@ -1,7 +1,7 @@
 """Run directories.
 
-`directory.py` (the folder and its `config.json`), `format.py` (versions of it),
-`checkpoints.py`, `metrics_writer.py` (`metrics.jsonl` and TensorBoard events),
+`directory.py` (the folder and its `config.json`), `format_version.py` (opens older
+runs), `checkpoints.py`, `metrics_writer.py` (`metrics.jsonl` and TensorBoard events),
 `health.py` (a verdict from the metrics) and `atomic.py` (files and folders that appear
-as a whole or not at all).
+as a whole or not at all). Evaluations write their receipts below `eval/` themselves.
 """

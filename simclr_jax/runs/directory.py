@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from simclr_jax.config import identity
 from simclr_jax.errors import ConfigError
 from simclr_jax.parallel import processes
-from simclr_jax.runs import atomic, format
+from simclr_jax.runs import atomic, format_version
 
 CONFIG = "config.json"
 
@@ -82,7 +82,7 @@ def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
     """
     if not processes.is_main():
         return
-    stored = format.stamp(identity.as_json(config))
+    stored = format_version.stamp(identity.as_json(config))
     text = json.dumps(stored, indent=2, sort_keys=True)
     atomic.write_file(pathlib.Path(workdir) / CONFIG, text + "\n")
 
@@ -103,4 +103,4 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise ConfigError(f"file {path}: is no valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"file {path}: must hold a JSON object")
-    return format.upgrade(config, file=str(path))
+    return format_version.upgrade(config, file=str(path))

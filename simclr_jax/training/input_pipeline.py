@@ -77,7 +77,7 @@ def make_buffers(
     )
 
 
-def compile_host_views(config: config_dict.ConfigDict) -> bool:
+def use_compiled_views(config: config_dict.ConfigDict) -> bool:
     """Whether the host computes views with machine code, the same on all processes.
 
     A collective: every process has to call it.
@@ -151,7 +151,7 @@ def local_batches(
 ) -> Iterator[pipeline.Batch]:
     """This host's slice of each step's batch: views, or crops with their draws.
 
-    `compiled` is from `compile_host_views`, which is called where it is None.
+    `compiled` is from `use_compiled_views`, which is called where it is None.
     """
     buffers = make_buffers(
         config, batch_size=config.batch.batch_size, num_views=num_views
@@ -175,7 +175,7 @@ def local_batches(
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
         host_crop=config.augment.placement == "host_crop",
-        compiled=compile_host_views(config) if compiled is None else compiled,
+        compiled=use_compiled_views(config) if compiled is None else compiled,
         block_size=config.data.block_size,
         buffers=buffers,
     )

@@ -29,17 +29,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """A training that is ready to run.
+    """A training job, ready to run.
 
     Attributes:
       config: resolved.
-      source: the training images, in memory where the config wants them there.
-      parts: of a step.
+      source: the training images, in memory if the config asks for it.
+      parts: of the train step.
       mesh: all devices.
-      health: judges the metrics; None for objectives that it does not know.
-      initialize: TrainState -> TrainState, replaces drawn weights by others to start
-        from, which are its leaves.
-      teacher: of objectives that learn from another model.
+      health: monitor of the metrics; None for objectives that it does not support.
+      initialize: TrainState -> TrainState, replaces random weights by pretrained ones,
+        which are the leaves of this pytree.
+      teacher: the teacher model of distillation.
     """
 
     config: config_dict.ConfigDict
@@ -69,7 +69,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
         parts = step.pretraining_parts(
             config, num_classes=source.num_classes, mesh=mesh
         )
-    # With labels, a low rank of z is no bad sign.
+    # With labels, a low rank of z is expected.
     needs_labels = losses.LOSSES[config.loss.name].needs_labels
     health = HealthMonitor(check_rank=not needs_labels)
     return TrainingJob(config, source, parts, mesh, health)
@@ -78,7 +78,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
 def run(
     job: TrainingJob, workdir: str, *, allow_config_change: bool = False
 ) -> TrainState:
-    """Runs a training, or resumes it after the newest checkpoint of its directory.
+    """Runs a training, or resumes it from the newest checkpoint of its directory.
 
     Args:
       job: from `pretraining_job`, `finetuning.make_job` or `distillation.make_job`.
@@ -89,19 +89,20 @@ def run(
       The final state.
 
     Raises:
-      ConfigError, DataError: something cannot be run; raised before any device work,
-        unless an image turns out to be damaged when it is read.
+      ConfigError: the directory or the number of devices does not fit the config;
+        raised before any device work.
+      DataError: an image cannot be read.
       CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. Earlier checkpoints
         are unchanged.
-      RunStopped: SIGTERM came; the state is saved.
+      RunStopped: SIGTERM was received; the state is saved.
     """
     config = job.config
     with processes.all_or_none():
         rules.check_devices(config, jax.device_count(), "batch")
         directory.check(workdir, config, allow_config_change=allow_config_change)
-    _require_same_run(config, job.source)
-    compiled = input_pipeline.compile_host_views(config)
+    _require_same_config_and_data(config, job.source)
+    compiled = input_pipeline.use_compiled_views(config)
     num_views = job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
         directory.make_folder(workdir)
@@ -112,7 +113,7 @@ def run(
         )
         stack.callback(checkpoints.close)
         state = _initial_or_restored(job, checkpoints)
-        # Only now: a config whose state cannot be restored must not replace another.
+        # After restoring, so that a failed restore leaves the old config in place.
         directory.write_config(workdir, config)
         start_step = int(state.step)
         _log_start(job, state)
@@ -137,10 +138,12 @@ def run(
         return _run_steps(job, state, batches, reporter, checkpoints, stop)
 
 
-def _require_same_run(config: config_dict.ConfigDict, source: Source) -> None:
+def _require_same_config_and_data(
+    config: config_dict.ConfigDict, source: Source
+) -> None:
     """Checks that all processes run the same config on the same images."""
     fingerprint = identity.fingerprint(identity.as_json(config))
-    processes.require_equal("a config of the fingerprint", fingerprint)
+    processes.require_equal("the config fingerprint", fingerprint)
     processes.require_equal(
         f"the training images of {config.data.dataset}:",
         f"{source.num_examples} of {source.num_classes} classes",
@@ -165,8 +168,8 @@ def _initial_or_restored(job: TrainingJob, checkpoints: Checkpoints) -> TrainSta
     init = compiling.compile_init(job.parts, job.mesh, image_size=job.config.image_size)
     key = jax.random.key(job.config.seed)
     latest = checkpoints.latest_step()
-    # A file system that shows files late would let processes start at different steps.
-    processes.require_equal("as the newest checkpoint that of step", str(latest))
+    # An eventually consistent file system could show processes different steps.
+    processes.require_equal("the newest checkpoint", f"of step {latest}")
     sharding = compiling.state_sharding(job.parts, job.mesh)
     if latest is not None:
         _LOG.info("Resuming from the checkpoint of step %d.", latest)
@@ -190,7 +193,7 @@ def _run_steps(
     checkpoints: Checkpoints,
     stop: StopRequest,
 ) -> TrainState:
-    """The steps. Metrics are read one step late, so that the device never waits."""
+    """Runs the steps. Metrics are fetched one step late, to keep the device busy."""
     config, parts = job.config, job.parts
     description = build.describe(config, parts.model)
     total_steps = config.schedule.train_steps

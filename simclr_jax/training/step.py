@@ -1,8 +1,8 @@
 """One step of pretraining: from a batch of images to the updated state.
 
-`train_step` is a pure function of (state, batch). The model's outputs go to an
-objective; pretraining's is `Contrastive`, whose loss is `losses.nt_xent` or another of
-`losses.LOSSES`.
+`train_step` is a pure function of (state, batch). The model's outputs are passed to an
+objective; for pretraining that is `Contrastive`, whose loss is `losses.nt_xent` or
+another of `losses.LOSSES`.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ Teacher = jax.tree_util.Partial
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; laid out by `compiling.state_sharding`.
+    """The training state; sharded by `compiling.state_sharding`.
 
     Attributes:
       step: int32 scalar, the number of updates so far.
       params: {'encoder', 'head', 'probe'}, float32.
       batch_stats: {'encoder', 'head'}, float32.
-      opt_state: the optimiser's.
+      opt_state: state of the optimiser.
     """
 
     step: jax.Array
@@ -61,9 +61,9 @@ class StepParts:
       objective: the function to minimise.
       optimizer: of all parameters.
       schedule: step -> learning rate; for the log, since `optimizer` holds it too.
-      num_micro_batches: parts in which the model sees the batch; see `micro_batches`.
-      shard_state: hold parameters and optimiser state once over all devices instead of
-        on each of them.
+      num_micro_batches: of a step; see `micro_batches`.
+      shard_state: shard parameters and optimiser state over devices instead of
+        replicating them.
     """
 
     model: models.SimCLR
@@ -75,7 +75,7 @@ class StepParts:
 
 
 def init_state(parts: StepParts, key: jax.Array, *, image_size: int) -> TrainState:
-    """Draws the initial state."""
+    """Initialises the state with random weights."""
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     params, batch_stats = parts.model.init(key, images)
     opt_state = parts.optimizer.init(params)
@@ -98,13 +98,13 @@ def train_step(
     Args:
       state: before the update.
       batch: `images` [B, V, H, W, C], uint8 or floats in [0, 1]; `labels` int32 [B],
-        -1 for none. With `make_views`, its input.
+        -1 for none. With `make_views`, the input of that function.
       teacher: for objectives that learn from another model; not trained.
       parts: static.
       make_views: computes the batch on the device, see `device_views`; static.
 
     Returns:
-      (the state after the update, float32 scalars computed before it).
+      (the state after the update, float32 scalars of this step).
     """
     if make_views is not None:
         batch = make_views(batch, state.step)
@@ -150,7 +150,7 @@ def gradients(
 
 @dataclasses.dataclass(frozen=True)
 class Contrastive:
-    """A contrastive loss of two views, and the online probe's loss beside it.
+    """A contrastive loss of two views, plus the loss of the online probe.
 
     Attributes:
       loss: z [B, V, K] -> scalar, such as `functools.partial(losses.nt_xent,
@@ -159,10 +159,10 @@ class Contrastive:
       needs_labels: whether the loss takes labels.
       chance: the loss of an encoder that tells no two images apart; None where a good
         encoder need not get below it.
-      streaming: how loss and diagnostics walk over the similarities; None builds the
-        matrix of all pairs.
+      streaming: computes loss and diagnostics block by block; None builds the matrix
+        of all pairs.
       probe_weight_decay: of the probe's kernel, as half the squared norm in its loss,
-        which is how the reference decays it.
+        as in the reference.
     """
 
     loss: Callable[..., jax.Array]
@@ -174,7 +174,7 @@ class Contrastive:
 
     @property
     def num_views(self) -> int:
-        """V."""
+        """Number of views of an image, V."""
         return NUM_VIEWS
 
     def __call__(
@@ -194,7 +194,7 @@ class Contrastive:
         }
         if outputs.logits is None:
             return loss, metrics
-        # Not `jnp.repeat`, whose lookup gathers the labels from all devices.
+        # Not `jnp.repeat`, whose gather would all-gather the labels.
         view_labels = jnp.broadcast_to(labels[:, None], (len(labels), NUM_VIEWS))
         probe_loss, accuracy = classification(outputs.logits, view_labels.reshape(-1))
         metrics |= {"probe_loss": probe_loss, "probe_accuracy": accuracy}
@@ -203,7 +203,7 @@ class Contrastive:
         ), metrics
 
 
-def contrastive(
+def make_contrastive(
     config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
 ) -> Contrastive:
     """The objective of a config's group `loss`.
@@ -214,7 +214,7 @@ def contrastive(
       mesh: that the batch is split over; None for one device.
 
     Raises:
-      ConfigError: the loss needs labels and there are none, or is to stream and cannot.
+      ConfigError: the loss needs labels and there are none, or cannot stream.
     """
     name = config.loss.name
     spec = losses.LOSSES[name]
@@ -249,12 +249,12 @@ def pretraining_parts(
       mesh: of the devices that run the step; None for one device.
 
     Raises:
-      ConfigError: as `contrastive`.
+      ConfigError: as `make_contrastive`.
     """
     schedule = build.make_schedule(config)
     return StepParts(
         model=build.make_model(config, num_classes=num_classes),
-        objective=contrastive(config, num_classes=num_classes, mesh=mesh),
+        objective=make_contrastive(config, num_classes=num_classes, mesh=mesh),
         optimizer=build.make_optimizer(config.optimizer, schedule),
         schedule=schedule,
         num_micro_batches=build.count_micro_batches(config),

@@ -247,7 +247,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     loop.evaluate(workdir, [p for p in protocols.PROTOCOLS if p not in repeated])
     for name in losses.LOSSES:
         config.loss.name = name
-        step.contrastive(Recorder(config, seen), num_classes=3)
+        step.make_contrastive(Recorder(config, seen), num_classes=3)
     for name in optim.OPTIMIZERS:
         config.optimizer.name = name
         build.make_optimizer(Recorder(config.optimizer, seen, "optimizer."), 0.1)
@@ -387,7 +387,7 @@ def test_a_loss_without_blocks_cannot_have_them():
     config = base.get_config()
     config.loss.name, config.loss.form = "nt_logistic", "streaming"
     with pytest.raises(ConfigError, match=r"config\.loss\.form='streaming': .*has no"):
-        step.contrastive(config, num_classes=None)
+        step.make_contrastive(config, num_classes=None)
 
 
 def test_devices_must_share_every_batch_evenly():

@@ -83,7 +83,7 @@ def test_all_processes_take_the_same_form(
     config = base.get_config()
     config.augment.host_views = form
     with caplog.at_level(logging.WARNING):
-        assert input_pipeline.compile_host_views(config) is expected
+        assert input_pipeline.use_compiled_views(config) is expected
     warned = form == "auto" and not expected
     assert len(caplog.records) == warned
 
@@ -93,4 +93,4 @@ def test_a_process_that_cannot_compile_is_named(processes_say):
     config = base.get_config()
     config.augment.host_views = "compiled"
     with pytest.raises(ConfigError, match=r"host_views='compiled'.*process 1: no numb"):
-        input_pipeline.compile_host_views(config)
+        input_pipeline.use_compiled_views(config)

@@ -12,7 +12,7 @@ import simclr_jax
 from simclr_jax.config import identity, renamed, rules
 from simclr_jax.configs import base
 from simclr_jax.errors import ConfigError
-from simclr_jax.runs import directory, format
+from simclr_jax.runs import directory, format_version
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 # What the recorded run was started with; see tests/golden/README.md.
@@ -68,24 +68,24 @@ def test_a_run_of_the_first_format_resumes_and_is_evaluated(recorded, expected):
     difference = np.abs(h - expected["h_step6"]).max()
     assert difference < 0.02 * np.abs(expected["h_step6"]).max()
     assert difference < 0.2 * np.abs(expected["h_step6"] - expected["h_step3"]).max()
-    assert stored_config(recorded)["format_version"] == format.VERSION
+    assert stored_config(recorded)["format_version"] == format_version.VERSION
 
 
 def test_every_key_of_base_is_in_the_first_format_or_listed_as_added(recorded):
-    upgraded = format.upgrade(stored_config(recorded), file="config.json")
+    upgraded = format_version.upgrade(stored_config(recorded), file="config.json")
     assert set(identity.flatten(upgraded)) == set(identity.flatten(base.get_config()))
 
 
 def test_an_older_run_takes_the_default_of_the_version_that_added_a_key(monkeypatch):
-    monkeypatch.setattr(format, "VERSION", 4)
+    monkeypatch.setattr(format_version, "VERSION", 4)
     added = {2: {"a.new": 1}, 3: {"a.new": 2, "a.newer": 3}, 4: {"a.newest": 4}}
-    monkeypatch.setattr(format, "_ADDED", added)
+    monkeypatch.setattr(format_version, "_ADDED", added)
     stored = {"format_version": 2, "a": {"new": 5}}
-    upgraded = format.upgrade(stored, file="config.json")
+    upgraded = format_version.upgrade(stored, file="config.json")
     assert upgraded == {"a": {"new": 5, "newer": 3, "newest": 4}}
 
 
-@pytest.mark.parametrize("version", [format.VERSION + 1, 0, "2", True])
+@pytest.mark.parametrize("version", [format_version.VERSION + 1, 0, "2", True])
 def test_a_format_that_is_not_known_is_refused_by_name(tmp_path, version):
     path = tmp_path / directory.CONFIG
     path.write_text(json.dumps({"format_version": version}))
@@ -97,7 +97,7 @@ def test_a_format_that_is_not_known_is_refused_by_name(tmp_path, version):
 
 def test_renamed_keys_and_values_keep_their_meaning():
     stored = {"augment": {"device": "split"}, "loss": {"form": "blockwise"}}
-    upgraded = format.upgrade(stored, file="config.json")
+    upgraded = format_version.upgrade(stored, file="config.json")
     assert upgraded["augment"]["placement"] == "host_crop"
     assert upgraded["loss"]["form"] == "streaming"
     assert "device" not in upgraded["augment"]
