@@ -52,7 +52,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
         pytest.param("host_crop", True, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
+def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
     device, optimized, tmp_path
 ):
     settings = (
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
     process = start(killed)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "Going on from the checkpoint of step" in err
+    assert "Resuming from the checkpoint of step" in err
     uninterrupted.communicate(timeout=600)
     assert uninterrupted.returncode == 0
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path):
     assert process.returncode == 143, err
     (saved,) = (int(path.name) for path in (tmp_path / "run/checkpoints").iterdir())
     assert 2 < saved < 400
-    last = f"error: stopped behind step {saved} of 400, which is saved"
+    last = f"error: stopped after step {saved} of 400, which is saved"
     assert err.splitlines()[-1].startswith(last)
 
     process = commands.start("pretrain", *arguments)

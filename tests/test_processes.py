@@ -35,8 +35,10 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     workdir, (first, second) = run_of_two
     assert "4 devices (cpu) of 2 processes, photographs" in first
     assert "Done: 4 steps" in first
-    said = [line for line in second.splitlines() if "[Gloo]" not in line and line]
-    assert said == []
+    # Gloo's threads can cut the lines of each other.
+    gloo = ("[Gloo]", "peer ranks")
+    said = [line for line in second.splitlines() if line]
+    assert [line for line in said if not any(word in line for word in gloo)] == []
     records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     names = {path.name.split(".")[0] for path in workdir.iterdir()}
@@ -44,11 +46,11 @@ def test_process_0_alone_writes_and_prints(run_of_two):
 
 
 @pytest.mark.slow
-def test_one_process_told_to_stop_stops_all_behind_the_same_step(tmp_path):
+def test_one_process_told_to_stop_stops_all_after_the_same_step(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from simclr_jax import command, parallel, pretrain\n"
+        "from simclr_jax import cli, parallel, pretrain\n"
         "seen, shard = 0, parallel.shard_batch\n"
         "def watched(mesh, local):\n"
         "    global seen\n"
@@ -57,14 +59,14 @@ def test_one_process_told_to_stop_stops_all_behind_the_same_step(tmp_path):
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return shard(mesh, local)\n"
         "parallel.shard_batch = watched\n"
-        "command.run(pretrain.main, required=('config', 'workdir'))\n"
+        "cli.run(pretrain.main, required=('config', 'workdir'))\n"
     )
     settings = [*RUN[2:], "--config.schedule.train_steps=3000"]
     settings += ["--config.checkpoint.every_steps=3000", "--config.log.every_steps=100"]
     command = [str(script), *settings, f"--workdir={tmp_path / 'run'}"]
     for code, text in jobs.run(command, num_processes=2, devices_each=1):
         assert code == 143, text[-3000:]
-        (step,) = re.findall(r"error: stopped behind step (\d+) of 3000", text)
+        (step,) = re.findall(r"error: stopped after step (\d+) of 3000", text)
         assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
@@ -140,10 +142,10 @@ def test_what_one_process_cannot_read_ends_all(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         "import os, sys\n"
-        "from simclr_jax import command, pretrain\n"
+        "from simclr_jax import cli, pretrain\n"
         "if '--process_id=1' in sys.argv:\n"
         "    sys.argv = [a.replace('photographs', 'npz:/missing') for a in sys.argv]\n"
-        "command.run(pretrain.main, required=('config', 'workdir'))\n"
+        "cli.run(pretrain.main, required=('config', 'workdir'))\n"
     )
     arguments = [*RUN[2:], "--config.data.dataset=photographs"]
     command = [str(script), *arguments, f"--workdir={tmp_path / 'run'}"]
@@ -158,10 +160,10 @@ def test_different_configs_are_refused(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         "import sys\n"
-        "from simclr_jax import command, pretrain\n"
+        "from simclr_jax import cli, pretrain\n"
         "if '--process_id=1' in sys.argv:\n"
         "    sys.argv.append('--config.seed=7')\n"
-        "command.run(pretrain.main, required=('config', 'workdir'))\n"
+        "cli.run(pretrain.main, required=('config', 'workdir'))\n"
     )
     command = [str(script), *RUN[2:], f"--workdir={tmp_path / 'run'}"]
     for code, text in jobs.run(command, num_processes=2, devices_each=1):

@@ -1,4 +1,4 @@
-"""The real training loop, killed at a step, or gone on with.
+"""The real training loop, killed at a step, or resumed.
 
 Run by `test_meshes.py`, alone or as one of several processes. Process 0 appends the
 checksum of every batch, as all processes have it together, to a file.

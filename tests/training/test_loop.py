@@ -150,7 +150,7 @@ def test_damaged_and_unfinished_checkpoints(finished_run, tmp_path):
             file.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"checkpoints/4: cannot be restored"):
         pretrain(tiny_config(), str(workdir))
-    # As the message says: without it, the run goes on from the one before.
+    # As the message says: without it, the run resumes from the one before.
     shutil.rmtree(folder / "4")
     state = pretrain(tiny_config(), str(workdir))
     jax.tree.map(

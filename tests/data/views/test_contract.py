@@ -140,7 +140,7 @@ class Compiled:
                 image,
                 boxes,
                 None,
-                np.zeros((len(boxes), 0), np.float32),
+                np.zeros((boxes.shape[0], 0), np.float32),
                 np.zeros((0, host_kernels.PROGRAM_WIDTH), np.float32),
                 size=size[0],
                 as_floats=True,
