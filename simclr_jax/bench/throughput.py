@@ -116,13 +116,14 @@ def measure_device(
       config: valid.
       source: the training images.
       placement: where views are made.
-      secs: to go on for.
+      secs: how long to measure.
     """
-    config = resolve.resolve(_placed(config, placement), num_examples=source.num_examples)
+    config = _placed(config, placement)
+    config = resolve.resolve(config, num_examples=source.num_examples)
     mesh = parallel.create_mesh()
     parts = step.pretraining_parts(config, num_classes=source.num_classes, mesh=mesh)
-    made = device_views.from_config(config, mesh)
-    advance = compiling.compile_step(parts, mesh, made)
+    views = device_views.from_config(config, mesh)
+    advance = compiling.compile_step(parts, mesh, views)
     state = compiling.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
     )

@@ -60,9 +60,9 @@ def main() -> None:
     libtpu = topologies.check_libtpu()
     topologies.prepare_environment()
     # Imported here, after what JAX must find in the environment.
-    from simclr_jax.plan import planner, report
+    from simclr_jax.plan import report, step_compiler
 
-    made = planner.make_planner(
+    compiler = step_compiler.make_step_compiler(
         _CONFIG.value,
         loss_only=_LOSS_ONLY.value,
         num_examples=_NUM_EXAMPLES.value,
@@ -70,13 +70,13 @@ def main() -> None:
         report=_LOG.info,
     )
     for topology in slices:
-        made.check(topology)
+        compiler.check(topology)
     _check_writable(_OUTPUT.value)
     plans = []
     for topology in slices:
-        plans.append(made.plan(topology, largest_batch=_LARGEST_BATCH.value))
+        plans.append(compiler.plan(topology, largest_batch=_LARGEST_BATCH.value))
         if _OUTPUT.value:
-            text = report.as_json(plans, made.about(libtpu))
+            text = report.as_json(plans, compiler.about(libtpu))
             pathlib.Path(_OUTPUT.value).write_text(text)
     print(report.table(plans, markdown=_MARKDOWN.value))
     if not _MARKDOWN.value:

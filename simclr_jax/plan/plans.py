@@ -39,7 +39,7 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
+class ViewsCost:
     """What making the views takes of a step, compiled by itself.
 
     Attributes:
@@ -117,5 +117,5 @@ class Plan:
     roofline: Roofline | None = None
     step_seconds: Range | None = None
     training: Training | None = None
-    views: Views | None = None
+    views: ViewsCost | None = None
     largest_batch: LargestBatch | None = None

@@ -9,7 +9,7 @@ import commands
 import jax
 import pytest
 
-from simclr_jax.plan import compiling
+from simclr_jax.plan import tpu_compiler
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -138,13 +138,13 @@ def test_the_compiler_knows_every_slice_and_its_devices():
 from simclr_jax.plan import topologies
 topologies.check_libtpu()
 topologies.prepare_environment()
-from simclr_jax.plan import compiling
+from simclr_jax.plan import tpu_compiler
 for generation, shapes in topologies.SHAPES.items():
     for shape in shapes:
         topology = topologies.parse(f"{generation}:{shape}")
         devices = topologies.open_devices(topology)
         assert len(devices) == topology.devices, (topology, len(devices))
-    print(generation, compiling.available_memory(devices[0]) / 2**30)
+    print(generation, tpu_compiler.available_memory(devices[0]) / 2**30)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -209,7 +209,7 @@ def test_slices_are_listed_without_anything_else():
     ],
 )
 def test_a_verdict_keeps_the_compilers_figures(message, needed, available):
-    verdict = compiling.read_verdict(message)
+    verdict = tpu_compiler.read_verdict(message)
     assert verdict.needed == pytest.approx(needed * 2**30)
     assert verdict.available == pytest.approx(available * 2**30)
     assert "\n" not in verdict.words
@@ -217,14 +217,14 @@ def test_a_verdict_keeps_the_compilers_figures(message, needed, available):
 
 
 def test_other_errors_are_no_verdict():
-    assert compiling.read_verdict("INTERNAL: hbm") is None
-    assert compiling.read_verdict("RESOURCE_EXHAUSTED: scoped vmem") is None
-    unclear = compiling.read_verdict("RESOURCE_EXHAUSTED: HBM is full")
+    assert tpu_compiler.read_verdict("INTERNAL: hbm") is None
+    assert tpu_compiler.read_verdict("RESOURCE_EXHAUSTED: scoped vmem") is None
+    unclear = tpu_compiler.read_verdict("RESOURCE_EXHAUSTED: HBM is full")
     assert (unclear.needed, unclear.available) == (None, None)
 
 
 def test_a_long_compilation_shows_that_it_goes_on(monkeypatch):
-    monkeypatch.setattr(compiling, "_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(tpu_compiler, "_EVERY_SECONDS", 0.01)
     lines = []
 
     class Slow:
@@ -233,5 +233,5 @@ def test_a_long_compilation_shows_that_it_goes_on(monkeypatch):
                 pass
             return "program"
 
-    assert compiling.compile_program(Slow(), "this", lines.append) == "program"
+    assert tpu_compiler.compile_program(Slow(), "this", lines.append) == "program"
     assert lines[0] == "this ... 0:00"

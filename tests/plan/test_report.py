@@ -167,7 +167,7 @@ def test_json_holds_everything():
 
 
 def test_the_share_of_the_views_is_noted():
-    views = plans.Views(
+    views = plans.ViewsCost(
         compile_seconds=17.8, flops=3e8, hbm_bytes=0.3e9, seconds=(4e-4, 5e-4)
     )
     note = report.notes(a_plan(views=views))

@@ -12,8 +12,8 @@ from input_sides.task import Batches, Task
 sys.path.insert(0, str(pathlib.Path(__file__).parents[3]))
 
 from simclr_jax.configs import base
-from simclr_jax.data.sources import base as source_base
 from simclr_jax.data.sources import arrays, reading, registry
+from simclr_jax.data.sources import base as source_base
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.training import input_pipeline
 

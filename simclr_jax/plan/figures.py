@@ -10,14 +10,14 @@ from ml_collections import config_dict
 from simclr_jax.errors import RunFailed
 from simclr_jax.plan import model_flops
 from simclr_jax.plan.datasets import Dataset
-from simclr_jax.plan.plans import Memory, Plan, Training, Views
+from simclr_jax.plan.plans import Memory, Plan, Training, ViewsCost
 from simclr_jax.plan.program import analyse
 from simclr_jax.plan.roofline import Roofline, roofline
 from simclr_jax.plan.topologies import Topology
 from simclr_jax.training import build, objectives
 
 
-def described(
+def add_figures(
     plan: Plan,
     compiled: jax.stages.Compiled,
     config: config_dict.ConfigDict,
@@ -61,16 +61,16 @@ def described(
     return dataclasses.replace(plan, model_flops=flops, training=training)
 
 
-def described_views(
+def views_cost(
     compiled: jax.stages.Compiled, topology: Topology, *, compile_seconds: float
-) -> Views:
+) -> ViewsCost:
     """What the compiled program of the views alone tells."""
     text = compiled.as_text()
     if text is None:
         raise RunFailed(f"{topology.name}: the compiler does not describe its program")
     program = analyse(text, num_devices=topology.devices)
     times = roofline(program, topology)
-    return Views(
+    return ViewsCost(
         compile_seconds=compile_seconds,
         flops=program.mxu_flops,
         hbm_bytes=program.hbm_bytes,

@@ -13,21 +13,21 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.config import resolve, rules
 from simclr_jax.errors import ConfigError
-from simclr_jax.plan import compiling, datasets, lowering, search, topologies
-from simclr_jax.plan.described import described, described_views
-from simclr_jax.plan.plans import Memory, Plan, Views
+from simclr_jax.plan import datasets, lowering, search, topologies, tpu_compiler
+from simclr_jax.plan.figures import add_figures, views_cost
+from simclr_jax.plan.plans import Memory, Plan, ViewsCost
 from simclr_jax.plan.topologies import Topology
 from simclr_jax.training import step
 
 
-def make_planner(
+def make_step_compiler(
     config: config_dict.ConfigDict,
     *,
     loss_only: bool,
     num_examples: int | None,
     num_classes: int | None,
     report: Callable[[str], None],
-) -> "Planner":
+) -> "StepCompiler":
     """Checks the config and finds out about its dataset.
 
     Args:
@@ -46,11 +46,11 @@ def make_planner(
         dataset = datasets.describe(
             config, num_examples=num_examples, num_classes=num_classes
         )
-    return Planner(config, dataset, report)
+    return StepCompiler(config, dataset, report)
 
 
 @dataclasses.dataclass(frozen=True)
-class Planner:
+class StepCompiler:
     """Plans for one config.
 
     Attributes:
@@ -139,13 +139,15 @@ class Planner:
 
     def _compile_views(
         self, topology: Topology, config: config_dict.ConfigDict, mesh: Mesh
-    ) -> Views:
+    ) -> ViewsCost:
         start = time.monotonic()
         label = f"compiling the views for {topology.name}"
-        lowered = lowering.lower_views(config, mesh, dataset_shape=self._dataset_shape())
-        compiled = compiling.compile_program(lowered, label, self.report)
+        lowered = lowering.lower_views(
+            config, mesh, dataset_shape=self._dataset_shape()
+        )
+        compiled = tpu_compiler.compile_program(lowered, label, self.report)
         seconds = time.monotonic() - start
-        return described_views(compiled, topology, compile_seconds=seconds)
+        return views_cost(compiled, topology, compile_seconds=seconds)
 
     def _compile(self, topology: Topology, devices: list[Any], batch_size: int) -> Plan:
         config = self._resolve(batch_size)
@@ -163,7 +165,7 @@ class Planner:
                 num_classes=self.dataset.num_classes,
                 dataset_shape=self._dataset_shape(),
             )
-        available = compiling.available_memory(devices[0])
+        available = tpu_compiler.available_memory(devices[0])
         plan = Plan(
             program_name=name,
             topology=topology.name,
@@ -174,13 +176,13 @@ class Planner:
             memory=Memory(available),
         )
         try:
-            compiled = compiling.compile_program(lowered, label, self.report)
-        except compiling.DoesNotFit as verdict:
+            compiled = tpu_compiler.compile_program(lowered, label, self.report)
+        except tpu_compiler.DoesNotFit as verdict:
             memory = Memory(available, verdict.needed)
             plan = dataclasses.replace(plan, verdict=verdict.words, memory=memory)
             outcome = f"does not fit ({verdict.words})"
         else:
-            plan = described(plan, compiled, config, topology, self.dataset)
+            plan = add_figures(plan, compiled, config, topology, self.dataset)
             outcome = "done"
             if self.dataset is not None and config.augment.placement != "host":
                 plan = dataclasses.replace(

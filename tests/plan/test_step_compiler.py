@@ -8,13 +8,13 @@ from simclr_jax import parallel
 from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
 from simclr_jax.errors import ConfigError
-from simclr_jax.plan import lowering, planner, plans, topologies
+from simclr_jax.plan import lowering, plans, step_compiler, topologies
 
 SLICE = topologies.parse("v5e:2x4")
 
 
 def make(config=None, *, loss_only=False, num_examples=2000, num_classes=None):
-    return planner.make_planner(
+    return step_compiler.make_step_compiler(
         config or smoke.get_config(),
         loss_only=loss_only,
         num_examples=num_examples,
@@ -80,15 +80,15 @@ def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
             memory=plans.Memory(1.0),
         )
 
-    monkeypatch.setattr(planner.Planner, "_compile", fake)
+    monkeypatch.setattr(step_compiler.StepCompiler, "_compile", fake)
     monkeypatch.setattr(topologies, "open_devices", lambda topology: [])
     config = smoke.get_config()
     config.batch.micro_batch_size = micro_batch_size
-    made = make(config)
-    plain = made.plan(SLICE)
+    compiler = make(config)
+    plain = compiler.plan(SLICE)
     assert (plain.batch_size, plain.largest_batch) == (256, None)
     compiled.clear()
-    plan = made.plan(SLICE, largest_batch=True)
+    plan = compiler.plan(SLICE, largest_batch=True)
     assert dataclasses.replace(plan, largest_batch=None) == plain
     # No closer than a sixteenth.
     assert found - found / 16 <= plan.largest_batch.batch_size <= found
@@ -104,13 +104,13 @@ def test_a_dataset_on_the_accelerator_needs_one_size():
     config = smoke.get_config()
     config.augment.placement = "accelerator"
     config.data.dataset = "imagenet2012"
-    made = make(config, num_examples=None)
+    compiler = make(config, num_examples=None)
     with pytest.raises(ConfigError, match=r"imagenet2012 are not known to have one"):
-        made.check(SLICE)
+        compiler.check(SLICE)
     config.data.dataset = "cifar10"
-    made = make(config, num_examples=None)
-    made.check(SLICE)
-    assert made._dataset_shape() == (50_000, 32, 32)
+    compiler = make(config, num_examples=None)
+    compiler.check(SLICE)
+    assert compiler._dataset_shape() == (50_000, 32, 32)
 
 
 @pytest.mark.parametrize("placement", ["host_crop", "accelerator"])
@@ -121,11 +121,13 @@ def test_the_step_that_is_planned_makes_the_views(placement):
     config.encoder.width = 0.0625
     resolved = resolve.resolve(config, num_examples=64)
     mesh = parallel.create_mesh()
-    lowered = lowering.lower(resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32))
-    _, given = lowered.args_info[0]
+    lowered = lowering.lower(
+        resolved, mesh, num_classes=None, dataset_shape=(64, 32, 32)
+    )
+    _, inputs = lowered.args_info[0]
     size = config.image_size
     shape = (16, 2, size, size, 3) if placement == "host_crop" else (64, 32, 32, 3)
-    assert given["images"].shape == shape
-    assert ("draws" in given) == (placement == "host_crop")
+    assert inputs["images"].shape == shape
+    assert ("draws" in inputs) == (placement == "host_crop")
     alone = lowering.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
     assert alone.out_info["images"].shape == (16, 2, size, size, 3)
