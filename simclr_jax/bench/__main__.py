@@ -5,7 +5,7 @@
 
 Processor time of reading, decoding, cropping, colours, blur and packing on one core;
 images/s of the train step on the devices that are here; host cores that each device
-needs, where views are made on the host, split, or on the accelerator
+needs for each placement of the views: host, host_crop and accelerator
 (`config.augment.placement`).
 """
 
@@ -26,7 +26,7 @@ _LOG = logging.getLogger("simclr_jax.bench")
 _CONFIG = cli.define_config()
 _DEVICE = flags.DEFINE_bool("device", True, "Also run the train step on the devices.")
 _MODES = flags.DEFINE_list(
-    "modes", list(PLACEMENTS), "Where views are made; some of these."
+    "modes", list(PLACEMENTS), "Placements of the views to measure."
 )
 _SECS = flags.DEFINE_float(
     "secs", 3.0, "Time for each stage and each train step.", lower_bound=0.1

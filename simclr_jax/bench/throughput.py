@@ -42,14 +42,14 @@ class Host:
 
     @property
     def images_per_core_sec(self) -> float:
-        """Images that one core makes in a second; infinite where it makes none."""
+        """Images/s of one core; infinite where the host computes none."""
         total = sum(self.stage_secs.values())
         return 1.0 / total if total else float("inf")
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What the train step does with views that are there.
+    """The train step with views that are ready.
 
     Attributes:
       kind: of the devices.
@@ -115,7 +115,7 @@ def measure_device(
     Args:
       config: valid.
       source: the training images.
-      placement: where views are made.
+      placement: where views are computed.
       secs: how long to measure.
     """
     config = _placed(config, placement)
@@ -130,7 +130,7 @@ def measure_device(
     if placement == "accelerator":
         batch = next(input_pipeline.global_batches(config, source, 0, mesh))
     else:
-        batch = _synthetic_batch(config, made, mesh)
+        batch = _synthetic_batch(config, views, mesh)
     start = time.monotonic()
     for _ in range(_WARM_UP_STEPS):
         state, _ = jax.block_until_ready(advance(state, batch))
@@ -145,7 +145,7 @@ def measure_device(
 
 
 def _synthetic_batch(
-    config: config_dict.ConfigDict, made: device_views.DeviceViews | None, mesh: Any
+    config: config_dict.ConfigDict, views: device_views.DeviceViews | None, mesh: Any
 ) -> dict[str, jax.Array]:
     size, batch_size = config.image_size, config.batch.batch_size
     generator = np.random.default_rng(0)
@@ -154,8 +154,8 @@ def _synthetic_batch(
         "images": generator.integers(0, 256, shape, np.uint8),
         "labels": np.zeros(batch_size, np.int32),
     }
-    if made:
-        draws = made.input_shapes(None)["draws"]
+    if views:
+        draws = views.input_shapes(None)["draws"]
         batch["draws"] = generator.random(draws.shape, np.float32)
     return parallel.shard_batch(mesh, batch)
 

@@ -1,4 +1,4 @@
-"""Says what a config needs on TPU slices that are not there.
+"""Estimates the cost of a config on TPU slices; no TPU is needed.
 
     python -m simclr_jax.plan --config=configs/imagenet.py:50x1 \
         --topology=v5e:4x4,v5e:16x16 --output=plan.json

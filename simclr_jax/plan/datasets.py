@@ -1,4 +1,4 @@
-"""How many images a config trains on, also where the data are not here."""
+"""Number of training images of a config, also without the data."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def describe(
       num_classes: overrides the dataset's.
 
     Raises:
-      ConfigError: nothing tells how many images there are.
+      ConfigError: the number of images is unknown.
     """
     data = config.data
     known = _KNOWN.get((data.dataset.partition(":")[0], data.split))

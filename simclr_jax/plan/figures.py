@@ -24,7 +24,7 @@ def add_figures(
     topology: Topology,
     dataset: Dataset | None,
 ) -> Plan:
-    """The plan with all that the compiled program tells.
+    """The plan with all figures of the compiled program.
 
     Args:
       plan: names what was compiled, and the memory that is available.
@@ -34,7 +34,7 @@ def add_figures(
       dataset: the training images; None for the loss alone.
 
     Raises:
-      RunFailed: the compiler does not tell.
+      RunFailed: the compiler reports no memory.
     """
     text, cost = compiled.as_text(), compiled.cost_analysis()
     if text is None or cost is None:
@@ -64,7 +64,7 @@ def add_figures(
 def views_cost(
     compiled: jax.stages.Compiled, topology: Topology, *, compile_seconds: float
 ) -> ViewsCost:
-    """What the compiled program of the views alone tells."""
+    """The figures of the compiled program of the views alone."""
     text = compiled.as_text()
     if text is None:
         raise RunFailed(f"{topology.name}: the compiler does not describe its program")
@@ -81,7 +81,7 @@ def views_cost(
 def _memory(compiled: jax.stages.Compiled, available: float) -> Memory:
     analysis = compiled.memory_analysis()
     if analysis is None:
-        raise RunFailed("the compiler does not tell what memory its program needs")
+        raise RunFailed("the compiler does not report the memory of its program")
     *state, batch = (
         sum(map(_device_bytes, jax.tree.leaves(argument)))
         for argument in _with_shardings(compiled)

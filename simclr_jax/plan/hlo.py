@@ -83,7 +83,7 @@ class Instruction:
         return match[1] if match else None
 
     def attribute(self, name: str) -> str | None:
-        """The name behind `name=`, such as a loop's body."""
+        """The name after `name=`, such as a loop's body."""
         match = re.search(rf'\b{name}=[%"]?([\w.\-]+)', self.attributes)
         return match[1] if match else None
 
@@ -212,7 +212,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None where the text does not tell.
+    """How often the body of a `while` runs; None where the text does not show it.
 
     Optimised TPU programs no longer carry the count, so that the loop's counter is
     followed: from its start, by what the body adds, until the condition fails.

@@ -1,4 +1,4 @@
-"""The train step and its parts, lowered for devices that need not be there."""
+"""The train step and its parts, lowered for devices that need not exist."""
 
 import functools
 
@@ -51,7 +51,7 @@ def lower_views(
     *,
     dataset_shape: tuple[int, int, int] | None = None,
 ) -> jax.stages.Lowered:
-    """The part of the step that makes the views, by itself; see `lower`."""
+    """The part of the step that computes the views, alone; see `lower`."""
     views = device_views.DeviceViews(config, mesh)
     return jax.jit(
         views,

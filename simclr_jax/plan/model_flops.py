@@ -1,4 +1,4 @@
-"""The arithmetic that a step needs by its mathematics, however it is compiled."""
+"""FLOPs of a step by its mathematics, independent of the compiled program."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a plan says, as data."""
+"""The figures of a plan, as data."""
 
 import dataclasses
 
@@ -97,7 +97,7 @@ class Plan:
       roofline: times of a step.
       step_seconds: its low and high end.
       training: None for the loss alone.
-      views: where the accelerator makes them.
+      views: if the accelerator computes them.
       largest_batch: where it was asked for.
     """
 

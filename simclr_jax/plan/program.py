@@ -1,4 +1,4 @@
-"""What a compiled program does on one device: arithmetic, memory traffic, collectives.
+"""The work of a compiled program on one device: arithmetic, traffic, collectives.
 
 XLA's own cost analysis counts the body of a loop once and on-chip buffers as memory
 traffic; here both are put right, from the program's text.

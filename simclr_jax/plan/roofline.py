@@ -1,4 +1,4 @@
-"""How long a step takes at least, by the published figures of the chips."""
+"""A lower bound of a step's time, from the published figures of the chips."""
 
 import dataclasses
 

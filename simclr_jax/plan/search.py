@@ -44,7 +44,7 @@ def largest_batch(
     """Doubles or halves until the limit lies between two batches, then bisects.
 
     It ends when they are one unit or a sixteenth apart. Assumes that what fits still
-    fits when made smaller.
+    fits at a smaller size.
 
     Args:
       try_batch: compiles for a batch size.

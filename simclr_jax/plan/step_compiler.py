@@ -1,4 +1,4 @@
-"""Compiles a config's train step for TPU slices and says what it needs there."""
+"""Compiles a config's train step for TPU slices and collects its figures."""
 
 import dataclasses
 import math
@@ -114,7 +114,7 @@ class StepCompiler:
         return dataclasses.replace(plans[batch_size], largest_batch=found)
 
     def about(self, libtpu: str) -> dict[str, Any]:
-        """What the plans were made of, for `report.as_json`."""
+        """The inputs of the plans, for `report.as_json`."""
         return {
             "config": self.config.to_dict(),
             "dataset": self.dataset and dataclasses.asdict(self.dataset),

@@ -1,4 +1,4 @@
-"""Runs the TPU compiler, shows that it is still at it, and keeps its verdict."""
+"""Runs the TPU compiler, shows progress, and remembers refusals."""
 
 import contextlib
 import re
@@ -93,7 +93,9 @@ def available_memory(device: jax.Device) -> float:
     except DoesNotFit as verdict:
         if verdict.available is not None:
             return verdict.available
-    raise RunFailed(f"the compiler does not tell the memory of a {device.device_kind}")
+    raise RunFailed(
+        f"the compiler does not report the memory of a {device.device_kind}"
+    )
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""What an instruction of a compiled program reads from and writes to memory."""
+"""Memory traffic of an instruction of a compiled program."""
 
 import math
 
 from simclr_jax.plan import hlo
 
-# What moves no data, or whose parts are counted on their own.
+# Instructions that move no data, or whose parts are counted separately.
 _FREE = {
     "parameter",
     "constant",

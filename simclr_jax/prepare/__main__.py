@@ -5,7 +5,7 @@
       --config.data.dataset=prepared:DIR --config.data.split=train --workdir=RUN
 
 Files that training could not decode are left out and listed in DIR/broken.tsv. The same
-command goes on after an interruption; the result is the same bit for bit. Sub-folders
+command resumes after an interruption; the result is the same bit for bit. Sub-folders
 are classes if all images lie in some; top folders named train, val, test and the like
 are splits. DIR is a dataset once manifest.json is in it; TensorFlow Datasets reads it
 too (tfds.builder_from_directory).

@@ -1,4 +1,4 @@
-"""Makes a dataset of somebody's images; the steps of `python -m simclr_jax.prepare`.
+"""Builds a dataset from images; the steps of `python -m simclr_jax.prepare`.
 
 1. The input's images are listed, sorted and divided into parts.
 2. Worker processes read and check them, a part at a time.
@@ -6,7 +6,7 @@
 4. Workers put the shards together; the files around them are written.
 5. All files get their place, the manifest last: it makes the folder a dataset.
 
-What is done of 2 and 4 is found again by the same command after a kill. Every step's
+After a kill the same command reuses the finished work of steps 2 and 4. Every step's
 result depends on the input and the options alone.
 """
 
@@ -76,7 +76,7 @@ class Options:
 
 
 def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any]:
-    """Prepares a dataset, or goes on with it, or finds it finished.
+    """Prepares a dataset, or resumes it, or returns if it is finished.
 
     Args:
       options: what to prepare.
@@ -88,7 +88,7 @@ def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any
 
     Raises:
       DataError: the input, an option or the folder cannot be used.
-      RunFailed: the disk is full or the like; the same command goes on.
+      RunFailed: the disk is full or the like; the same command resumes.
     """
     options.check()
     if not storage.is_remote(options.input):
@@ -110,25 +110,25 @@ def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any
                 manifest = _prepare(options, folder, num_workers)
             except DataError:
                 if not (work / _PLAN).exists():
-                    # Nothing was begun: a mistyped input leaves nothing behind.
+                    # Nothing was written yet: a mistyped input leaves no folder.
                     shutil.rmtree(work)
                 raise
         shutil.rmtree(work)
     except (OSError, tf.errors.OpError, StoreFailed) as error:
         raise RunFailed(
             f"--output={output}: not finished ({first_line(error)}); the same command "
-            "goes on"
+            "resumes"
         ) from error
     return manifest
 
 
 def _claim(folder: pathlib.Path) -> None:
-    """Makes the folder, unless it is somebody else's."""
+    """Creates the folder, unless it holds other files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"--output={folder}: cannot be made ({error.strerror})"
+            f"--output={folder}: cannot be created ({error.strerror})"
         ) from error
     if not (folder / _WORK).exists() and any(folder.iterdir()):
         raise DataError(

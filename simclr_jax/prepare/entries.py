@@ -204,7 +204,7 @@ class FolderInput:
     def _walk(
         self, top: str, parents: frozenset = frozenset()
     ) -> Iterator[tuple[str, int, int]]:
-        """Files with size and time, also behind links."""
+        """Files with size and time; links are followed."""
         try:
             status = os.stat(top)
         except OSError:

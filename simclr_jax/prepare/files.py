@@ -177,7 +177,7 @@ def statistics(
     first: np.ndarray,
     splits: dict[str, list[Shard]],
 ) -> dict[str, Any]:
-    """What a manifest tells of the images."""
+    """The images of a manifest, in words."""
     kept = np.concatenate([s.images for shards in splits.values() for s in shards])
     good = table.reason == ""
     formats, counts = np.unique(table.format[good], return_counts=True)

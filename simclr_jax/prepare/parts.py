@@ -55,7 +55,7 @@ class Part:
 
     @property
     def table(self) -> pathlib.Path:
-        """What is known of each image; once this is there the part is done."""
+        """The table of its images; the part is done once this exists."""
         return pathlib.Path(f"{self.stem}.npz")
 
 
@@ -170,7 +170,7 @@ def _read(source: Input, entry: Entry) -> bytes:
     try:
         return source.read(entry)
     except StoreFailed:
-        # That says nothing about the image: the command goes on another time.
+        # That says nothing about the image: the same command can resume later.
         raise
     except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
         raise NotAnImage(f"cannot be read ({first_line(error)})") from error

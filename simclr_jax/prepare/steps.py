@@ -1,6 +1,6 @@
 """The steps from a listing of images to the files of a dataset.
 
-They work in a folder of their own; what is done of the long ones is found again by the
+They work in a separate folder; finished parts of the long ones are reused by the
 same command after a kill.
 """
 
@@ -69,7 +69,7 @@ def read_parts(
     total = len(listing.entries)
     done = total - sum(len(part.entries) for part in todo)
     if done:
-        _LOG.info("Going on: %s of %s files are done", f"{done:,}", f"{total:,}")
+        _LOG.info("Resuming: %s of %s files are done", f"{done:,}", f"{total:,}")
     progress = _Progress(total, done)
     for _, (count, broken) in run_all(
         write_part, todo, num_workers=num_workers, preload=_PRELOAD

@@ -52,8 +52,8 @@ def run_all(
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise RunFailed(
-            "a worker process ended abruptly, perhaps for want of memory; the same "
-            "command goes on, with fewer at a time by --num_workers"
+            "a worker process ended abruptly, perhaps out of memory; the same "
+            "command resumes, with fewer workers by --num_workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -152,7 +152,7 @@ def page(folder: pathlib.Path) -> str:
             "global: MiB",
             "GFLOP",
             "ms",
-            "block-wise: MiB",
+            "streaming: MiB",
             "GFLOP",
             "ms",
         ],

@@ -42,7 +42,7 @@ They differ in more than speed:
   is HSV's in original and ours, a mixture with grey in the others.
 - Blur: the original has one sigma for all images of a batch and blurs all of them, also
   those it keeps sharp; the others draw for each image. Around the image there are zeros
-  in original and ours, in lightly its border goes on, elsewhere it is mirrored.
+  in original and ours, in lightly its border is extended, elsewhere it is mirrored.
   Lightly's is PIL's, which repeats box filters.
 - Output: float32, or uint8, a quarter of its size.
 """

@@ -14,7 +14,7 @@ two steps.
 | compiled | the same under torch.compile |
 | log-sum-exp | the same loss with the fewest passes over the matrix |
 | global | this package, one matrix |
-| block-wise | this package, as training takes it for such a batch |
+| streaming | this package, as training takes it for such a batch |
 """
 
 import pathlib
@@ -28,7 +28,7 @@ from typing import Any
 import in_turn
 
 TEMPERATURE = 0.1
-OURS = ("global", "block-wise")
+OURS = ("global", "streaming")
 PEERS = ("lightly", "cross entropy", "log-sum-exp", "compiled")
 Step = Callable[[], float]
 

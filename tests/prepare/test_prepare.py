@@ -870,7 +870,7 @@ def test_a_large_tree_survives_sigkill(large_tree, tmp_path):
     process = _start(large_tree, killed)
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "Going on: " in err
+    assert "Resuming: " in err
     assert _files(killed) == _files(whole)
     good = [path for path in large_tree.rglob("*.*") if path.stem.isdecimal()]
     _assert_holds_files(killed, sorted(good), large_tree)
