@@ -236,7 +236,7 @@ def test_the_classifier_sees_the_layer_that_is_asked_for(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_learns_and_goes_on_where_it_stopped(data, tmp_path):
+def test_it_learns_and_resumes_where_it_stopped(data, tmp_path):
     weights = make_weights()
     changes = {
         "optimizer.name": "adamw",
@@ -397,7 +397,7 @@ def test_eight_devices_make_the_step_of_one(data, monkeypatch):
             jax.random.key(0)
         )
         # A copy, since the step takes its memory.
-        state = jax.tree.map(np.array, job.begin(state))
+        state = jax.tree.map(np.array, job.initialize(state))
         state = jax.device_put(state, whole)
         advance = compiling.compile_step(job.parts, mesh, with_teacher=True)
         state, metrics = advance(
