@@ -1,6 +1,6 @@
-"""Estimates the cost of a config on TPU slices; no TPU is needed.
+r"""Estimates the cost of a config on TPU slices; no TPU is needed.
 
-    python -m simclr_jax.plan --config=configs/imagenet.py:50x1 \
+    python -m simclr_jax.plan --config=imagenet:50x1 \
         --topology=v5e:4x4,v5e:16x16 --output=plan.json
 
 Compiles the train step with the TPU compiler (`.venv/bin/pip install -e ".[plan]"`) and

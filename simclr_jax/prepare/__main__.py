@@ -1,4 +1,4 @@
-"""Prepares a dataset of anybody's images for training.
+r"""Prepares a dataset of anybody's images for training.
 
     python -m simclr_jax.prepare --input=PHOTOS --output=DIR
     python -m simclr_jax.pretrain --config=configs/folder.py \
