@@ -13,9 +13,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Devices that this machine only pretends to have wait for each other in XLA's threads;
-# with one for each of few cores, all may wait for a sum that none is left to begin.
-os.environ.setdefault("PJRT_NPROC", "16")
+# Virtual devices wait for each other in threads of one pool, of as many threads as there
+# are cores unless set. A device can wait in two collectives at once, so with two threads
+# for each of eight devices all can wait for one that gets none: they deadlock.
+os.environ.setdefault("PJRT_NPROC", "64")
 
 # Compiling takes most of the time here; less optimised programs compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
