@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # Virtual devices wait for each other in threads of one pool, as many as there are cores
 # unless set. The default scheduler lets a device wait in two collectives at once, and
 # others in another order, until all wait for a device that gets no thread.
-os.environ.setdefault("PJRT_NPROC", "64")
+os.environ.setdefault("PJRT_NPROC", "16")
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_IN_ORDER}".strip()
 
