@@ -96,7 +96,8 @@ exec 9> .launch.lock
 flock 9
 PYTHON="$python" bash launch/setup.sh || fail "launch/setup.sh failed"
 if [[ -n $requirement ]]; then  # with the package, whose limits on versions hold then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+  # Without --upgrade, so that the tested version of JAX stays.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     --editable . "$requirement" || fail "pip install $requirement failed"
 fi
 """

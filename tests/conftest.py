@@ -13,13 +13,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Virtual devices wait for each other in threads of one pool, as many as there are cores
-# unless set. The default scheduler lets a device wait in two collectives at once, and
-# others in another order, until all wait for a device that gets no thread.
-os.environ.setdefault("PJRT_NPROC", "16")
-_IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_IN_ORDER}".strip()
-
 # Compiling takes most of the time here; less optimised programs compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
@@ -28,7 +21,10 @@ import pytest  # noqa: E402
 from fidelity import Fidelity  # noqa: E402
 from fidelity import page as fidelity_page  # noqa: E402
 
+from simclr_jax.parallel import processes  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 8)
+processes.serve_virtual_devices()
 
 
 def pytest_addoption(parser):

@@ -9,6 +9,8 @@ none: if one left alone, the others would wait for it in the next collective.
 import contextlib
 import dataclasses
 import logging
+import os
+import re
 import socket
 from collections.abc import Iterator
 
@@ -56,7 +58,9 @@ def start(
         job: Membership | None = _explicit_job(*explicit)
     else:
         job = _detect(timeout_secs)
-    if job is None or job.num_processes == 1:
+    alone = job is None or job.num_processes == 1
+    serve_virtual_devices(alone)
+    if job is None or alone:
         return
     global _num_processes
     _num_processes = job.num_processes
@@ -67,6 +71,33 @@ def start(
     # Without an address JAX detects the same job again, with its other settings.
     arguments = dataclasses.asdict(job) if coordinator_address is not None else {}
     jax.distributed.initialize(**arguments, initialization_timeout=int(timeout_secs))
+
+
+def serve_virtual_devices(alone: bool = True) -> None:
+    """Keeps the collectives of several CPU devices of one process from a deadlock.
+
+    The devices wait for each other in threads of one pool. XLA's default scheduler lets
+    a device wait in two collectives at once, and other devices in another order, until
+    all wait for one that gets no thread. So collectives run in one order, in a pool of
+    two threads for each device. Does nothing with one CPU device, the default. Call it
+    before anything touches a device.
+
+    Args:
+      alone: whether this is the only process. With others the pool keeps its size,
+        since Gloo would pair sums in the wrong order if there were more threads than
+        cores.
+    """
+    num_devices = jax.config.jax_num_cpu_devices
+    set_flags = os.environ.get("XLA_FLAGS", "")
+    if forced := re.search(r"--xla_force_host_platform_device_count=(\d+)", set_flags):
+        num_devices = int(forced[1])
+    if num_devices < 2:
+        return
+    name = "--xla_cpu_enable_concurrency_optimized_scheduler"
+    if name not in set_flags:
+        os.environ["XLA_FLAGS"] = f"{set_flags} {name}=false".lstrip()
+    if alone:
+        os.environ.setdefault("PJRT_NPROC", str(2 * num_devices))
 
 
 def _explicit_job(
