@@ -87,7 +87,7 @@ def serve_virtual_devices(alone: bool = True) -> None:
         since Gloo would pair sums in the wrong order if there were more threads than
         cores.
     """
-    num_devices = jax.config.jax_num_cpu_devices
+    num_devices = getattr(jax.config, "jax_num_cpu_devices", 1)
     set_flags = os.environ.get("XLA_FLAGS", "")
     if forced := re.search(r"--xla_force_host_platform_device_count=(\d+)", set_flags):
         num_devices = int(forced[1])
