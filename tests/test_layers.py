@@ -113,9 +113,18 @@ def test_imports_run_downwards():
 
 # Inside `data`, from the bottom up.
 DATA_FLOORS = (
-    ("tf_cpu", "buffers", "preprocessing", "decode"),
+    (
+        "buffers",
+        "optional",
+        "pillow_decode",
+        "preprocessing",
+        "tf_cpu",
+        "tf_decode",
+    ),
     ("sampling", "sources"),
     ("views",),
+    ("step_sampler",),
+    ("thread_pipeline", "tf_pipeline"),
     ("augment", "augment_jax", "pipeline"),
 )
 

@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 
-from simclr_jax.data import decode, pipeline
+from simclr_jax.data import tf_decode, tf_pipeline
 from simclr_jax.data.sampling import draws
 from simclr_jax.data.sources import reading
 from simclr_jax.data.sources.base import Source
+from simclr_jax.data.step_sampler import StepSampler
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views.composition import Composition
 
@@ -75,17 +76,19 @@ def _datasets(
     compiled: bool,
 ) -> dict[str, tf.data.Dataset]:
     """The pipeline up to each stage; an element is a batch."""
-    sampler = pipeline.StepSampler(
+    sampler = StepSampler(
         source, composition, seed, batch_size, 1, num_views, slice(0, batch_size)
     )
-    chunk = pipeline.chunk_size(source, batch_size)
+    chunk = tf_pipeline.records_per_read(source, batch_size)
     chunks = batch_size // chunk
     elements = batch_size if source.encoded else chunks
-    samples = tf.data.Dataset.range(2**31).map(sampler.in_graph(chunk)).unbatch()
+    samples = (
+        tf.data.Dataset.range(2**31).map(tf_pipeline.in_graph(sampler, chunk)).unbatch()
+    )
     read = reading.read_chunks(source, samples, None)
     stages = {"read": read.map(lambda *arrays: tf.size(arrays[1]))}
     if source.encoded:
-        located = pipeline.with_boxes(source, composition, read, None)
+        located = tf_pipeline.with_boxes(source, composition, read, None)
         stages["decode"] = located.map(functools.partial(_decoded, source))
     parts = {
         "crop": composition.crop_alone(),
@@ -93,7 +96,7 @@ def _datasets(
         "blur": composition,
     }
     views = functools.partial(
-        pipeline.views, source, host_crop=False, compiled=compiled, threads=None
+        tf_pipeline.views, source, host_crop=False, compiled=compiled, threads=None
     )
     for name, part in parts.items():
         if name != "blur" or "blur" in composition.operations:
@@ -134,8 +137,8 @@ def _decoded(
     source: Source, record: tf.Tensor, label: tf.Tensor, *rest: tf.Tensor
 ) -> tf.Tensor:
     shape, crops, _ = rest
-    content, _ = source.unpack(record, label)
-    image, boxes = decode.decode_crops(content, shape, crops)
+    content, _ = reading.unpack(source, record, label)
+    image, boxes = tf_decode.decode_crops(content, shape, crops)
     return 1 + _nothing(image) + _nothing(boxes - boxes)
 
 

@@ -46,16 +46,18 @@ def _taps(old: int, new: int, *, legacy: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(index, 0, old - 1), weights.astype(np.float32)
 
 
-def resize_bicubic(image: np.ndarray, size: int, *, legacy: bool = False) -> np.ndarray:
-    """Resizes float32 [H, W, C] to [size, size, C], as TensorFlow does (`RESIZES`)."""
-    for axis in (0, 1):
-        index, weights = _taps(image.shape[axis], size, legacy=legacy)
-        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        image = sum(
-            np.take(image, index[:, tap], axis=axis) * weights[:, tap].reshape(shape)
+def resize_bicubic(
+    images: np.ndarray, size: int, *, legacy: bool = False
+) -> np.ndarray:
+    """Resizes float32 [..., H, W, C] to [..., size, size, C] as TensorFlow does."""
+    for axis in (-3, -2):
+        index, weights = _taps(images.shape[axis], size, legacy=legacy)
+        shape = (-1, 1, 1) if axis == -3 else (1, -1, 1)
+        images = sum(
+            np.take(images, index[:, tap], axis=axis) * weights[:, tap].reshape(shape)
             for tap in range(_TAPS)
         )
-    return image
+    return images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,37 +88,43 @@ class Preprocessing:
           ValueError: an image is not [H, W, 3], not of a supported dtype, or has float
             values outside [0, 1].
         """
-        if not isinstance(images, list | tuple):
-            images = np.asarray(images)
-            images = images[None] if images.ndim == 3 else images
-        return np.stack([self._one(np.asarray(image)) for image in images])
+        if isinstance(images, list | tuple):
+            return np.stack([self._prepare(np.asarray(image)) for image in images])
+        images = np.asarray(images)
+        return self._prepare(images[None] if images.ndim == 3 else images)
 
-    def _one(self, image: np.ndarray) -> np.ndarray:
-        if image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
-            raise ValueError(f"image has shape {image.shape}: must be [H, W, 3]")
-        if image.dtype == np.uint8:
-            image = image.astype(np.float32) / np.float32(255)
-        elif np.issubdtype(image.dtype, np.floating):
-            low, high = image.min(), image.max()
-            if not (low >= 0 and high <= 1):
-                raise ValueError(
-                    f"float image has values in [{low:.3g}, {high:.3g}]: must be in "
-                    "[0, 1] (or pass uint8 in [0, 255])"
-                )
-            image = image.astype(np.float32)
-        else:
-            raise ValueError(f"image has dtype {image.dtype}: must be uint8 or float")
-        height, width = image.shape[:2]
+    def _prepare(self, images: np.ndarray) -> np.ndarray:
+        """Images [..., H, W, 3] of one size."""
+        shape = images.shape
+        if images.ndim not in (3, 4) or shape[-1] != 3 or images.size == 0:
+            raise ValueError(f"image has shape {shape[-3:]}: must be [H, W, 3]")
+        height, width = shape[-3:-1]
         short = np.float32(min(height, width))
         side = int(np.rint(short * np.float32(self.crop_proportion)))
-        y, x = (height - side + 1) // 2, (width - side + 1) // 2
         if side == 0:
             raise ValueError(
-                f"image has shape {image.shape}: too small for a central crop of "
+                f"image has shape {shape[-3:]}: too small for a central crop of "
                 f"{self.crop_proportion} of its side"
             )
-        image = image[y : y + side, x : x + side]
+        images = _in_unit_range(images)
+        y, x = (height - side + 1) // 2, (width - side + 1) // 2
+        images = images[..., y : y + side, x : x + side, :]
         if side != self.image_size:
             legacy = self.resize == "bicubic_legacy"
-            image = resize_bicubic(image, self.image_size, legacy=legacy)
-        return np.clip(image, 0.0, 1.0)
+            images = resize_bicubic(images, self.image_size, legacy=legacy)
+        return np.clip(images, 0.0, 1.0)
+
+
+def _in_unit_range(images: np.ndarray) -> np.ndarray:
+    """uint8 or floats as float32 in [0, 1]; raises ValueError for anything else."""
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"image has dtype {images.dtype}: must be uint8 or float")
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"float image has values in [{low:.3g}, {high:.3g}]: must be in [0, 1] (or "
+            "pass uint8 in [0, 255])"
+        )
+    return images.astype(np.float32)

@@ -1,7 +1,6 @@
 """A representation of a labelled dataset, which a protocol measures."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from ml_collections import config_dict
 from simclr_jax.data import pipeline
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources.base import Source
-from simclr_jax.data.views import definition
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import features
 from simclr_jax.evaluation.datasets import Dataset
@@ -77,10 +75,7 @@ class Context:
         if source not in self.cache:
             batches = pipeline.eval_batches(
                 source,
-                functools.partial(
-                    definition.center_crop_and_resize,
-                    **dataclasses.asdict(self.preprocessing),
-                ),
+                self.preprocessing,
                 batch_size=self.config.evaluation.batch_size,
                 host_index=jax.process_index(),
                 num_hosts=jax.process_count(),

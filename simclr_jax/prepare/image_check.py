@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.decode import decode_rgb
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.tf_decode import decode_rgb
 from simclr_jax.errors import first_line
 
 # What Pillow may try: some of its other formats start programs (EPS) or are no images.

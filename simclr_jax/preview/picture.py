@@ -1,17 +1,14 @@
 """A picture of training images and their views, one image per row."""
 
-import functools
-from collections.abc import Iterator
-
 import numpy as np
 from ml_collections import config_dict
 from PIL import Image
 
 from simclr_jax.data import pipeline
+from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import reading
+from simclr_jax.data.sources import pixels
 from simclr_jax.data.sources.base import Source
-from simclr_jax.data.views import definition
 from simclr_jax.errors import InvalidInput
 from simclr_jax.training import input_pipeline
 from simclr_jax.training.device_views import make_composition
@@ -73,20 +70,13 @@ def _evaluation_images(
     indices, _ = order.batch_indices(
         0, seed=config.seed, num_examples=source.num_examples, batch_size=num_images
     )
-    preprocess = functools.partial(
-        definition.center_crop_and_resize,
+    preprocess = Preprocessing(
         image_size=config.image_size,
         crop_proportion=config.evaluation.crop_proportion,
         resize=config.evaluation.resize,
     )
-    images = _decode(source, indices)
-    return np.stack([definition.to_uint8(preprocess(image)) for image in images])
-
-
-def _decode(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
-    records, labels = source.read(indices)
-    for record, label in zip(records, labels, strict=True):
-        yield np.asarray(reading.decode_record(source, record, label)[0])
+    images, _ = pixels.read(source, indices)
+    return np.rint(preprocess(images) * 255).astype(np.uint8)
 
 
 def _arrange(tiles: np.ndarray, *, scale: int) -> np.ndarray:

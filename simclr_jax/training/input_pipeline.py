@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.data import pipeline
+from simclr_jax.data import optional, pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.sources import in_memory, registry
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
-from simclr_jax.data.views import host
+from simclr_jax.data.views import host_form
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.parallel import processes
 from simclr_jax.training.device_views import make_composition
@@ -83,30 +83,64 @@ def use_compiled_views(config: config_dict.ConfigDict) -> bool:
     A collective: every process has to call it.
 
     Raises:
-      ConfigError: `augment.host_views` is 'compiled', and a process cannot compile.
+      ConfigError: a process cannot compute views in the form of `augment.host_views`.
     """
     form = config.augment.host_views
-    if form == "graph" or config.augment.placement == "accelerator":
+    if config.augment.placement == "accelerator":
         return False
-    reasons = processes.gather_texts(host.unavailable() or "")
-    for number, reason in enumerate(reasons):
-        if not reason:
-            continue
-        who = f"process {number}: " if len(reasons) > 1 else ""
-        if form == "compiled":
-            raise ConfigError(
-                f"config.augment.host_views='compiled': cannot be had ({who}{reason}); "
+    # The same on all processes.
+    not_compiled = _first_reason(
+        "" if form == "graph" else host_form.unavailable() or ""
+    )
+    no_graph = _first_reason(
+        "" if optional.is_installed("tensorflow") else "TensorFlow is not installed"
+    )
+    if form != "graph" and not not_compiled:
+        if no_graph:
+            _require_compiled_operations(config)
+        return True
+    if form == "compiled" or no_graph:
+        reasons = "; ".join(filter(None, (not_compiled, no_graph)))
+        ways_out = "config.augment.placement='accelerator' needs no library"
+        if form == "compiled" and not no_graph:
+            ways_out = (
                 "'auto' and 'graph' compute the same views with TensorFlow's operations"
             )
-        _LOG.warning(
-            "config.augment.host_views='auto': views cannot be compiled (%s%s), so "
-            "TensorFlow's operations compute them, which takes up to %d times as long",
-            who,
-            reason,
-            host.GRAPH_SLOWDOWN,
+        raise ConfigError(
+            f"config.augment.host_views={form!r}: cannot be had ({reasons}); {ways_out}"
         )
-        return False
-    return True
+    if form == "auto":
+        _LOG.warning(
+            "config.augment.host_views='auto': views cannot be compiled (%s), so "
+            "TensorFlow's operations compute them, which takes up to %d times as long",
+            not_compiled,
+            host_form.GRAPH_SLOWDOWN,
+        )
+    return False
+
+
+def _require_compiled_operations(config: config_dict.ConfigDict) -> None:
+    """Raises ConfigError if the host needs TensorFlow for an operation."""
+    # Imported here, since it needs Numba.
+    from simclr_jax.data.views import host_program
+
+    composition = make_composition(config)
+    if config.augment.placement == "host_crop":
+        composition = composition.crop_alone()
+    if names := host_program.not_compiled(composition):
+        raise ConfigError(
+            f"config.augment.operations: {names[0]!r} on the host needs TensorFlow; "
+            "config.augment.placement='host_crop' and 'accelerator' compute it with JAX"
+        )
+
+
+def _first_reason(own: str) -> str:
+    """The first text that a process has, with its process; '' if none has one."""
+    texts = processes.gather_texts(own)
+    for number, text in enumerate(texts):
+        if text:
+            return f"process {number}: {text}" if len(texts) > 1 else text
+    return ""
 
 
 def hold_in_memory(
@@ -121,24 +155,21 @@ def hold_in_memory(
     """
     make_buffers(config, batch_size=config.batch.batch_size, num_views=num_views)
     limit_mb = config.data.in_memory_mb
-    on_accelerator = config.augment.placement == "accelerator"
-    if in_memory.fits(source, limit_mb=limit_mb):
-        pixels = in_memory.load(source)
-        if on_accelerator:
-            in_memory.pixels(pixels)  # raises where it cannot be held
-        return pixels
-    if on_accelerator:
-        why = (
-            f"take more than config.data.in_memory_mb={limit_mb}"
-            if source.image_shape
-            else "are not known to have one size"
-        )
-        raise DataError(
-            "config.augment.placement='accelerator': the images of "
-            f"{source.name} {why}; 'host_crop' leaves all but the crop to the "
-            "accelerator"
-        )
-    return source
+    held = in_memory.hold(source, limit_mb=limit_mb)
+    if config.augment.placement != "accelerator":
+        return held or source
+    if isinstance(held, ArraySource):
+        in_memory.whole(held)  # raises where it cannot be held
+        return held
+    why = (
+        f"take more than config.data.in_memory_mb={limit_mb}"
+        if held is None
+        else "have different sizes"
+    )
+    raise DataError(
+        f"config.augment.placement='accelerator': the images of {source.name} {why}; "
+        "'host_crop' leaves all but the crop to the accelerator"
+    )
 
 
 def local_batches(
@@ -196,7 +227,7 @@ def global_batches(
     """
     if config.augment.placement == "accelerator":
         assert isinstance(source, ArraySource)  # by `hold_in_memory`
-        images, labels = in_memory.pixels(source)
+        images, labels = in_memory.whole(source)
         arrays = {"images": images, "labels": labels}
         return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
     batches = local_batches(

@@ -9,7 +9,7 @@ import commands
 import pytest
 
 from simclr_jax.configs import base
-from simclr_jax.data.views import host
+from simclr_jax.data.views import host_form
 from simclr_jax.errors import ConfigError
 from simclr_jax.parallel import processes
 from simclr_jax.training import input_pipeline
@@ -40,7 +40,7 @@ def test_pretraining_without_numba_works_and_warns_once(tmp_path):
     printed = result.stdout + result.stderr
     (line,) = [line for line in printed.splitlines() if "host_views" in line]
     assert "import of numba halted" in line
-    assert f"up to {host.GRAPH_SLOWDOWN} times as long" in line
+    assert f"up to {host_form.GRAPH_SLOWDOWN} times as long" in line
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") >= 2
 
 
@@ -60,8 +60,10 @@ def processes_say(monkeypatch):
     """processes_say(reasons): what the processes of a job cannot compile for."""
 
     def patch(reasons):
-        monkeypatch.setattr(host, "unavailable", lambda: reasons[0] or None)
-        monkeypatch.setattr(processes, "gather_texts", lambda text: reasons)
+        monkeypatch.setattr(host_form, "unavailable", lambda: reasons[0] or None)
+        # The second answer: TensorFlow is everywhere.
+        answers = iter([reasons, [""] * len(reasons)])
+        monkeypatch.setattr(processes, "gather_texts", lambda text: next(answers))
 
     return patch
 

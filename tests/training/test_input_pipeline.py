@@ -74,18 +74,22 @@ def test_what_is_not_to_be_held_is_read_as_it_is(device, tmp_path):
     assert input_pipeline.hold_in_memory(config, large) is large
 
 
-def test_an_accelerator_holds_images_of_one_known_size_only(tmp_path):
+def test_an_accelerator_holds_images_of_one_size_only(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "1.png")
+    Image.new("RGB", (9, 8)).save(tmp_path / "2.png")
     config = make_config(**{"augment.placement": "accelerator"})
     folder = registry.open_source(f"folder:{tmp_path}", split="all")
     assert_refused(
         config,
         folder,
         "config.augment.placement='accelerator'",
-        f"the images of folder:{tmp_path} are not known to have one size",
+        f"the images of folder:{tmp_path} have different sizes",
         "'host_crop'",
     )
     config.augment.placement = "host_crop"
+    held = input_pipeline.hold_in_memory(config, folder)
+    assert [image.shape for image in held.pixels([0, 1])] == [(9, 9, 3), (8, 9, 3)]
+    config.data.in_memory_mb = 0
     assert input_pipeline.hold_in_memory(config, folder) is folder
 
 

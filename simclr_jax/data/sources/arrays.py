@@ -1,14 +1,20 @@
-"""Images in memory, and synthetic ones."""
+"""Images in memory: arrays, decoded files, synthetic images."""
 
 import numpy as np
 
-from simclr_jax.data.sources.base import NO_LABEL
-from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.sources.base import NO_LABEL, Source
 from simclr_jax.errors import DataError
+
+
+def _as_rgb(images: np.ndarray) -> np.ndarray:
+    """Images [..., 1 or 3] with three channels."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 class ArraySource:
     """Images in memory."""
+
+    unpack = None
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray | None = None, *, name: str
@@ -36,7 +42,6 @@ class ArraySource:
         self.num_examples = len(images)
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
-        self.record_spec = tf.TensorSpec((None, *images.shape[1:]), tf.uint8)
         self.encoded = False
         self.image_shape: tuple[int, int] | None = images.shape[1:3]
         self._images = images
@@ -55,25 +60,49 @@ class ArraySource:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """(images uint8 [N, H, W, 3], labels int32 [N]), not copied where possible."""
-        images = self._images
-        if images.shape[-1] == 1:
-            images = np.repeat(images, 3, axis=-1)
-        return images, self.labels
+        return _as_rgb(self._images), self.labels
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
-        return self._images[indices], self.labels[indices]
-
-    def unpack(
-        self, record: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """See `Source`."""
-        image = tf.repeat(record, 3, axis=-1) if record.shape[-1] == 1 else record
-        return image, label
+        return _as_rgb(self._images[indices]), self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source`."""
         return f"image {index} of {self.name}"
+
+
+class HeldFiles:
+    """A source of image files whose pixels are in memory, in different sizes.
+
+    As a `Source` it still has the files.
+    """
+
+    unpack = None
+    encoded = True
+
+    def __init__(
+        self, source: Source, images: list[np.ndarray], labels: np.ndarray
+    ) -> None:
+        """Wraps a source.
+
+        Args:
+          source: of the files.
+          images: uint8 [H, W, 3], in its order.
+          labels: int32 [N].
+        """
+        self.name = source.name
+        self.num_examples = source.num_examples
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.image_shape = source.image_shape
+        self.labels = labels
+        self.read = source.read
+        self.describe = source.describe
+        self._images = images
+
+    def pixels(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Some images, uint8 [H, W, 3]."""
+        return [self._images[index] for index in indices]
 
 
 class SyntheticSource(ArraySource):

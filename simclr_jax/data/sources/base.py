@@ -1,17 +1,23 @@
 """The protocol of sources of images.
 
-`read(indices)` fetches raw records by number, in Python, in any order.
-`unpack(record, label)` extracts the image from a record, inside the TensorFlow graph: a
-JPEG or PNG file, or pixels where all images have one size.
+`read(indices)` fetches records by number, in Python, in any order: JPEG or PNG files,
+or pixels where all images have one size. Only sources whose records contain more than
+the image have `unpack`, which extracts it inside a TensorFlow graph.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
-from simclr_jax.data.tf_cpu import tf
-
 NO_LABEL = -1
+
+Batch = dict[str, np.ndarray]
+
+# (record, label) -> (image, int32 label), tensors of TensorFlow. The image is the
+# bytes of a file if the source is `encoded`, else uint8 [H, W, 3]. For a chunk of
+# records of pixels the result is a chunk.
+Unpack = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Source(Protocol):
@@ -25,17 +31,17 @@ class Source(Protocol):
         differently; else None.
       labels: int32 [num_examples], -1 for images without one; None if they are stored
         in the records, and `unpack` extracts them.
-      record_spec: of the records of one `read`, leading axis first.
       encoded: whether records hold image files instead of pixels.
       image_shape: (height, width) of all images; None if sizes differ or are unknown.
         Always known for pixels.
+      unpack: extracts image and label from a record; None where the record is the
+        image.
     """
 
     name: str
     num_examples: int
     num_classes: int | None
     class_names: list[str] | None
-    record_spec: tf.TensorSpec
     encoded: bool
     image_shape: tuple[int, int] | None
 
@@ -43,17 +49,14 @@ class Source(Protocol):
     def labels(self) -> np.ndarray | None:
         """See above."""
 
+    @property
+    def unpack(self) -> Unpack | None:
+        """See above."""
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fetches (records [n, ...], labels int32 [n]); called from many threads."""
-        ...
+        """Fetches (records, labels int32 [n]); called from many threads.
 
-    def unpack(
-        self, record: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Turns one record into (image, int32 label), as graph operations.
-
-        The image is the bytes of a file if `encoded`, else uint8 [H, W, 3]. For a chunk
-        of records of pixels the result is a chunk.
+        Records are object [n] of bytes, or uint8 [n, H, W, 3].
         """
         ...
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.base import NO_LABEL
-from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -20,6 +19,8 @@ SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 class FolderSource:
     """A folder of image files; sub-folders are classes if every file is in one."""
+
+    unpack = None
 
     def __init__(self, folder: str, *, split: str = "all") -> None:
         """Lists and checks the files.
@@ -51,7 +52,6 @@ class FolderSource:
             for _ in pool.map(_check_is_image, self._paths):
                 pass
         self.num_examples = len(self._paths)
-        self.record_spec = tf.TensorSpec((None,), tf.string)
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
 
@@ -76,12 +76,6 @@ class FolderSource:
         for i, index in enumerate(indices):
             records[i] = read_image_file(self._paths[index])
         return records, self.labels[indices]
-
-    def unpack(
-        self, record: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """See `Source`."""
-        return record, label
 
     def describe(self, index: int) -> str:
         """See `Source`."""

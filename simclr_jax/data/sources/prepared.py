@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.sources import storage
-from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError, first_line
+from simclr_jax.errors import DataError, StoreFailed, first_line
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -24,6 +23,8 @@ ALL = "all"
 
 class ShardSource:
     """A prepared dataset, local or on a store that TensorFlow reads."""
+
+    unpack = None
 
     def __init__(self, folder: str, *, split: str) -> None:
         """Opens the dataset and checks the sizes of its files.
@@ -63,7 +64,6 @@ class ShardSource:
         self.num_examples = len(self.labels)
         self.class_names: list[str] | None = manifest["class_names"]
         self.num_classes = len(self.class_names) if self.class_names else None
-        self.record_spec = tf.TensorSpec((None,), tf.string)
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
 
@@ -75,15 +75,14 @@ class ShardSource:
             self._offset[indices],
             self._length[indices],
         )
+        for number, index in enumerate(indices):
+            try:
+                records[number] = _image_in(records[number])
+            except (IndexError, KeyError) as error:
+                raise DataError(
+                    f"{self.describe(int(index))}: holds no image"
+                ) from error
         return records, self.labels[indices]
-
-    def unpack(
-        self, record: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """See `Source`."""
-        features = {"image": tf.io.FixedLenFeature((), tf.string)}
-        example = tf.io.parse_single_example(record, features)
-        return example["image"], label
 
     def describe(self, index: int) -> str:
         """See `Source`."""
@@ -155,10 +154,55 @@ def read_index(content: bytes) -> dict[str, np.ndarray]:
         return {key: arrays[key] for key in ("shard", "offset", "length", "label")}
 
 
+def _image_in(example: bytes) -> bytes:
+    """The value of the feature `image` of a serialised `tf.train.Example`.
+
+    Raises:
+      IndexError, KeyError: there is none.
+    """
+    # Example.features, then a map from names (1) to Features (2), each of which is a
+    # list of values: bytes (1), floats or integers.
+    for entry in _fields(_fields(example)[0][1]):
+        named = dict(_fields(entry[1]))
+        if named[1] == b"image":
+            return dict(_fields(dict(_fields(named[2]))[1]))[1]
+    raise KeyError("image")
+
+
+def _fields(message: bytes) -> list[tuple[int, bytes]]:
+    """(number, content) of the fields of a protocol buffer that have a length.
+
+    These are all fields of an Example down to its values.
+    """
+    fields, position = [], 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        length, position = _varint(message, position)
+        if tag & 7 != 2 or position + length > len(message):
+            raise IndexError(f"no field of {length} bytes at {position}")
+        fields.append((tag >> 3, message[position : position + length]))
+        position += length
+    return fields
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """An integer in seven bits a byte, lowest first, and the position after it."""
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
 def _content(path: str) -> bytes:
     try:
         return storage.read_file(path)
-    except (OSError, tf.errors.OpError) as error:
+    except StoreFailed:
+        raise
+    except Exception as error:  # of the disk or of TensorFlow's store
         raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
 
 

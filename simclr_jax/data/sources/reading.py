@@ -7,17 +7,15 @@ from typing import NoReturn
 
 import numpy as np
 
-from simclr_jax.data.decode import decode_rgb
-from simclr_jax.data.sources.base import Source
+from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.tf_decode import decode_rgb
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
 # Records that one call into Python reads: enough to hide the cost of the call, few
 # enough that the calls of one batch run side by side.
 READ_CHUNK = 16
 _LABEL_BATCH = 1024
-
-Batch = dict[str, np.ndarray]
 
 
 def options(threads: int) -> tf.data.Options:
@@ -38,12 +36,31 @@ def unbatch(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.flat_map(lambda *arrays: tf.data.Dataset.from_tensor_slices(arrays))
 
 
+def unpack(
+    source: Source, record: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """(image, int32 label) of a record, or of a chunk of pixels; see `Source`."""
+    return source.unpack(record, label) if source.unpack else (record, label)
+
+
 def decode_record(
     source: Source, record: tf.Tensor, label: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """One record as (uint8 [H, W, 3], int32 label), as graph operations."""
-    image, label = source.unpack(record, label)
+    image, label = unpack(source, record, label)
     return (decode_rgb(image) if source.encoded else image), label
+
+
+def decode_records(
+    source: Source, records: np.ndarray, labels: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Some records as images uint8 [H, W, 3] and labels, outside of a graph."""
+    decoded = [
+        decode_record(source, record, label)
+        for record, label in zip(records, labels, strict=True)
+    ]
+    images = [np.asarray(image) for image, _ in decoded]
+    return images, np.array([np.asarray(label) for _, label in decoded])
 
 
 def read_chunks(
@@ -68,11 +85,10 @@ def read_chunks(
 
     def read(indices: tf.Tensor, *extras: tf.Tensor) -> tuple[tf.Tensor, ...]:
         records, labels = tf.numpy_function(
-            fetch, [indices], (source.record_spec.dtype, tf.int32)
+            fetch, [indices], (tf.string if source.encoded else tf.uint8, tf.int32)
         )
-        records = tf.ensure_shape(
-            records, (indices.shape[0], *source.record_spec.shape[1:])
-        )
+        shape = () if source.encoded else (*(source.image_shape or ()), 3)
+        records = tf.ensure_shape(records, (indices.shape[0], *shape))
         labels = tf.ensure_shape(labels, indices.shape)
         return (records, labels, *extras)
 
@@ -150,7 +166,7 @@ def label_batches(source: Source) -> Iterator[Batch]:
     return record_batches(
         source,
         np.arange(source.num_examples),
-        lambda record, label: {"labels": source.unpack(record, label)[1]},
+        lambda record, label: {"labels": unpack(source, record, label)[1]},
         batch_size=_LABEL_BATCH,
     )
 

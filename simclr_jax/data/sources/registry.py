@@ -6,10 +6,12 @@ A new source is one class with the methods of `base.Source` and one line in
 
 import os
 import zipfile
+from types import ModuleType
 
 import numpy as np
 
-from simclr_jax.data.sources import folder, photographs, prepared, tfds
+from simclr_jax.data import optional
+from simclr_jax.data.sources import folder, photographs, prepared
 from simclr_jax.data.sources.arrays import ArraySource, SyntheticSource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import DataError
@@ -77,13 +79,28 @@ def open_source(
             )
         images, labels = photographs.load(split)
         return ArraySource(images, labels, name=f"photographs/{split}")
-    return tfds.TFDSSource(
+    return _tfds(dataset).TFDSSource(
         dataset,
         data_dir=data_dir,
         split=split,
         image_key=image_key,
         label_key=label_key,
     )
+
+
+def _tfds(dataset: str) -> ModuleType:
+    """The module of sources that read through TensorFlow Datasets.
+
+    Raises:
+      DataError: that is not installed.
+    """
+    for package in ("tensorflow", "tensorflow_datasets"):
+        if not optional.is_installed(package):
+            hint = optional.install_hint(f"dataset {dataset}", package)
+            raise DataError(f"{hint}; folder:, npz: and prepared: need no TensorFlow")
+    from simclr_jax.data.sources import tfds
+
+    return tfds
 
 
 def open_tfds(
@@ -109,10 +126,10 @@ def open_tfds(
       DataError: it cannot be read.
     """
     if certain_key is None:
-        return tfds.TFDSSource(
+        return _tfds(dataset).TFDSSource(
             dataset, data_dir=data_dir, split=split, label_key=label_key
         )
-    return tfds.MultiLabelSource(
+    return _tfds(dataset).MultiLabelSource(
         dataset,
         data_dir=data_dir,
         split=split,

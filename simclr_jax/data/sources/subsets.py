@@ -5,13 +5,12 @@ ImageNet's official subsets are datasets of their own (`imagenet2012_subset/1pct
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import reading
-from simclr_jax.data.sources.base import NO_LABEL, Source
-from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.sources.base import NO_LABEL, Source, Unpack
 from simclr_jax.errors import DataError
 
 
@@ -38,13 +37,13 @@ class Subset:
         self.num_examples = len(indices)
         self.num_classes = source.num_classes
         self.class_names = source.class_names
-        self.record_spec = source.record_spec
         self.encoded = source.encoded
         self.image_shape = source.image_shape
         self.indices = indices
         self.labels = new_labels
         if new_labels is None and source.labels is not None:
             self.labels = source.labels[indices]
+        self.unpack = source.unpack and self._with_label(source.unpack)
         self._source = source
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,13 +51,14 @@ class Subset:
         records, labels = self._source.read(self.indices[indices])
         return records, labels if self.labels is None else self.labels[indices]
 
-    def unpack(
-        self, record: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """See `Source`."""
-        # Some sources store labels in their records.
-        image, stored_label = self._source.unpack(record, label)
-        return image, stored_label if self.labels is None else label
+    def _with_label(self, unpack: Unpack) -> Unpack:
+        """Replaces labels that are stored in records by those of the subset."""
+
+        def unpack_image(record: Any, label: Any) -> tuple[Any, Any]:
+            image, stored_label = unpack(record, label)
+            return image, stored_label if self.labels is None else label
+
+        return unpack_image
 
     def describe(self, index: int) -> str:
         """See `Source`."""
@@ -73,6 +73,9 @@ def labels(source: Source) -> np.ndarray:
     """
     if source.labels is not None:
         return source.labels
+    # Imported here, since it needs TensorFlow, as do sources that store labels so.
+    from simclr_jax.data.sources import reading
+
     batches = reading.label_batches(source)
     return np.concatenate([batch["labels"] for batch in batches])
 

@@ -90,7 +90,6 @@ class TFDSSource:
             self.num_classes = label_feature.num_classes
         self.class_names: list[str] | None = None
         self.labels: np.ndarray | None = None
-        self.record_spec = tf.TensorSpec((None,), tf.string)
         self.encoded = True
         height, width = (features[image_key].shape or (None, None))[:2]
         self.image_shape = (height, width) if height and width else None

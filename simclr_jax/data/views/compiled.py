@@ -7,38 +7,12 @@ SimCLR's own operations are compiled (`host_kernels.py`) and run inside TensorFl
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from simclr_jax.data.sampling import draws
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import definition, host_kernels, host_op
+from simclr_jax.data.views import definition, host_kernels, host_op, host_program
 from simclr_jax.data.views.composition import Composition
 
 register = host_op.register
-
-
-def program(composition: Composition, names: Sequence[str]) -> np.ndarray:
-    """Operations as the table that `host_kernels` reads: [lines, PROGRAM_WIDTH]."""
-    table = np.zeros((len(names), host_kernels.PROGRAM_WIDTH), np.float32)
-    for line, name in zip(table, names, strict=True):
-        before = composition.operations[: composition.operations.index(name)]
-        settings = dict(composition.settings[name])
-        ranges: Sequence[tuple[float, float]] = ()
-        number = 0.0
-        probability = settings.pop("probability")
-        if name == "color_jitter":
-            ranges = draws.jitter_ranges(**settings)
-            number = float(settings["brightness_mode"] == "additive")
-        elif name == "blur":
-            ranges = ((settings["sigma_min"], settings["sigma_max"]),)
-            fraction = np.float32(settings["kernel_fraction"])
-            number = int(np.float32(composition.image_size) * fraction) // 2
-        filled = np.ravel([(low, high - low) for low, high in ranges])
-        line[0] = host_kernels.OPERATIONS.index(name)
-        line[1:3] = draws.count(before), probability
-        line[host_kernels.RANGES : host_kernels.RANGES + len(filled)] = filled
-        line[host_kernels.NUMBER] = number
-    return table
 
 
 def _parts(operations: Sequence[str]) -> tuple[list[list[str]], list[str]]:
@@ -62,7 +36,7 @@ def compose(
     """The views of a composition; see `host.compose`."""
     size = composition.image_size
     runs, others = _parts(composition.operations)
-    programs = [program(composition, names) for names in runs]
+    programs = [host_program.program(composition, names) for names in runs]
 
     def views(images: tf.Tensor, boxes: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         source: tuple[tf.Tensor | None, tf.Tensor | None] = (images, None)

@@ -66,6 +66,20 @@ class Composition:
         result[..., 2], result[..., 3] = shape
         return result
 
+    def boxes_of_files(self, keys: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+        """The crop boxes of image files of different sizes.
+
+        Args:
+          keys: uint32 [n, V, 2].
+          shapes: (height, width) of the images, [n, 2].
+
+        Returns:
+          int32 [n, V, 4], as `draw_boxes`.
+        """
+        key = order.Key(keys[..., 0], keys[..., 1])
+        sides = np.broadcast_to(shapes[:, None], (*key.first.shape, 2))
+        return self.draw_boxes(key, (sides[..., 0], sides[..., 1]))
+
     def without(self, name: str) -> "Composition":
         """The composition without one operation."""
         kept = tuple(other for other in self.operations if other != name)

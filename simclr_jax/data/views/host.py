@@ -12,28 +12,10 @@ from collections.abc import Callable
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import definition
 from simclr_jax.data.views.composition import Composition
-from simclr_jax.errors import first_line
-
-# Processor time of the input pipeline with the graph form over that with the compiled
-# form: two views of ImageNet by the default composition. 1.5 where only crops are
-# computed on the host.
-GRAPH_SLOWDOWN = 8
 
 # images uint8 [..., H, W, 3], boxes int32 [..., V, 4], draws float32 [..., V, D] ->
 # uint8 [..., V, S, S, 3]
 Views = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-
-
-@functools.cache
-def unavailable() -> str | None:
-    """Why this process cannot compile views; None if it can."""
-    try:
-        compiled = importlib.import_module("simclr_jax.data.views.compiled")
-        compiled.register()
-    # Whatever is wrong with a compiler or a library, the graph computes the same views.
-    except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
-    return None
 
 
 @functools.lru_cache(maxsize=8)
@@ -42,7 +24,7 @@ def compose(composition: Composition, *, compiled: bool = True) -> Views:
 
     Args:
       composition: of the views.
-      compiled: the form; requires that `unavailable()` is None.
+      compiled: the form; requires that `host_form.unavailable()` is None.
 
     Returns:
       views(images uint8 [H, W, 3], boxes int32 [V, 4], draws float32 [V, D]) -> uint8

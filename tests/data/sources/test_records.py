@@ -8,7 +8,7 @@ import pytest
 import skimage
 from PIL import Image
 
-from simclr_jax.data import decode
+from simclr_jax.data import tf_decode as decode
 from simclr_jax.data.tf_cpu import tf
 
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg")

@@ -10,6 +10,7 @@ from tfds_files import SHARDS, prepare
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
+from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sampling import order
 from simclr_jax.data.sources import arrays, base, folder, photographs, reading, registry
 from simclr_jax.data.tf_cpu import tf
@@ -272,7 +273,12 @@ def test_a_truncated_file_is_named_when_training_reads_it(truncated):
 
 def test_a_truncated_file_is_named_when_evaluation_reads_it(truncated):
     source, path = truncated
-    batches = pipeline.eval_batches(source, _resize, batch_size=2, threads=1)
+    batches = pipeline.eval_batches(
+        source,
+        Preprocessing(image_size=4, crop_proportion=1.0),
+        batch_size=2,
+        threads=1,
+    )
     _assert_data_error([path, "cannot be decoded"], list, batches)
 
 
@@ -298,7 +304,7 @@ def test_arrays_of_pixels_are_unpacked_by_the_chunk(channels):
     assert not source.encoded
     assert source.image_shape == (6, 7)
     found, labels = source.read(np.array([4, 0, 2]))
-    chunk, labels = source.unpack(tf.constant(found), tf.constant(labels))
+    chunk, labels = reading.unpack(source, tf.constant(found), tf.constant(labels))
     expected = np.broadcast_to(images[[4, 0, 2]], (3, 6, 7, 3))
     np.testing.assert_array_equal(chunk, expected)
     np.testing.assert_array_equal(labels, [4, 0, 2])
@@ -493,11 +499,10 @@ def test_tfds_records_in_any_order(prepared):
 
 def test_tfds_in_the_pipeline(prepared):
     data_dir, images = prepared
-    batches = pipeline.eval_batches(
-        _open(data_dir), lambda image: tf.cast(image, tf.float32), batch_size=COUNT
-    )
-    (batch,) = batches
-    np.testing.assert_array_equal(batch["images"], images)
+    source = _open(data_dir)
+    preprocessing = Preprocessing(image_size=6, crop_proportion=1.0)
+    (batch,) = pipeline.eval_batches(source, preprocessing, batch_size=COUNT)
+    np.testing.assert_allclose(batch["images"], preprocessing(images), atol=1e-6)
     np.testing.assert_array_equal(batch["labels"], np.arange(COUNT) % 10)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.buffers import Buffers
+from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources import folder, prepared, reading, storage, tfds
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views.composition import Composition
@@ -475,13 +476,16 @@ def _training(source):
     )
 
 
+PREPROCESSING = Preprocessing(image_size=8, crop_proportion=1.0)
+
+
 @pytest.mark.parametrize("kind", ["train", "eval", "pixels"])
 def test_batches_end_with_what_the_store_says(kind, images, monkeypatch):
     source = folder.FolderSource(str(images))
     source.image_shape = (9, 8)
     batches = {
         "train": lambda: _training(source),
-        "eval": lambda: pipeline.eval_batches(source, lambda x: x, batch_size=6),
+        "eval": lambda: pipeline.eval_batches(source, PREPROCESSING, batch_size=6),
         "pixels": lambda: reading.pixel_batches(source, batch_size=6),
     }[kind]()
     fail_disk(monkeypatch, "ESTALE", 1000, "05.png")

@@ -19,7 +19,7 @@ from simclr_settings import BLUR, CROP, JITTER, view_in_graph
 from simclr_jax.data.sampling import boxes, draws, order
 from simclr_jax.data.sources import photographs
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import definition, device, host
+from simclr_jax.data.views import definition, device, host, host_form
 from simclr_jax.data.views.composition import Composition
 
 SIMCLR = ("crop", "flip", "color_jitter", "grayscale", "blur")
@@ -335,9 +335,9 @@ def test_the_graph_form_imports_no_numba():
 def test_the_reason_why_views_cannot_be_compiled(broken, reason):
     script = (
         "import ctypes, sys\n"
-        "from simclr_jax.data.views import host\n"
+        "from simclr_jax.data.views import host_form\n"
         f"{broken}\n"
-        "print(host.unavailable())\n"
+        "print(host_form.unavailable())\n"
     )
     assert reason in _in_a_process(script)
-    assert host.unavailable() is None
+    assert host_form.unavailable() is None

@@ -13,7 +13,7 @@ from host_programs import line, run_program
 from simclr_settings import BLUR, JITTER, draws_of
 
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import compiled, definition, host_kernels, host_op
+from simclr_jax.data.views import definition, host_kernels, host_op, host_program
 from simclr_jax.data.views.composition import Composition
 
 SETTINGS = {
@@ -29,7 +29,7 @@ SETTINGS = {
 
 def _program(name, **settings):
     settings = {**SETTINGS[name], **settings}
-    return compiled.program(Composition((name,), {name: settings}, 20), [name])
+    return host_program.program(Composition((name,), {name: settings}, 20), [name])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""Packages that only some datasets and pipelines need."""
+
+import functools
+import importlib.util
+
+
+@functools.cache
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; does not import it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def install_hint(what: str, package: str) -> str:
+    """The end of a message: what needs a package and how to get it."""
+    return f"{what} needs {package}, which `pip install 'simclr_jax[input]'` installs"

@@ -1,0 +1,114 @@
+"""Pixels of a source's images; without TensorFlow, except for TFDS's records."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from simclr_jax.data import pillow_decode
+from simclr_jax.data.sources.arrays import ArraySource, HeldFiles
+from simclr_jax.data.sources.base import Source
+from simclr_jax.errors import DataError, StoreFailed, first_line
+
+_CHUNK = 64  # images that one call reads
+_Result = TypeVar("_Result")
+
+# uint8 [n, H, W, 3], or n images uint8 [H, W, 3] of different sizes.
+Images = np.ndarray | list[np.ndarray]
+
+
+def are_records(source: Source) -> bool:
+    """Whether the records of a source are images, which Pillow can decode."""
+    return source.unpack is None
+
+
+def are_held(source: Source) -> bool:
+    """Whether the pixels of a source are in memory."""
+    return isinstance(source, ArraySource | HeldFiles)
+
+
+def read(source: Source, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+    """Some images of a source, decoded where they are files, and their labels [n].
+
+    Args:
+      source: the source.
+      indices: int64 [n].
+
+    Raises:
+      DataError: an image cannot be read or decoded; the message names it.
+      StoreFailed: a disk or store does not answer.
+    """
+    if isinstance(source, HeldFiles):
+        return source.pixels(indices), source.labels[indices]
+    records, labels = _records(source, indices)
+    if not source.encoded:
+        return records, labels
+    if source.unpack is not None:
+        # Imported here, since it needs TensorFlow.
+        from simclr_jax.data.sources import reading
+
+        return reading.decode_records(source, records, labels)
+    return _each(source, indices, records, pillow_decode.decode_rgb), labels
+
+
+def shapes(source: Source, indices: np.ndarray) -> list[tuple[int, int]]:
+    """(height, width) of some image files of a source, read from their headers.
+
+    Raises:
+      DataError, StoreFailed: as `read`.
+    """
+    records, _ = _records(source, indices)
+    return _each(source, indices, records, pillow_decode.image_shape)
+
+
+def in_chunks(
+    source: Source, function: Callable[[Source, np.ndarray], _Result]
+) -> Iterator[_Result]:
+    """The results of `read` or `shapes` for all images, by consecutive chunks.
+
+    All cores work, a few chunks ahead of the consumer.
+    """
+    threads = os.cpu_count() or 1
+    group = 2 * threads * _CHUNK
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, source.num_examples, group):
+            last = min(first + group, source.num_examples)
+            chunks = [
+                np.arange(start, min(start + _CHUNK, last))
+                for start in range(first, last, _CHUNK)
+            ]
+            yield from pool.map(lambda chunk: function(source, chunk), chunks)
+
+
+def _records(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return source.read(indices)
+    except (DataError, StoreFailed):
+        raise
+    except Exception as error:
+        if len(indices) > 1:
+            for index in indices:  # raises at the one that is at fault
+                _records(source, np.array([index]))
+        raise DataError(
+            f"{source.describe(int(indices[0]))}: cannot be read ({first_line(error)})"
+        ) from error
+
+
+def _each(
+    source: Source,
+    indices: np.ndarray,
+    records: np.ndarray,
+    decode: Callable[[bytes], _Result],
+) -> list[_Result]:
+    results = []
+    for index, record in zip(indices, records, strict=True):
+        try:
+            results.append(decode(record))
+        except Exception as error:  # decoders raise anything on damaged data
+            raise DataError(
+                f"{source.describe(int(index))}: cannot be decoded "
+                f"({first_line(error)})"
+            ) from error
+    return results
