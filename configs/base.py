@@ -47,8 +47,12 @@ def get_config() -> config_dict.ConfigDict:
     # True: each device holds a shard of parameters and optimiser state.
     parallel.shard_state = False
     # Dtype in which weight gradients of convolutions are summed over devices; bfloat16
-    # halves that traffic and rounds each device's summand to 8 bits.
+    # halves that traffic and rounds each device's summand to 8 bits. GPUs always have
+    # it where the computation is in bfloat16.
     parallel.gradient_dtype = "float32"
+    # GPUs only: the same bits in every run, so that a resumed run equals one that was
+    # never stopped. Slower: kernels that sum in one order, none chosen by measuring.
+    parallel.deterministic = False
     # What the backward pass recomputes to save memory: none; wide (the last and widest
     # convolution of each residual block); blocks (whole residual blocks).
     parallel.remat = "none"

@@ -5,7 +5,7 @@
         --workdir=/shared/runs/a -- --config=configs/imagenet.py:50x1
 
 Run it in the checkout on the login node, where `bash launch/setup.sh` and
-`.venv/bin/pip install -U -e . "jax[cuda13]"` made the environment on a shared path.
+`.venv/bin/pip install -e . "jax[cuda13]"` made the environment on a shared path.
 `script` prints what `submit` hands to sbatch. See docs/launching.md.
 """
 

@@ -14,6 +14,7 @@ _OPERATIONAL = (
     "data.memory_mb",
     "augment.host_views",
     "parallel.shard_state",
+    "parallel.deterministic",
     "parallel.remat",
     "loss.form",
     "log.",

@@ -2,11 +2,15 @@
 
 Equal to `nn.Conv` and `nn.max_pool` up to rounding. Accelerators compute one
 convolution in the forward pass and one per gradient, CPUs the forms of
-`cpu_convolutions`. The form is chosen when a program is lowered, so a program contains
-only the form of its platform, wherever it is lowered. Forward and backward pass choose
-separately, so that automatic differentiation never sees the choice.
+`cpu_convolutions`. GPUs take the three colours as four channels, the fourth zero, since
+tensor cores read channels by fours at least. The form is chosen when a program is
+lowered, so a program contains only the form of its platform, wherever it is lowered.
+Forward and backward pass choose separately, so that automatic differentiation never
+sees the choice.
 
-The gradient of a kernel can leave a bfloat16 convolution in float32. With the batch
+The gradient of a kernel can leave a bfloat16 convolution in float32, except on GPUs,
+whose tensor cores have no convolution from bfloat16 to float32: there it is rounded to
+bfloat16 after its sum over images, which they accumulate in float32. With the batch
 split over devices XLA sums gradients right after the convolution, so in its dtype.
 """
 
@@ -27,11 +31,19 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
 
+# Channels of the images on GPUs.
+_GPU_CHANNELS = 4
+
+
 def _by_platform(
-    *arrays: jax.Array, cpu: Callable[..., Any], direct: Callable[..., Any]
+    *arrays: jax.Array,
+    cpu: Callable[..., Any],
+    direct: Callable[..., Any],
+    gpu: Callable[..., Any] | None = None,
 ) -> Any:
     """The function of the platform that a program is lowered for, on the arrays."""
-    return lax.platform_dependent(*arrays, cpu=cpu, default=direct)
+    gpu = gpu or direct
+    return lax.platform_dependent(*arrays, cpu=cpu, cuda=gpu, rocm=gpu, default=direct)
 
 
 class Conv2d(nn.Module):
@@ -86,8 +98,8 @@ def conv2d(
       stride: of both sides.
       padding: zeros on all four sides, less than K.
       gradient_dtype: of the kernel's gradient of a bfloat16 convolution when it is
-        summed over devices: 'float32', or 'bfloat16', which halves the traffic. The
-        gradient is cast to float32 with either.
+        summed over devices: 'float32', or 'bfloat16', which halves the traffic and is
+        what GPUs always have. The gradient is cast to float32 with either.
 
     Returns:
       [N, (H + 2 padding - K) // stride + 1, ..., F] in the dtype of x.
@@ -111,6 +123,7 @@ def _conv2d(
         x,
         kernel.astype(x.dtype),
         cpu=functools.partial(_convolve_on_cpu, stride=stride, padding=padding),
+        gpu=functools.partial(_convolve_on_gpu, stride=stride, padding=padding),
         direct=functools.partial(_convolve, stride=stride, padding=padding),
     )
 
@@ -139,6 +152,7 @@ def _backward(
         kernel.astype(x.dtype),
         g,
         cpu=functools.partial(_gradients_on_cpu, **settings),
+        gpu=functools.partial(_gradients_on_gpu, **settings),
         direct=functools.partial(_gradients, **settings),
     )
     return dx, dk.astype(kernel.dtype)
@@ -165,12 +179,36 @@ def _convolve_on_cpu(
     return _convolve(x, kernel, stride, padding)
 
 
+def _convolve_on_gpu(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int
+) -> jax.Array:
+    return _convolve(_padded(x, 3), _padded(kernel, 2), stride, padding)
+
+
+def _padded(array: jax.Array, axis: int) -> jax.Array:
+    """The array with four channels on an axis that has the three of an image."""
+    missing = _GPU_CHANNELS - array.shape[axis]
+    if missing != 1:
+        return array
+    return jnp.pad(array, [(0, missing * (i == axis)) for i in range(array.ndim)])
+
+
 def _gradients(
     x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int, padding: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of x, and of the kernel in `dtype`."""
     (dx,) = jax.linear_transpose(lambda x: _convolve(x, kernel, stride, padding), x)(g)
     return dx, _kernel_gradient(x, g, kernel.shape[0], stride, padding, dtype)
+
+
+def _gradients_on_gpu(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, stride: int, padding: int, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    channels = x.shape[-1]
+    dx, dk = _gradients(
+        _padded(x, 3), _padded(kernel, 2), g, stride, padding, dtype=x.dtype
+    )
+    return dx[..., :channels], dk[:, :, :channels].astype(dtype)
 
 
 def _gradients_on_cpu(

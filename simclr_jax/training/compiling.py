@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from simclr_jax import parallel
+from simclr_jax.training import xla_options
 from simclr_jax.training.device_views import DeviceViews
 from simclr_jax.training.objectives import Metrics
 from simclr_jax.training.step import (
@@ -50,6 +51,7 @@ def compile_step(
     views: DeviceViews | None = None,
     *,
     with_teacher: bool = False,
+    deterministic: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """`train_step` jitted: batch split over the mesh, state donated.
 
@@ -61,6 +63,8 @@ def compile_step(
       mesh: all devices.
       views: computes the batch on the devices; None where the host does.
       with_teacher: the step has a third argument, the teacher.
+      deterministic: the same bits in every run on GPUs; they are anyway on TPUs and
+        CPUs.
     """
     whole = parallel.replicated(mesh)
     state = state_sharding(parts, mesh)
@@ -70,4 +74,5 @@ def compile_step(
         in_shardings=(state, batch, whole) if with_teacher else (state, batch),
         out_shardings=(state, whole),
         donate_argnums=0,
+        compiler_options=xla_options.of_step(mesh, deterministic=deterministic),
     )

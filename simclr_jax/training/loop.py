@@ -20,6 +20,7 @@ from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter
 from simclr_jax.training import build, compiling, device_views, input_pipeline, step
 from simclr_jax.training.objectives import Batch, Metrics
+from simclr_jax.training.out_of_memory import explained
 from simclr_jax.training.preemption import StopRequest
 from simclr_jax.training.reporter import Reporter
 from simclr_jax.training.step import StepParts, Teacher, TrainState
@@ -201,8 +202,13 @@ def _run_steps(
     teacher = () if job.teacher is None else (job.teacher,)
     # `step.train_step`, jitted.
     train_step = compiling.compile_step(
-        parts, job.mesh, views, with_teacher=bool(teacher)
+        parts,
+        job.mesh,
+        views,
+        with_teacher=bool(teacher),
+        deterministic=config.parallel.deterministic,
     )
+    train_step = explained(train_step, config)
     pending: tuple[int, Metrics] | None = None
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")

@@ -1,0 +1,129 @@
+"""What a step needs and what would fit, where devices run out of memory."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import config_dict
+
+from simclr_jax.errors import RunFailed, first_line
+
+_GIB = 2**30
+# Of the memory that an allocator may use, the share that a step can fill: the rest is
+# lost between blocks.
+_USABLE = 0.9
+
+
+def explained(
+    step: Callable[..., Any], config: config_dict.ConfigDict
+) -> Callable[..., Any]:
+    """The jitted step, with an error of one line where it does not fit.
+
+    Args:
+      step: from `compiling.compile_step`; asked for its compiler's figures then.
+      config: resolved.
+
+    Returns:
+      A function that raises RunFailed with what is needed and what would fit.
+    """
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise RunFailed(_explanation(step, arguments, config, error)) from error
+
+    return run
+
+
+def _explanation(
+    step: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    config: config_dict.ConfigDict,
+    error: Exception,
+) -> str:
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    parts = [f"out of memory on {device.device_kind} ({first_line(error)})"]
+    parts += _needs(step, arguments, config, limit)
+    if config.parallel.remat != "blocks":
+        parts.append("config.parallel.remat='blocks' trades memory for computation")
+    fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    if device.platform == "gpu" and fraction not in os.environ:
+        parts.append(
+            f"XLA takes three quarters of a GPU's memory, more with {fraction}=0.95 in "
+            "the environment"
+        )
+    return "; ".join(parts)
+
+
+def _needs(
+    step: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    config: config_dict.ConfigDict,
+    limit: int | None,
+) -> list[str]:
+    """What the step needs, and which micro-batch would fit."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
+    )
+    try:
+        memory = step.lower(*shapes).compile().memory_analysis()  # type: ignore[attr-defined]
+    except jax.errors.JaxRuntimeError:
+        return []  # the compiler itself found that it does not fit
+    temporary = memory.temp_size_in_bytes
+    # Outputs in the memory of inputs are counted once.
+    fixed = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    of_limit = f" of {_gib(limit)}" if limit else ""
+    needed = [
+        f"a step with config.batch.batch_size={config.batch.batch_size} needs "
+        f"{_gib(fixed + temporary)} of each device{of_limit}"
+    ]
+    if limit and (size := fitting(config, fixed, temporary, limit)):
+        rest = temporary * size // _seen_at_once(config)
+        needed.append(
+            f"config.batch.micro_batch_size={size} would need about "
+            f"{_gib(fixed + rest)}"
+        )
+    return needed
+
+
+def fitting(
+    config: config_dict.ConfigDict, fixed: int, temporary: int, limit: int
+) -> int | None:
+    """The largest micro-batch that fits, if memory grows in proportion to it.
+
+    Args:
+      config: resolved.
+      fixed: bytes of the state and the batch.
+      temporary: bytes of everything else, with the config's micro-batch.
+      limit: bytes that a device has.
+
+    Returns:
+      A divisor of the batch and a multiple of the number of devices, less than the
+      config's micro-batch; None if none fits.
+    """
+    batch, seen = config.batch.batch_size, _seen_at_once(config)
+    devices = jax.device_count()
+    for size in range(seen - 1, 0, -1):
+        if batch % size or size % devices:
+            continue
+        if fixed + temporary * size // seen <= _USABLE * limit:
+            return size
+    return None
+
+
+def _seen_at_once(config: config_dict.ConfigDict) -> int:
+    """Images in one forward pass."""
+    return int(config.batch.micro_batch_size or config.batch.batch_size)
+
+
+def _gib(number: float) -> str:
+    return f"{number / _GIB:.1f} GiB"
