@@ -43,6 +43,7 @@ def test_time_counts_for_the_stage_that_takes_it():
         seed=0,
         batch_size=16,
         num_views=2,
+        compiled=True,
         secs=0.2,
     )
     # One read makes 16 images.

@@ -52,7 +52,9 @@ def jax_step(net: str, form: str) -> tuple[Step, int]:
     from simclr_jax.training import compiling, cpu_memory, step
 
     if form == "direct":
-        convolutions._by_platform = lambda *arrays, cpu, direct: direct(*arrays)
+        convolutions._by_platform = lambda *arrays, cpu, direct, gpu=None: direct(
+            *arrays
+        )
     cpu_memory.keep_freed_memory()  # as the commands do
     depth, stem, side, batch_size = NETS[net]
     parts = step.StepParts(
