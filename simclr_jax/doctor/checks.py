@@ -73,7 +73,7 @@ def run(workdir: str | None) -> Iterator[Verdict]:
         checks.append(("run directory", lambda: _run_directory(workdir)))
     for name, check in checks:
         yield _judge(name, check)
-    yield from _equivalence()
+    yield from compare_devices()
 
 
 def _judge(name: str, check: Callable[[], str]) -> Verdict:
@@ -197,18 +197,24 @@ def _run_directory(workdir: str) -> str:
     return f"{workdir} is the same folder on all hosts, {free_gb:.0f} GB free"
 
 
-def _equivalence() -> Iterator[Verdict]:
-    if jax.device_count() == 1:
+def compare_devices() -> Iterator[Verdict]:
+    """Compares all devices with one of them, or a single accelerator with a CPU."""
+    count, kind = jax.device_count(), jax.devices()[0].platform
+    if count == 1 and kind == "cpu":
         yield Verdict("1 device = all", True, "there is only one")
         return
+    title = f"1 device = {count}" if count > 1 else f"{kind} = cpu"
+    reference = None
     try:
-        differences = equivalence.compare(parallel.create_mesh())
-    except jax.errors.JaxRuntimeError as error:
-        yield Verdict("1 device = all", False, f"cannot run: {first_line(error)}")
+        if count == 1:
+            reference = parallel.create_mesh(jax.devices("cpu")[:1])
+        differences = equivalence.compare(parallel.create_mesh(), reference)
+    except RuntimeError as error:  # no CPUs in JAX_PLATFORMS, or an error of XLA
+        yield Verdict(title, False, f"cannot run: {first_line(error)}")
         return
     for difference in differences:
         yield Verdict(
-            f"1 device = {jax.device_count()}",
+            title,
             difference.ok,
             f"{difference.quantity}: differs by {difference.relative:.0e} "
             f"(up to {difference.tolerance:.0e} is rounding)",

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/cifar_npz.py --data_dir=TFDS_DIR --output=cifar10.npz
 
-Images are tiles of large JPEGs: 184 MB of pixels become less than 50 MB. Tiles of 32
-pixels are whole blocks of JPEG without subsampling, so no tile changes another. The last
-lines printed say what the compression costs.
+Images are tiles of large JPEGs: 184 MB of pixels become 40 MB. Tiles of 32 pixels are
+whole blocks of JPEG without subsampling, so no tile changes another. The last lines
+printed say what the compression costs.
 """
 
 import argparse

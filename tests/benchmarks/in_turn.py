@@ -1,4 +1,4 @@
-"""Several programs that take turns on one core, and an environment for peers."""
+"""Several programs that take turns on one core or device; an environment for peers."""
 
 import argparse
 import json
@@ -11,20 +11,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 PEERS = ("torch", "torchvision", "lightly")
+CPU_ONLY = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 class Contender:
-    """A process of a benchmark, pinned to one core, that does a step when told to."""
+    """A process of a benchmark that does a step when told to."""
 
-    def __init__(self, python: pathlib.Path, script: str, what: str, core: int) -> None:
-        """Starts `python SCRIPT --serve=WHAT`, which has to call `serve`."""
+    def __init__(
+        self,
+        python: pathlib.Path,
+        script: str,
+        what: str,
+        core: int | None,
+        environment: dict[str, str] = CPU_ONLY,
+    ) -> None:
+        """Starts `python SCRIPT --serve=WHAT`, which has to call `serve`.
+
+        Args:
+          python: the interpreter.
+          script: file.
+          what: says what is to be measured.
+          core: that the process is pinned to; None for all.
+          environment: variables in addition to this process's.
+        """
         self._process = subprocess.Popen(
             [str(python), script, f"--serve={what}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            env={**os.environ, **environment},
+            preexec_fn=None
+            if core is None
+            else lambda: os.sched_setaffinity(0, {core}),
         )
         self.about = self._read()
 

@@ -30,6 +30,7 @@ SCRIPTS = {
     "launch/hosts.py": "tests/launch/test_launch_hosts.py",
     "launch/gke.py": "tests/launch/test_launch_gke.py",
     "launch/slurm.py": "tests/launch/test_launch_slurm.py",
+    "tests/benchmarks/accelerator.py": "tests/benchmarks/test_accelerator.py",
 }
 CONFIG = {
     *identity.flatten(base.get_config()),
@@ -142,11 +143,12 @@ def script_problem(words: list[str]) -> str:
     if name not in SCRIPTS or not (ROOT / name).is_file():
         return f"no test runs {name}"
     if name.endswith(".py"):
-        text = "".join(path.read_text() for path in (ROOT / "launch").glob("*.py"))
+        scripts = [*(ROOT / "launch").glob("*.py"), ROOT / name]
+        text = "".join(path.read_text() for path in scripts)
         own = words[2 : words.index("--")] if "--" in words else words[2:]
         flags = {word.partition("=")[0] for word in own if word.startswith("--")}
         wrong = [flag for flag in flags if f'"{flag}"' not in text]
-        if len(words) > 2 and f'"{words[2]}"' not in text:
+        if name.startswith("launch") and len(words) > 2 and f'"{words[2]}"' not in text:
             wrong.append(words[2])
     else:
         paths = [word for word in words[2:] if word.startswith("tests/")]
