@@ -442,9 +442,10 @@ def test_tpus_sum_gradients_in_the_dtype_asked_for():
     assert dtypes == {"float32": ["f32", "f32"], "bfloat16": ["bf16", "bf16"]}
 
 
-def encoder_results(depth):
+def encoder_results(depth, noise=0.0):
     """(variables, h, gradients) of a small net with every branch open."""
     images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 3))
+    images *= 1 + noise * jax.random.rademacher(jax.random.key(2), images.shape, "f4")
     encoder = create_encoder(depth=depth, width=0.0625)
     variables = jax.jit(lambda *args: encoder.init(*args))(jax.random.key(0), images)
     # The last scale of each block starts at 0, which would hide its convolutions.
@@ -475,9 +476,16 @@ def test_a_net_is_the_same_in_both_forms(depth, monkeypatch):
     use_form(monkeypatch, "direct")
     variables, h, gradients = encoder_results(depth)
     jax.tree.map(np.testing.assert_array_equal, cpu_variables, variables)
-    # float32 rounding, 1e-7 of each sum, through all layers and back.
-    assert max(relative_errors(cpu_h, h)) < 2e-5
-    assert max(relative_errors(cpu_gradients, gradients)) < 1e-4
+    # Both forms round, in all layers and back; the last bit of the images alone changes
+    # gradients by 4e-5 to 7e-5, by version of XLA.
+    _, noisy_h, noisy_gradients = encoder_results(depth, noise=2.0**-23)
+    for a, b, noisy in (
+        (cpu_h, h, noisy_h),
+        (cpu_gradients, gradients, noisy_gradients),
+    ):
+        floor = max(relative_errors(noisy, b))
+        assert 1e-7 < floor < 1e-4
+        assert max(relative_errors(a, b)) < 3 * floor
 
 
 @each_platform
