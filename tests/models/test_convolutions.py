@@ -477,14 +477,14 @@ def test_a_net_is_the_same_in_both_forms(depth, monkeypatch):
     variables, h, gradients = encoder_results(depth)
     jax.tree.map(np.testing.assert_array_equal, cpu_variables, variables)
     # Both forms round, in all layers and back; the last bit of the images alone changes
-    # gradients by 4e-5 to 7e-5, by version of XLA.
+    # gradients by 4e-5 to 1.3e-4, by version and settings of XLA.
     _, noisy_h, noisy_gradients = encoder_results(depth, noise=2.0**-23)
     for a, b, noisy in (
         (cpu_h, h, noisy_h),
         (cpu_gradients, gradients, noisy_gradients),
     ):
         floor = max(relative_errors(noisy, b))
-        assert 1e-7 < floor < 1e-4
+        assert 1e-7 < floor < 3e-4
         assert max(relative_errors(a, b)) < 3 * floor
 
 
