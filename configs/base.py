@@ -26,8 +26,8 @@ def get_config() -> config_dict.ConfigDict:
     data.parallel_reads = config_dict.placeholder(int)
     # MiB of host memory for all buffers of the input pipeline; None: a quarter of it.
     data.memory_mb = config_dict.placeholder(int)
-    # Decode images once and keep their pixels in each host's memory, if they fit in this
-    # many MiB (TFDS: if it says that all have one size); 0 disables.
+    # Decode images once and keep their pixels in each host's memory, if they fit in
+    # this many MiB (TFDS: if it says that all have one size); 0 disables.
     data.in_memory_mb = 1024
     # Consecutive images of the dataset that are shuffled and read together, in one
     # request where they are stored together. 1 is best on disks. A store such as GCS
