@@ -252,7 +252,7 @@ def odd_folders(tmp_path):
     (tmp_path / "broken" / "notes.jpg").write_text("no image at all")
     (tmp_path / "plain").mkdir()
     for i in range(2):
-        Image.new("RGB", (8, 8)).save(tmp_path / "plain" / f"{i}.png")
+        Image.new("RGB", (8, 8 + i)).save(tmp_path / "plain" / f"{i}.png")
     return tmp_path
 
 
@@ -324,7 +324,11 @@ BAD_RUNS = {
     ),
     "a folder on the accelerator": (
         {"augment.placement": "accelerator", "data.dataset": "folder:{}/plain"},
-        ["config.augment.placement='accelerator'", "folder:{}/plain", "one size"],
+        [
+            "config.augment.placement='accelerator'",
+            "folder:{}/plain",
+            "different sizes",
+        ],
     ),
     "too little memory": (
         {"data.memory_mb": 10},

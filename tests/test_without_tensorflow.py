@@ -87,6 +87,8 @@ def test_pretraining_is_that_with_tensorflow(
     _work(blocked, "pretrain", *arguments, f"--workdir={without}")
     _work("nothing", "pretrain", *arguments, f"--workdir={complete}")
     assert _metrics(without) == _metrics(complete)
+    if placement == "host":
+        return
     table = _work(EVERYTHING, "evaluate", f"--workdir={without}", "--protocol=knn")
     if dataset == "files":
         return
@@ -96,6 +98,7 @@ def test_pretraining_is_that_with_tensorflow(
     )
 
 
+@pytest.mark.slow
 def test_the_life_of_an_encoder(data, tmp_path):
     common = (
         f"--config.data.dataset=npz:{data}/{{split}}.npz",

@@ -50,8 +50,9 @@ def _flops(jaxpr: Any) -> float:
             outputs = equation.outvars[0].aval.size
             total += 2 * outputs * math.prod(lhs[axis] for axis in contracted)
         elif "branches" in parameters:
-            # One for each platform, or one of them by chance.
-            total += max(_flops(branch.jaxpr) for branch in parameters["branches"])
+            flops = [_flops(branch.jaxpr) for branch in parameters["branches"]]
+            # One for each platform, TPUs' the last; or one of them by chance.
+            total += flops[-1] if parameters.get("branches_platforms") else max(flops)
         else:
             times = parameters.get("length", 1)
             total += times * sum(map(_flops, _inner(parameters)))

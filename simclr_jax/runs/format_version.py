@@ -11,11 +11,15 @@ from typing import Any
 from simclr_jax.config import renamed
 from simclr_jax.errors import ConfigError
 
-# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`.
-VERSION = 2
+# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; 3 only
+# added a key.
+VERSION = 3
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
-_ADDED: dict[int, dict[str, Any]] = {2: {"augment.host_views": "auto"}}
+_ADDED: dict[int, dict[str, Any]] = {
+    2: {"augment.host_views": "auto"},
+    3: {"parallel.deterministic": False},
+}
 
 
 def stamp(config: dict[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _placements(results: Results) -> str:
             ),
         ]
         for net in steps.NETS
-        for placement in ("accelerator", "host_crop", "host")
+        for placement in steps.PLACEMENTS
     ]
     return _table(["training with its input", "images/s", "share of waiting"], lines)
 

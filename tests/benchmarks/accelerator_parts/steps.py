@@ -18,8 +18,10 @@ from accelerator_parts.record import Record, Settings
 
 # Neither side takes all memory of a GPU for itself.
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+NEARLY_ALL = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
 ROUNDS, TURN_SECS = 3, 4.0
 PEERS = ("eager", "compiled")
+PLACEMENTS = ("accelerator", "host_crop", "host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,38 +220,59 @@ def serve(what: str) -> None:
     in_turn.serve(about, _turn(step, net.batch_size, told["secs"]))
 
 
-def in_turns(net: Net, settings: Settings) -> dict[str, Any]:
-    """Rates of all sides, which take turns; images/s, median and range."""
-    secs = 0.2 if settings.toy else TURN_SECS
-    sides = ("ours", *(PEERS if has_torch() else ()))
-    contenders, result = {}, {}
-    for side in sides:
-        what = {"net": dataclasses.asdict(net), "side": side, "secs": secs}
-        script = str(pathlib.Path(__file__))
-        contender = in_turn.Contender(
-            pathlib.Path(sys.executable), script, json.dumps(what), None, SHARED
-        )
-        result[side] = contender.about
-        if "error" in contender.about:
+def in_turns(net: Net, settings: Settings, *, together: bool = True) -> dict[str, Any]:
+    """Rates of all sides; images/s, median and range of their turns.
+
+    Args:
+      net: of all sides.
+      settings: of the command.
+      together: each peer takes turns with this package; else each side has the device,
+        and nearly all of its memory, for itself.
+    """
+    groups: list[tuple[str, ...]] = [("ours",)]
+    if has_torch():
+        groups = [("ours", peer) for peer in PEERS]
+        if not together:
+            groups = [("ours",), *((peer,) for peer in PEERS)]
+    result: dict[str, Any] = {
+        peer: {"error": "PyTorch and torchvision not installed"} for peer in PEERS
+    }
+    turns: dict[str, list[tuple[float, float]]] = {}
+    environment = SHARED if together else {**SHARED, **NEARLY_ALL}
+    for group in groups:
+        contenders = {}
+        for side in group:
+            contenders[side] = _start(net, side, settings, environment)
+            result[side] = contenders[side].about
+        for _ in range(ROUNDS):
+            for side, contender in contenders.items():
+                if "error" not in contender.about:
+                    turns.setdefault(side, []).append(contender.step())
+        for contender in contenders.values():
             contender.close()
-        else:
-            contenders[side] = contender
-    turns: dict[str, list[tuple[float, float]]] = {side: [] for side in contenders}
-    for _ in range(ROUNDS):
-        for side, contender in contenders.items():
-            turns[side].append(contender.step())
-    for side, contender in contenders.items():
-        contender.close()
-        rates = [rate for rate, _ in turns[side]]
+    for side, pairs in turns.items():
+        rates = [rate for rate, _ in pairs]
         result[side] |= {
             "images_per_sec": round(statistics.median(rates), 1),
             "lowest": round(min(rates), 1),
             "highest": round(max(rates), 1),
-            "loss": round(turns[side][-1][1], 4),
+            "loss": round(pairs[-1][1], 4),
         }
-    for peer in PEERS:
-        result.setdefault(peer, {"error": "PyTorch and torchvision not installed"})
     return {"batch_size": net.batch_size, **result}
+
+
+def _start(
+    net: Net, side: str, settings: Settings, environment: dict[str, str]
+) -> in_turn.Contender:
+    secs = 0.2 if settings.toy else TURN_SECS
+    what = {"net": dataclasses.asdict(net), "side": side, "secs": secs}
+    return in_turn.Contender(
+        pathlib.Path(sys.executable),
+        str(pathlib.Path(__file__)),
+        json.dumps(what),
+        None,
+        environment,
+    )
 
 
 def steps(record: Record, settings: Settings) -> None:
@@ -271,15 +294,14 @@ def _largest(net: Net, at_usual: dict[str, Any], settings: Settings) -> dict[str
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if "error" in at_usual:
         return {"error": at_usual["error"]}
-    if limit is None:  # a CPU
-        return in_turns(
-            dataclasses.replace(net, batch_size=2 * net.batch_size), settings
-        )
-    # JAX takes three quarters of a GPU by default; here it may have nearly all.
-    total = limit / 0.75 / 2**30
-    size = int(0.85 * total / at_usual["gib"] * net.batch_size) // 64 * 64
-    while size > net.batch_size and settings.secs_left > 60:
-        result = in_turns(dataclasses.replace(net, batch_size=size), settings)
+    size = 2 * net.batch_size  # where the memory is unknown, as on CPUs
+    if limit is not None:
+        # JAX takes three quarters of a GPU by default; here it may have nearly all.
+        total = limit / 0.75 / 2**30
+        size = int(0.85 * total / at_usual["gib"] * net.batch_size) // 64 * 64
+    while size > net.batch_size and settings.secs_left > 0:
+        larger = dataclasses.replace(net, batch_size=size)
+        result = in_turns(larger, settings, together=False)
         if "error" not in result["ours"]:
             return result
         size = int(0.85 * size) // 64 * 64
@@ -290,7 +312,7 @@ def placements(record: Record, settings: Settings) -> None:
     """Images per second of whole training runs, by where views are computed."""
     nets = {"resnet18": TOYS["resnet18"]} if settings.toy else NETS
     for name, net in nets.items():
-        for placement in ("accelerator", "host_crop", "host"):
+        for placement in PLACEMENTS[: 1 if settings.toy else None]:
             row = f"{name}, {placement}"
             if row in record:
                 continue
