@@ -11,8 +11,8 @@ from typing import Any
 from simclr_jax.config import renamed
 from simclr_jax.errors import ConfigError
 
-# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; 3 only
-# added a key.
+# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; 3
+# only added a key.
 VERSION = 3
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
