@@ -67,7 +67,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(
     ("dataset", "placement", "blocked"),
     [
-        ("npz", "host", TENSORFLOW),
+        pytest.param("npz", "host", TENSORFLOW, marks=pytest.mark.slow),
         ("npz", "accelerator", EVERYTHING),
         ("files", "host_crop", TENSORFLOW),
     ],
