@@ -74,13 +74,7 @@ def _needs(
         memory = step.lower(*shapes).compile().memory_analysis()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError:
         return []  # the compiler itself found that it does not fit
-    temporary = memory.temp_size_in_bytes
-    # Outputs in the memory of inputs are counted once.
-    fixed = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
+    temporary, fixed = memory.temp_size_in_bytes, fixed_bytes(memory)
     of_limit = f" of {_gib(limit)}" if limit else ""
     needed = [
         f"a step with config.batch.batch_size={config.batch.batch_size} needs "
@@ -93,6 +87,16 @@ def _needs(
             f"{_gib(fixed + rest)}"
         )
     return needed
+
+
+def fixed_bytes(memory: Any) -> int:
+    """Bytes of arguments and outputs, by a compiled program's `memory_analysis()`."""
+    # Outputs in the memory of inputs are counted once.
+    return int(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
 
 def fitting(

@@ -10,7 +10,7 @@ import numpy as np
 from simclr_jax.data import pillow_decode
 from simclr_jax.data.sources.arrays import ArraySource, HeldFiles
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import DataError, StoreFailed, first_line
+from simclr_jax.errors import DataError, first_line
 
 _CHUNK = 64  # images that one call reads
 _Result = TypeVar("_Result")
@@ -85,7 +85,7 @@ def in_chunks(
 def _records(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         return source.read(indices)
-    except (DataError, StoreFailed):
+    except DataError:  # StoreFailed is one
         raise
     except Exception as error:
         if len(indices) > 1:

@@ -96,7 +96,7 @@ def our_step(net: Net) -> tuple[dict[str, Any], Callable[[], float]]:
 
     from simclr_jax import parallel
     from simclr_jax.config import resolve
-    from simclr_jax.training import compiling, step
+    from simclr_jax.training import compiling, out_of_memory, step
 
     config = resolve.resolve(make_config(net), num_examples=10**6)
     mesh = parallel.create_mesh()
@@ -115,14 +115,7 @@ def our_step(net: Net) -> tuple[dict[str, Any], Callable[[], float]]:
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "compile_secs": round(compile_secs, 1),
         "gib": round(
-            (
-                memory.argument_size_in_bytes
-                + memory.output_size_in_bytes
-                - memory.alias_size_in_bytes
-                + memory.temp_size_in_bytes
-            )
-            / 2**30,
-            3,
+            (out_of_memory.fixed_bytes(memory) + memory.temp_size_in_bytes) / 2**30, 3
         ),
     }
 
