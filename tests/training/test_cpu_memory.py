@@ -54,7 +54,9 @@ def test_steps_on_cpus_find_their_pages_again():
     kept, faults = in_a_new_process("cpu")
 
     assert kept
-    assert faults < _NUM_BYTES // _PAGE_BYTES // 100
+    # Of eight steps; each would fault on all its pages. Other threads, and memory that
+    # the machine takes back, cause hundreds.
+    assert faults < _NUM_BYTES // _PAGE_BYTES // 10
 
 
 def test_hosts_of_accelerators_are_left_alone():
