@@ -1,6 +1,7 @@
 """Memory freed by train steps on CPUs stays with the process."""
 
 import ctypes
+import itertools
 import resource
 import subprocess
 import sys
@@ -31,8 +32,10 @@ def page_faults_of_later_steps() -> int:
             step(a, b).block_until_ready()
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-    before = faults_after(2)
-    return faults_after(8) - before
+    counts = [faults_after(2)]
+    counts += [faults_after(8) for _ in range(3)]
+    # Whatever else the machine does, such as taking memory back, can only add some.
+    return min(after - before for before, after in itertools.pairwise(counts))
 
 
 def in_a_new_process(platforms: str) -> tuple[bool, int]:
@@ -54,9 +57,7 @@ def test_steps_on_cpus_find_their_pages_again():
     kept, faults = in_a_new_process("cpu")
 
     assert kept
-    # Of eight steps; each would fault on all its pages. Other threads, and memory that
-    # the machine takes back, cause hundreds.
-    assert faults < _NUM_BYTES // _PAGE_BYTES // 10
+    assert faults < _NUM_BYTES // _PAGE_BYTES // 100
 
 
 def test_hosts_of_accelerators_are_left_alone():
