@@ -74,7 +74,6 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     finetune.init_checksum = config_dict.placeholder(str)
 
     config.augment.operations = ("crop", "flip")
-    config.augment.placement = "host"
     config.batch.micro_batch_size = config_dict.placeholder(int)
     config.schedule.warmup_epochs = 0.0
     config.schedule.train_steps = config_dict.placeholder(int)

@@ -82,6 +82,8 @@ def test_pretraining_is_that_with_tensorflow(
         f"--config.augment.placement={placement}",
         "--config.evaluation.test_split=test",
         "--config.evaluation.knn_k=(5,)",
+        "--config.evaluation.sgd_epochs=2",
+        "--config.evaluation.sgd_batch_size=16",
     )
     without, complete = tmp_path / "without", tmp_path / "complete"
     _work(blocked, "pretrain", *arguments, f"--workdir={without}")
@@ -89,18 +91,22 @@ def test_pretraining_is_that_with_tensorflow(
     assert _metrics(without) == _metrics(complete)
     if placement == "host":
         return
-    table = _work(EVERYTHING, "evaluate", f"--workdir={without}", "--protocol=knn")
     if dataset == "files":
+        _work(EVERYTHING, "evaluate", f"--workdir={without}", "--protocol=knn")
         return
-    # The same weights and images in memory, so the same figure.
-    assert table == _work(
-        "nothing", "evaluate", f"--workdir={complete}", "--protocol=knn"
-    )
+    # The same weights and images in memory, so the same figures.
+    protocols = "--protocol=knn,linear_sgd"
+    table = _work(EVERYTHING, "evaluate", f"--workdir={without}", protocols)
+    assert table == _work("nothing", "evaluate", f"--workdir={complete}", protocols)
 
 
 @pytest.mark.slow
-def test_the_life_of_an_encoder(data, tmp_path):
+@pytest.mark.parametrize(
+    ("blocked", "placement"), [(TENSORFLOW, "host"), (EVERYTHING, "accelerator")]
+)
+def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
     common = (
+        f"--config.augment.placement={placement}",
         f"--config.data.dataset=npz:{data}/{{split}}.npz",
         "--config.data.split=train",
         "--config.evaluation.test_split=test",
@@ -111,19 +117,20 @@ def test_the_life_of_an_encoder(data, tmp_path):
         "--config.evaluation.batch_size=64",
     )
     pretrained, tuned = tmp_path / "pretrained", tmp_path / "tuned"
-    _work(TENSORFLOW, "pretrain", *SETTINGS, *common, f"--workdir={pretrained}")
+    _work(blocked, "pretrain", *SETTINGS, *common, f"--workdir={pretrained}")
     _work(
-        TENSORFLOW,
+        blocked,
         "evaluate",
         f"--workdir={pretrained}",
-        "--protocol=linear,linear_sgd",
+        "--protocol=linear,linear_sgd,finetune",
         "--set=evaluation.sgd_epochs=2",
         "--set=evaluation.sgd_batch_size=16",
+        "--set=schedule.train_steps=2",
     )
     assert (pretrained / "eval" / "linear_sgd.json").exists()
     finetune = ("--config=configs/finetune.py:smoke", *common)
     _work(
-        TENSORFLOW,
+        blocked,
         "finetune",
         *finetune,
         f"--init_from={pretrained}",
@@ -132,7 +139,7 @@ def test_the_life_of_an_encoder(data, tmp_path):
     assert (tuned / "eval" / "classifier.json").exists()
     student = tmp_path / "student"
     _work(
-        TENSORFLOW,
+        blocked,
         "distill",
         "--config=configs/distill.py:smoke",
         *common,

@@ -3,18 +3,19 @@
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from simclr_jax import parallel
 from simclr_jax.evaluation.features import Encode
 from simclr_jax.evaluation.linear import Classifier
+from simclr_jax.training.device_views import DeviceViews
+from simclr_jax.training.objectives import Batch
 
 _LOG = logging.getLogger(__name__)
 _SECS_BETWEEN_LINES = 20.0
@@ -22,8 +23,9 @@ _SECS_BETWEEN_LINES = 20.0
 
 def train_classifier(
     encode: Encode,
-    batches: Iterator[dict[str, np.ndarray]],
+    batches: Iterator[Batch],
     *,
+    views: DeviceViews | None = None,
     num_classes: int,
     num_steps: int,
     learning_rate: float,
@@ -34,7 +36,8 @@ def train_classifier(
 
     Args:
       encode: the frozen encoder; no gradient flows into it.
-      batches: from `pipeline.train_batches` with one view.
+      batches: global ones of one view, from `input_pipeline.global_batches`.
+      views: computes the views from them on the devices; None where the host did.
       num_classes: the number of classes.
       num_steps: the number of batches.
       learning_rate: the initial rate, already scaled with the batch size.
@@ -46,14 +49,18 @@ def train_classifier(
         momentum=momentum,
         nesterov=True,
     )
-    step = jax.jit(functools.partial(_step, optimizer=optimizer), donate_argnums=0)
+    see = functools.partial(_see, views=views)
+    step = jax.jit(
+        functools.partial(_step, see=see, optimizer=optimizer), donate_argnums=0
+    )
     carry = None
     loss: jax.Array | None = None
     last_line = time.monotonic()
     for number in range(num_steps):
-        batch = parallel.shard_batch(mesh, next(batches))
+        batch = next(batches)
         if carry is None:
-            width = jax.eval_shape(encode, _as_float(batch["images"])).shape[-1]
+            x, _ = jax.eval_shape(see, batch, encode, number)
+            width = x.shape[-1]
             classifier = Classifier(
                 jnp.zeros((width, num_classes)), jnp.zeros(num_classes)
             )
@@ -61,7 +68,7 @@ def train_classifier(
                 parallel.replicated(mesh),
                 jax.device_get((classifier, optimizer.init(classifier))),
             )
-        previous, (carry, loss) = loss, step(carry, batch, encode)
+        previous, (carry, loss) = loss, step(carry, batch, encode, number)
         # One step runs while the next batch is prepared; more would only use memory.
         jax.block_until_ready(previous)
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
@@ -71,25 +78,31 @@ def train_classifier(
     return parallel.fetch(mesh, carry[0])
 
 
-def _as_float(images: jax.Array) -> jax.Array:
-    return images[:, 0].astype(jnp.float32) / 255.0
+def _see(
+    batch: Batch, encode: Encode, number: jax.Array, *, views: DeviceViews | None
+) -> tuple[jax.Array, jax.Array]:
+    """(features [B, D], labels [B]) of the views of a step."""
+    if views is not None:
+        batch = views(batch, number)
+    images = batch["images"][:, 0].astype(jnp.float32) / 255.0
+    return jax.lax.stop_gradient(encode(images)), batch["labels"]
 
 
 def _step(
     carry: tuple[Classifier, Any],
-    batch: dict[str, jax.Array],
+    batch: Batch,
     encode: Encode,
+    number: jax.Array,
     *,
+    see: Callable[[Batch, Encode, jax.Array], tuple[jax.Array, jax.Array]],
     optimizer: optax.GradientTransformation,
 ) -> tuple[tuple[Classifier, Any], jax.Array]:
     classifier, opt_state = carry
-    features = jax.lax.stop_gradient(encode(_as_float(batch["images"])))
+    features, labels = see(batch, encode, number)
 
     def objective(classifier: Classifier) -> jax.Array:
         logits = features @ classifier.weights + classifier.bias
-        return jnp.mean(
-            optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        )
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     loss, gradient = jax.value_and_grad(objective)(classifier)
     updates, opt_state = optimizer.update(gradient, opt_state)

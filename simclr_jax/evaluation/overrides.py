@@ -10,7 +10,10 @@ from simclr_jax.config import identity, rules
 from simclr_jax.errors import ConfigError
 
 # Keys that `--set` may change: the data and settings of the evaluation.
-_SETTABLE = ("evaluation.", "data.", "augment.crop.", "image_size", "seed")
+_SETTABLE = (
+    *("evaluation.", "data.", "image_size", "seed"),
+    *("augment.crop.", "augment.placement", "augment.host_views"),
+)
 # Keys of the protocols that fine-tune.
 _TRAINING = ("finetune.", "optimizer.", "batch.", "schedule.")
 

@@ -9,14 +9,12 @@ setting.
 
 from collections.abc import Callable
 
-import jax
+from ml_collections import config_dict
 
-from simclr_jax.data import pipeline
-from simclr_jax.data.views.composition import Composition
 from simclr_jax.evaluation import finetune_protocols, knn, linear, linear_sgd, metrics
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.receipts import Result
-from simclr_jax.training import input_pipeline
+from simclr_jax.training import device_views, input_pipeline
 
 
 def _knn(context: Context) -> Result:
@@ -76,8 +74,7 @@ def _layers(context: Context) -> Result:
 
 def _linear_sgd(context: Context) -> Result:
     """SGD on frozen features of random crops and flips (paper appendix B.6)."""
-    evaluation, config = context.config.evaluation, context.config
-    train = context.dataset.train
+    evaluation, train = context.config.evaluation, context.dataset.train
     batch_size = evaluation.sgd_batch_size
     steps = max(1, round(evaluation.sgd_epochs * (train.num_examples // batch_size)))
     settings = {
@@ -86,26 +83,12 @@ def _linear_sgd(context: Context) -> Result:
         "learning_rate": evaluation.sgd_learning_rate * batch_size / 256,
         "momentum": evaluation.sgd_momentum,
     }
-    crops_and_flips = Composition(
-        ("crop", "flip"),
-        {"crop": dict(config.augment.crop), "flip": {"probability": 0.5}},
-        image_size=context.preprocessing.image_size,
-    )
-    batches = pipeline.train_batches(
-        train,
-        crops_and_flips,
-        seed=config.seed,
-        batch_size=batch_size,
-        num_views=1,
-        stop_step=steps,
-        host_index=jax.process_index(),
-        num_hosts=jax.process_count(),
-        compiled=input_pipeline.use_compiled_views(config),
-        buffers=input_pipeline.make_buffers(config, batch_size=batch_size, num_views=1),
-    )
+    config = _crops_and_flips(context, num_steps=steps)
+    images = input_pipeline.hold_in_memory(config, train, num_views=1)
     classifier = linear_sgd.train_classifier(
         context.encode,
-        batches,
+        input_pipeline.global_batches(config, images, 0, context.mesh, num_views=1),
+        views=device_views.from_config(config, context.mesh, num_views=1),
         num_classes=train.num_classes or 0,
         num_steps=steps,
         learning_rate=settings["learning_rate"],
@@ -114,6 +97,18 @@ def _linear_sgd(context: Context) -> Result:
     )
     x, labels = context.test_features
     return Result(metrics.top1(linear.logits(classifier, x), labels), settings)
+
+
+def _crops_and_flips(context: Context, *, num_steps: int) -> config_dict.ConfigDict:
+    """The config of the input of `linear_sgd`: crops as in pretraining, and flips."""
+    config = context.config.copy_and_resolve_references()
+    config.image_size = context.preprocessing.image_size
+    config.batch.batch_size = config.evaluation.sgd_batch_size
+    config.batch.micro_batch_size = None
+    config.schedule.train_steps = num_steps
+    config.augment.operations = ("crop", "flip")
+    config.augment.flip.probability = 0.5
+    return config
 
 
 # By the name for --protocol. `loop.py` adds the protocols that fine-tune, which need a

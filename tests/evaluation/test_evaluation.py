@@ -1,6 +1,7 @@
 """Nearest neighbours and linear classifiers against plain definitions."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 from simclr_jax import parallel
 from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
+from simclr_jax.data import pipeline
+from simclr_jax.data.sources import registry
+from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError, EncoderChanged
 from simclr_jax.evaluation import (
     features,
@@ -81,7 +85,7 @@ def test_linear_sgd_learns_what_can_be_learnt(mesh):
             labels = generator.integers(0, 3, 32).astype(np.int32)
             images = np.zeros((32, 1, 4, 4, 3), np.uint8)
             images[np.arange(32), :, :, :, labels] = 200
-            yield {"images": images, "labels": labels}
+            yield parallel.shard_batch(mesh, {"images": images, "labels": labels})
 
     classifier = linear_sgd.train_classifier(
         features.pixels,
@@ -93,7 +97,7 @@ def test_linear_sgd_learns_what_can_be_learnt(mesh):
         mesh=mesh,
     )
     batch = next(batches())
-    x = batch["images"].reshape(32, -1) / 255
+    x = np.asarray(batch["images"]).reshape(32, -1) / 255
     scores = linear.logits(classifier, x)
     np.testing.assert_array_equal(np.argmax(scores, axis=1), batch["labels"])
 
@@ -196,6 +200,49 @@ def test_a_protocol_that_changes_the_encoder_fails_loudly(
     with pytest.raises(EncoderChanged, match=f"--protocol={protocol}: changed the"):
         loop.evaluate(str(tmp_path), [protocol], overrides=overrides)
     assert not (tmp_path / "eval").exists()
+
+
+def test_linear_sgd_learns_from_the_same_views_in_every_placement(
+    tmp_path, monkeypatch
+):
+    pretrained, train, found = make_pretrained(), linear_sgd.train_classifier, []
+    # Settings of pretraining, which are not those of the probe.
+    pretrained.config["augment"]["flip"]["probability"] = 0.1
+    pretrained.config["batch"]["micro_batch_size"] = 16
+    first_batches = []
+
+    def watched(encode, batches, **settings):
+        first = next(batches)
+        first_batches.append(first)
+        batches = itertools.chain([first], batches)
+        found.append(train(encode, batches, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: pretrained)
+    monkeypatch.setattr(linear_sgd, "train_classifier", watched)
+    for placement in ("host", "host_crop", "accelerator"):
+        overrides = [f"augment.placement={placement}", "evaluation.sgd_epochs=0.01"]
+        overrides.append("evaluation.sgd_batch_size=8")
+        loop.evaluate(str(tmp_path), ["linear_sgd"], overrides=overrides)
+    host, *others = (classifier.weights for classifier in found)
+    for weights in others:
+        # Crops are rounded to 256 levels, in each placement at another point.
+        np.testing.assert_allclose(weights, host, atol=2e-3 * np.abs(host).max())
+    (expected,) = pipeline.train_batches(
+        registry.open_source("photographs", split="train"),
+        # The paper's: random crops and horizontal flips.
+        Composition(
+            ("crop", "flip"),
+            {"crop": dict(tiny_config().augment.crop), "flip": {"probability": 0.5}},
+            image_size=8,
+        ),
+        seed=tiny_config().seed,
+        batch_size=8,
+        num_views=1,
+        stop_step=1,
+    )
+    for name, array in expected.items():
+        np.testing.assert_array_equal(first_batches[0][name], array)
 
 
 def test_the_untrained_baseline_has_the_weights_that_training_started_from():
