@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(simclr_jax.__file__).parent
 # From the bottom up. A part imports from its own layer only along `SAME_LAYER`.
 LAYERS = (
     ("errors",),
+    ("paths",),
     ("losses", "models", "optim"),
     ("data", "parallel"),
     ("config",),
