@@ -71,7 +71,8 @@ def define_processes() -> None:
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Folder of JAX's persistent compilation cache, which makes later starts quick; "
+        "Folder of JAX's persistent compilation cache, which makes later starts quick "
+        "(may be on gs:// or s3://); "
         "all hosts should share it. By default ~/.cache/simclr_jax, with several "
         "processes a folder in the run directory; '' disables the cache.",
     )
@@ -92,6 +93,7 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
     """
     import jax
 
+    from simclr_jax import paths
     from simclr_jax.parallel import processes
     from simclr_jax.training import cpu_memory
 
@@ -106,13 +108,16 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
     )
     # After the start, because the default depends on the number of processes.
     cache = values.compilation_cache
-    if cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if cache:
+        paths.check_reachable(cache, flag="compilation_cache")
+    elif cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         if jax.process_count() > 1:
             cache = workdir and os.path.join(workdir, "compilation_cache")
         else:
-            cache = os.path.expanduser("~/.cache/simclr_jax")
+            cache = "~/.cache/simclr_jax"
     if cache is not None:
-        jax.config.update("jax_compilation_cache_dir", cache or None)
+        folder = str(paths.as_path(cache)) if cache else None
+        jax.config.update("jax_compilation_cache_dir", folder)
     if jax.process_count() > 1:
         _label_log_lines(jax.process_index())
 

@@ -19,7 +19,7 @@ from simclr_jax import cli
 from simclr_jax.errors import ConfigError
 
 _INPUT: flags.FlagHolder = flags.DEFINE_string(
-    "input", None, "The file or folder with the weights; TensorFlow's may be on gs://."
+    "input", None, "The file or folder with the weights; may be on gs:// or s3://."
 )
 _WORKDIR = cli.define_workdir()
 _CONFIG = cli.define_config()
@@ -52,6 +52,7 @@ _IGNORE_UNEXPECTED = flags.DEFINE_bool(
 def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for JAX.
+    from simclr_jax import paths
     from simclr_jax.config import rules
     from simclr_jax.runs import atomic
     from simclr_jax.weights import convert
@@ -60,19 +61,21 @@ def main() -> None:
     config = _CONFIG.value
     if config is not None:
         rules.validate(config)
-    folder = convert.find_export(_INPUT.value)
-    if folder is not None:
-        _check_left_out()
-        weights, config = convert.read_export(folder, config)
-    else:
-        weights = convert.read(
-            _INPUT.value,
-            ema=_EMA.value,
-            prefix=_PREFIX.value,
-            normalization=_NORMALIZATION.value,
-            resize=_RESIZE.value,
-            ignore_unexpected=_IGNORE_UNEXPECTED.value,
-        )
+    with paths.fetched(_INPUT.value) as local:
+        folder = convert.find_export(local)
+        if folder is not None:
+            _check_left_out()
+            weights, config = convert.read_export(folder, config)
+        else:
+            weights = convert.read(
+                local,
+                ema=_EMA.value,
+                prefix=_PREFIX.value,
+                normalization=_NORMALIZATION.value,
+                resize=_RESIZE.value,
+                ignore_unexpected=_IGNORE_UNEXPECTED.value,
+            )
+    if folder is None:
         if config is None:
             # The dataset to evaluate on follows from the stem.
             cifar = weights.encoder_settings["stem"] == "cifar"

@@ -6,20 +6,25 @@ epath would use its file system for stores; here it does not, so that a path beh
 the same with and without TensorFlow.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 from etils import epath
 
-from simclr_jax.errors import ConfigError, first_line
+from simclr_jax.errors import ConfigError, InvalidInput, first_line
 
 # By scheme: the package that serves it.
 STORES = {"gs": "gcsfs", "s3": "s3fs"}
 _THREADS = 16
+# The packages whose errors say that a store failed or refused.
+_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "obstore")
 # What a mounted bucket's file system is called, in part: fuse.gcsfuse, fuse.s3fs ...
 _MOUNT_TYPE = "fuse"
 _MOUNTS = "/proc/mounts"
@@ -72,6 +77,12 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return located if is_store(located) else located.resolve()
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a disk or a store, or a library that reads it, raised an error."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in _LIBRARIES
+
+
 def check_reachable(path: str | os.PathLike[str], *, flag: str) -> None:
     """Checks that the bucket of a path on a store is there and can be listed.
 
@@ -90,7 +101,9 @@ def check_reachable(path: str | os.PathLike[str], *, flag: str) -> None:
     try:
         found = bucket.is_dir()
         reason = "there is no such bucket, or no permission to list it"
-    except Exception as error:  # each library has its own
+    except Exception as error:
+        if not is_failure(error):
+            raise
         found, reason = False, first_line(error)
     if not found:
         raise ConfigError(f"--{flag}={path}: bucket {bucket} cannot be read ({reason})")
@@ -134,6 +147,43 @@ def download(source: epath.Path, target: pathlib.Path) -> None:
     pairs = [(entry, target / entry.name) for entry in source.iterdir()]
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(lambda pair: download(*pair), pairs))
+
+
+@contextlib.contextmanager
+def fetched(path: str) -> Iterator[str]:
+    """A local path with the files of `path`: itself, or a temporary copy from a store.
+
+    Args:
+      path: a file, a folder, or the common start of the names of several files, such
+        as that of a TensorFlow checkpoint.
+
+    Raises:
+      ConfigError: as `as_path`, or the store cannot be read.
+    """
+    if not is_store(path):
+        yield path
+        return
+    source = as_path(path)
+    with tempfile.TemporaryDirectory(prefix="simclr_jax-") as folder:
+        copy = pathlib.Path(folder) / source.name
+        try:
+            if source.exists():
+                download(source, copy)
+            elif source.parent.is_dir():
+                for entry in source.parent.iterdir():
+                    if entry.name.startswith(f"{source.name}."):
+                        download(entry, copy.with_name(entry.name))
+        except Exception as error:
+            if not is_failure(error):
+                raise
+            raise ConfigError(
+                f"{path}: cannot be read ({first_line(error)})"
+            ) from error
+        try:
+            yield str(copy)
+        except InvalidInput as error:
+            # It names the copy, and the user the original.
+            raise type(error)(str(error).replace(str(copy), path)) from error
 
 
 def upload(source: pathlib.Path, target: epath.Path) -> None:

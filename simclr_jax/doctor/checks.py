@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from simclr_jax import parallel
+from simclr_jax import parallel, paths
 from simclr_jax.doctor import equivalence
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed, first_line
 from simclr_jax.parallel import processes
@@ -183,12 +183,15 @@ def _run_directory(workdir: str) -> str:
     """All hosts see the same writable folder, with space for checkpoints."""
     with processes.all_or_none():
         atomic.check_no_file(workdir)
-    existed = pathlib.Path(workdir).exists()
+    folder = paths.as_path(workdir)
+    existed = folder.exists()
     directory.make_folder(workdir)
-    free_gb = shutil.disk_usage(workdir).free / 1e9
+    if paths.is_store(workdir):
+        return f"{workdir} can be written, and all hosts see the same"
+    free_gb = shutil.disk_usage(folder).free / 1e9
     processes.barrier()
     if not existed and processes.is_main():
-        pathlib.Path(workdir).rmdir()
+        folder.rmdir()
     if free_gb < _LEAST_FREE_GB:
         raise ConfigError(
             f"--workdir={workdir}: {free_gb:.1f} GB are free; checkpoints need at "

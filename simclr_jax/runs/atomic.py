@@ -3,62 +3,112 @@
 import contextlib
 import os
 import pathlib
-import shutil
+import tempfile
 from collections.abc import Iterator
 
-from simclr_jax.errors import ConfigError
+from etils import epath
+
+from simclr_jax import paths
+from simclr_jax.errors import ConfigError, InvalidInput, first_line
 
 
-def write_file(path: pathlib.Path, text: str) -> None:
+def write_file(path: pathlib.Path | epath.Path, text: str) -> None:
     """Writes a file of a run as a whole or not at all.
 
     Raises:
       ConfigError: it cannot be written.
     """
-    replacement = path.with_suffix(".tmp")
-    try:
+    path = epath.Path(path)
+    with _one_line(f"file {path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if paths.is_store(path):
+            # An object appears when all of it was sent.
+            path.write_text(text, encoding="utf-8")
+            return
+        replacement = path.with_suffix(".tmp")
         replacement.write_text(text, encoding="utf-8")
         os.replace(replacement, path)
-    except OSError as error:
-        raise ConfigError(f"file {path}: cannot be written ({error})") from error
 
 
 def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
-    """Raises ConfigError if there is a file in the place of the run directory."""
-    folder = pathlib.Path(workdir)
-    if folder.exists() and not folder.is_dir():
+    """Raises ConfigError if there is a file in the place of the run directory.
+
+    On a store, also if its bucket cannot be read.
+    """
+    paths.check_reachable(workdir, flag=flag)
+    folder = paths.as_path(workdir)
+    with _one_line(f"--{flag}={workdir}: cannot be read"):
+        is_file = folder.exists() and not folder.is_dir()
+    if is_file:
         raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
 
 
 def check_free(path: str, *, flag: str) -> None:
     """Raises ConfigError unless the folder that a flag names can be created."""
-    if "://" in path:
-        raise ConfigError(f"--{flag}={path}: must be a local folder")
-    folder = pathlib.Path(path)
-    if folder.resolve() == pathlib.Path.cwd():
-        raise ConfigError(f"--{flag}={path}: must not be the current folder")
     check_no_file(path, flag=flag)
+    folder = paths.as_path(path)
+    if not paths.is_store(path) and os.path.realpath(folder) == os.getcwd():
+        raise ConfigError(f"--{flag}={path}: must not be the current folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"--{flag}={path}: must be new or empty")
 
 
 @contextlib.contextmanager
-def filled(path: str, *, flag: str) -> Iterator[pathlib.Path]:
-    """An empty folder that replaces `path` unless an error is raised in the context.
+def filled(path: str, *, flag: str) -> Iterator[epath.Path]:
+    """An empty folder to fill, which becomes `path` unless an error is raised.
+
+    On a local disk it has another name until then, and one rename is enough. On a
+    store or a mounted bucket, where folders cannot be renamed in one step, it is `path`
+    itself, and an error removes it.
 
     Raises:
       ConfigError: it cannot be written, or `path` is a folder with files in it.
     """
-    target = pathlib.Path(os.path.realpath(path))
-    # In the same parent folder, so that one rename is enough.
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    in_place = paths.is_store(path) or paths.is_mounted_bucket(path)
+    target = paths.as_path(path)
+    if not in_place:
+        target = epath.Path(os.path.realpath(target))
+    unfinished = target if in_place else target.with_name(f".{target.name}.unfinished")
+    with _one_line(f"--{flag}={path}: cannot be written"):
+        if in_place:
+            check_free(path, flag=flag)
+        else:
+            unfinished.rmtree(missing_ok=True)
+        try:
+            unfinished.mkdir(parents=True, exist_ok=in_place)
+            yield unfinished
+            if not in_place:
+                os.replace(unfinished, target)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                unfinished.rmtree(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def filled_locally(path: str, *, flag: str) -> Iterator[pathlib.Path]:
+    """`filled`, with a folder on a local disk, which is copied to a store at the end.
+
+    The files of its sub-folders are copied first, and then its own.
+
+    Raises:
+      ConfigError: as `filled`.
+    """
+    with filled(path, flag=flag) as unfinished:
+        if not paths.is_store(unfinished):
+            yield pathlib.Path(unfinished)
+            return
+        with tempfile.TemporaryDirectory() as staging:
+            yield pathlib.Path(staging)
+            paths.upload(pathlib.Path(staging), unfinished)
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turns the errors of disks and of the stores' libraries into one line."""
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise ConfigError(f"--{flag}={path}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        yield
+    except Exception as error:
+        if not paths.is_failure(error) or isinstance(error, InvalidInput):
+            raise
+        raise ConfigError(f"{what} ({first_line(error)})") from error

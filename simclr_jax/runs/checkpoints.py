@@ -5,19 +5,27 @@ A checkpoint has four items: `state` (everything a run needs to resume), `encode
 projection head and the probe) and `description` (JSON: how to build them, the
 preprocessing, the config's hash). Users of pretrained weights read the last three;
 imported weights have no state.
+
+A checkpoint on a local disk is written under another name and renamed when it is
+complete. Stores and mounted buckets cannot rename a folder in one step: there it is
+complete when it has the file `commit_success.txt`, and the folder `checkpoints` has the
+file `.commit_by_file`, which says so wherever the folder is copied to.
 """
 
 import dataclasses
 import logging
-import pathlib
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Sharding
 
+from simclr_jax import paths
 from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
 from simclr_jax.models.simclr import Tree
+from simclr_jax.parallel import processes
+from simclr_jax.runs import orbax_paths
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +47,10 @@ class Checkpoints:
           keep_last: number of newest checkpoints to keep.
           keep_every_steps: also keep every checkpoint at a multiple of it.
         """
-        self._folder = pathlib.Path(workdir).absolute() / FOLDER
+        self._folder = paths.absolute(workdir) / FOLDER
+        if processes.is_main():
+            orbax_paths.prepare(self._folder)
+        processes.barrier()
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_names=("state", "encoder", "heads", "description"),
@@ -47,6 +58,7 @@ class Checkpoints:
                 max_to_keep=keep_last,
                 keep_period=keep_every_steps,
                 enable_async_checkpointing=True,
+                temporary_path_class=orbax_paths.temporary_path_class(self._folder),
             ),
         )
 
@@ -152,7 +164,7 @@ def _fields(state: Any) -> dict[str, Any]:
     }
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> str:
+def _damaged(path: epath.Path, error: Exception) -> str:
     return (
         f"checkpoint {path}: cannot be restored ({first_line(error)}). Either the "
         "config changed since, or its files are damaged; in that case remove this "
@@ -160,7 +172,7 @@ def _damaged(path: pathlib.Path, error: Exception) -> str:
     )
 
 
-def open_for_reading(workdir: str, step: int | None) -> tuple[pathlib.Path, int]:
+def open_for_reading(workdir: str, step: int | None) -> tuple[epath.Path, int]:
     """Finds a checkpoint of a run to read.
 
     Returns:
@@ -169,8 +181,9 @@ def open_for_reading(workdir: str, step: int | None) -> tuple[pathlib.Path, int]
     Raises:
       CheckpointNotFound: there is none.
     """
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    paths.check_reachable(workdir, flag="workdir")
+    folder = paths.absolute(workdir) / FOLDER
+    steps = orbax_paths.complete_steps(folder)
     if not steps:
         raise CheckpointNotFound(f"{workdir}: holds no checkpoint of a run")
     if step is not None and step not in steps:
@@ -182,21 +195,24 @@ def open_for_reading(workdir: str, step: int | None) -> tuple[pathlib.Path, int]
     return folder / str(chosen), chosen
 
 
-def read_description(checkpoint: pathlib.Path) -> dict[str, Any]:
+def read_description(checkpoint: epath.Path) -> dict[str, Any]:
     """The JSON item of a checkpoint folder.
 
     Raises:
       CheckpointError: the files are damaged.
     """
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        complete = orbax_paths.temporary_path_class(checkpoint.parent)
+        with ocp.Checkpointer(
+            ocp.JsonCheckpointHandler(), temporary_path_class=complete
+        ) as checkpointer:
             return checkpointer.restore(checkpoint / "description")
     except (ValueError, OSError, KeyError) as error:
         raise CheckpointError(_damaged(checkpoint, error)) from error
 
 
 def read_variables(
-    checkpoint: pathlib.Path, item: str, like: Tree, sharding: Sharding
+    checkpoint: epath.Path, item: str, like: Tree, sharding: Sharding
 ) -> Tree:
     """The item `encoder` or `heads` of a checkpoint folder.
 
@@ -213,7 +229,9 @@ def read_variables(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
     )
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(
+            temporary_path_class=orbax_paths.temporary_path_class(checkpoint.parent)
+        ) as checkpointer:
             return checkpointer.restore(checkpoint / item, target)
     except (ValueError, OSError, KeyError) as error:
         _LOG.debug("restoring %s", checkpoint, exc_info=error)

@@ -1,14 +1,14 @@
 """The run directory: its config, and which config may resume in it."""
 
 import json
-import pathlib
 import uuid
 from typing import Any
 
 from ml_collections import config_dict
 
+from simclr_jax import paths
 from simclr_jax.config import identity
-from simclr_jax.errors import ConfigError
+from simclr_jax.errors import ConfigError, first_line
 from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic, format_version
 
@@ -29,7 +29,7 @@ def check(
       ConfigError: the directory is another config's, or no folder.
     """
     atomic.check_no_file(workdir)
-    if (pathlib.Path(workdir) / CONFIG).exists() and not allow_config_change:
+    if (paths.as_path(workdir) / CONFIG).exists() and not allow_config_change:
         changes = identity.differing_keys(
             read_config(workdir), identity.as_json(config)
         )
@@ -49,16 +49,19 @@ def make_folder(workdir: str) -> None:
     Raises:
       ConfigError: it cannot be created, or another process sees a different one.
     """
-    folder = pathlib.Path(workdir)
+    folder = paths.as_path(workdir)
     mark = folder / f".shared-{uuid.uuid4().hex}"
     with processes.all_or_none():
         if processes.is_main():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                mark.touch()
-            except OSError as error:
+                mark.write_text("")
+            except Exception as error:
+                if not paths.is_failure(error):
+                    raise
                 raise ConfigError(
-                    f"--workdir={workdir}: cannot be created or written ({error})"
+                    f"--workdir={workdir}: cannot be created or written "
+                    f"({first_line(error)})"
                 ) from error
     name = processes.gather_texts(mark.name)[0]
     try:
@@ -66,8 +69,8 @@ def make_folder(workdir: str) -> None:
             if not (folder / name).exists():
                 raise ConfigError(
                     f"--workdir={workdir}: is not the folder that process 0 has under "
-                    "this name; it must be on a path that all hosts share, such as NFS "
-                    "or a bucket mounted with gcsfuse"
+                    "this name; it must be on a path that all hosts share, such as a "
+                    "bucket (gs://...) or NFS"
                 )
     finally:
         if processes.is_main():
@@ -84,7 +87,7 @@ def write_config(workdir: str, config: config_dict.ConfigDict) -> None:
         return
     stored = format_version.stamp(identity.as_json(config))
     text = json.dumps(stored, indent=2, sort_keys=True)
-    atomic.write_file(pathlib.Path(workdir) / CONFIG, text + "\n")
+    atomic.write_file(paths.as_path(workdir) / CONFIG, text + "\n")
 
 
 def read_config(workdir: str) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def read_config(workdir: str) -> dict[str, Any]:
       ConfigError: the folder is no run directory, or its config is damaged or of a
         later format.
     """
-    path = pathlib.Path(workdir) / CONFIG
+    path = paths.as_path(workdir) / CONFIG
     if not path.exists():
         raise ConfigError(f"--workdir={workdir}: is no run directory (has no {CONFIG})")
     try:

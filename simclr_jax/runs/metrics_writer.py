@@ -4,10 +4,17 @@ import contextlib
 import json
 import math
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
+from simclr_jax import paths
+from simclr_jax.errors import RunFailed
 from simclr_jax.runs.atomic import write_file
+from simclr_jax.runs.mirror import Mirror
 
 FILE_NAME = "metrics.jsonl"
 # Metrics of the progress line, by its words for them.
@@ -20,7 +27,12 @@ _SHARES = (
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and, optionally, to TensorBoard event files."""
+    """Appends to `metrics.jsonl` and, optionally, to TensorBoard event files.
+
+    On a local disk each line is written at once. On a store or a mounted bucket the
+    files grow in a temporary folder and are copied every half minute and when
+    `copy_soon` is called, see `Mirror`.
+    """
 
     def __init__(
         self, workdir: str, *, resume_step: int, tensorboard: bool, active: bool = True
@@ -35,17 +47,24 @@ class MetricsWriter:
         """
         self._file = None
         self._events = None
+        self._mirror = None
         if not active:
             return
-        path = pathlib.Path(workdir) / FILE_NAME
-        _drop_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        folder = paths.as_path(workdir)
+        lines = _lines_up_to(folder / FILE_NAME, resume_step)
+        if paths.is_store(workdir) or paths.is_mounted_bucket(workdir):
+            local = pathlib.Path(tempfile.mkdtemp(prefix="simclr_jax-metrics-"))
+            self._mirror = Mirror(local, folder)
+        else:
+            local = pathlib.Path(folder)
+        write_file(local / FILE_NAME, lines)
+        self._file = (local / FILE_NAME).open("a", encoding="utf-8")
         if tensorboard:
             # Imported here: not needed where `tensorboard` is False.
             import tensorboardX
 
             self._events = tensorboardX.SummaryWriter(
-                workdir, purge_step=resume_step + 1
+                str(local), purge_step=resume_step + 1
             )
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
@@ -60,14 +79,26 @@ class MetricsWriter:
                     self._events.add_scalar(name, value, step)
             self._events.flush()
 
+    def copy_soon(self) -> None:
+        """Starts to copy what was written to a store or a mounted bucket."""
+        if self._mirror is not None:
+            self._mirror.copy_soon()
+
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files.
+
+        Raises:
+          RunFailed: the last copy to a store or a mounted bucket failed.
+        """
         for file in (self._file, self._events):
             if file is not None:
                 file.close()
+        if self._mirror is not None:
+            self._mirror.close()
+            shutil.rmtree(self._mirror.source, ignore_errors=True)
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: pathlib.Path | epath.Path) -> list[dict[str, Any]]:
     """The objects of a metrics file; a line cut short by a kill is left out."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -76,11 +107,21 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    if not path.exists():
-        return
-    remaining = [record for record in read_metrics(path) if record["step"] <= step]
-    write_file(path, "".join(json.dumps(record) + "\n" for record in remaining))
+def _lines_up_to(path: epath.Path, step: int) -> str:
+    """The lines of a metrics file up to a step; empty where there is no file.
+
+    Raises:
+      RunFailed: it cannot be read.
+    """
+    try:
+        records = read_metrics(path)
+    except FileNotFoundError:
+        return ""
+    except Exception as error:
+        if not paths.is_failure(error):
+            raise
+        raise RunFailed(f"file {path}: cannot be read ({error})") from error
+    return "".join(json.dumps(r) + "\n" for r in records if r["step"] <= step)
 
 
 def progress_line(

@@ -5,6 +5,9 @@ import json
 import pathlib
 from typing import Any
 
+from etils import epath
+
+from simclr_jax import paths
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import DataError
 from simclr_jax.models.resnet import NORMALIZATIONS
@@ -79,7 +82,7 @@ def describe_preprocessing(
 
 def is_export(path: str) -> bool:
     """Whether a path is a folder that `simclr_jax.export` wrote."""
-    return (pathlib.Path(path) / ENCODER).is_file()
+    return (paths.as_path(path) / ENCODER).is_file()
 
 
 def read_preprocessing(folder: pathlib.Path) -> Preprocessing:
@@ -101,7 +104,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path | epath.Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:

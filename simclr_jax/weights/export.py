@@ -2,9 +2,8 @@
 
 import functools
 import logging
-import os
-import pathlib
 
+from simclr_jax import paths
 from simclr_jax.errors import ConfigError
 from simclr_jax.runs import atomic
 from simclr_jax.weights import (
@@ -59,7 +58,7 @@ def export(
     samples = samples or parity.images_of_run(pretrained.config)
     original = encoders.without_heads(pretrained)
 
-    with atomic.filled(output, flag="output") as unfinished:
+    with atomic.filled_locally(output, flag="output") as unfinished:
         _LOG.info("Writing %s ...", name)
         format_ = formats.FORMATS[name]
         lines = format_.write(unfinished, original)
@@ -72,9 +71,9 @@ def export(
         result = parity.measure(name, unfinished, original, samples)
         descriptions.write_json(unfinished / descriptions.PARITY, result.as_json())
         text = model_card.text(
-            format_, original, result, lines=lines, workdir=pathlib.Path(workdir)
+            format_, original, result, lines=lines, workdir=paths.as_path(workdir)
         )
-        folder_name = pathlib.Path(os.path.realpath(output)).name
+        folder_name = paths.absolute(output).name
         text = text.replace(descriptions.FOLDER, folder_name)
         (unfinished / descriptions.CARD).write_text(text, encoding="utf-8")
     return result

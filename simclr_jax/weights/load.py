@@ -6,9 +6,10 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from etils import epath
 from jax import export
 
-from simclr_jax import parallel
+from simclr_jax import parallel, paths
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import CheckpointNotFound, ConfigError, DataError
 from simclr_jax.models import SimCLR, create_projection_head
@@ -64,7 +65,7 @@ _INSIDE = (
 
 def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderProgram:
     """Opens a pretrained encoder; see `simclr_jax.load`."""
-    location = pathlib.Path(path).expanduser()
+    location = paths.as_path(path)
     is_run = (location / checkpoints.FOLDER).is_dir()
     if step is not None and not is_run:
         raise ConfigError(
@@ -72,13 +73,14 @@ def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderPr
         )
     if is_run:
         return encoders.load(str(location), step=step)
-    absolute = location.absolute()
+    absolute = paths.absolute(path)
     if absolute.is_dir() and absolute.parent.name == checkpoints.FOLDER:
         if not absolute.name.isdecimal():
             raise CheckpointNotFound(f"{path}: is not a complete checkpoint of a run")
         return encoders.load(str(absolute.parents[1]), step=int(absolute.name))
-    if descriptions.is_export(str(location)):
-        return read_export(location)
+    if descriptions.is_export(path):
+        with paths.fetched(str(location)) as local:
+            return read_export(pathlib.Path(local))
     raise CheckpointNotFound(f"{path}: {_reason(location)}; {_LOADABLE}")
 
 
@@ -105,7 +107,7 @@ _LOADABLE = (
 _REMOVED_FORMATS = ("orbax",)
 
 
-def _reason(location: pathlib.Path) -> str:
+def _reason(location: epath.Path) -> str:
     if not location.exists():
         return "does not exist"
     if not location.is_dir():

@@ -1,8 +1,9 @@
 """The model card of an export: architecture, how to load it, training, figures."""
 
 import json
-import pathlib
 from typing import Any
+
+from etils import epath
 
 from simclr_jax.weights import convert, descriptions
 from simclr_jax.weights.encoder import PretrainedEncoder, checksum, settings_of
@@ -22,7 +23,7 @@ def text(
     parity: Parity,
     *,
     lines: str,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
 ) -> str:
     """The model card in Markdown, with `descriptions.FOLDER` as the folder's name.
 
@@ -104,7 +105,7 @@ def _preprocessing(format_: Format, pretrained: PretrainedEncoder) -> str:
     return "\n".join(lines)
 
 
-def _training(pretrained: PretrainedEncoder, workdir: pathlib.Path) -> str:
+def _training(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
     receipt = workdir / convert.RECEIPT
     if receipt.exists():
         source = descriptions.read_json(receipt)
@@ -129,7 +130,7 @@ def _training(pretrained: PretrainedEncoder, workdir: pathlib.Path) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _figures(workdir: pathlib.Path, checksum: str) -> str:
+def _figures(workdir: epath.Path, checksum: str) -> str:
     rows = []
     for path in sorted((workdir / "eval").glob("*.json")):
         receipt = json.loads(path.read_text(encoding="utf-8"))

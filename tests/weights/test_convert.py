@@ -261,7 +261,7 @@ def test_folders_that_cannot_be_a_run(tmp_path, monkeypatch):
     weights = load_google_checkpoint(google_files.write(tmp_path / "c", arrays()))
     config = convert.complete_config(cifar10.get_config(), weights)
     monkeypatch.chdir(tmp_path)
-    for workdir in (".", str(tmp_path), "gs://bucket/run"):
+    for workdir in (".", str(tmp_path), "ftp://bucket/run"):
         with pytest.raises(ConfigError, match=f"--workdir={workdir}: must"):
             atomic.check_free(workdir, flag="workdir")
     (tmp_path / "real").mkdir()
