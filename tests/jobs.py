@@ -19,10 +19,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(
+def start(
     command: list[str], *, num_processes: int, devices_each: int
-) -> list[tuple[int, str]]:
-    """Runs `python COMMAND` in each process and returns their (exit code, output).
+) -> list[subprocess.Popen]:
+    """Starts `python COMMAND` in each process.
 
     Where there is more than one, each gets the flags of a job.
     """
@@ -50,6 +50,11 @@ def run(
                 text=True,
             )
         )
+    return started
+
+
+def finish(started: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """Waits for the processes of `start`; returns their (exit code, output)."""
     try:
         outputs = [process.communicate(timeout=_TIMEOUT_SECS)[0] for process in started]
     finally:
@@ -59,6 +64,15 @@ def run(
         (process.returncode, output)
         for process, output in zip(started, outputs, strict=True)
     ]
+
+
+def run(
+    command: list[str], *, num_processes: int, devices_each: int
+) -> list[tuple[int, str]]:
+    """Runs `python COMMAND` in each process and returns their (exit code, output)."""
+    return finish(
+        start(command, num_processes=num_processes, devices_each=devices_each)
+    )
 
 
 def checksum(batch: dict[str, np.ndarray]) -> str:
