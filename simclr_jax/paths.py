@@ -61,7 +61,7 @@ def as_path(path: str | os.PathLike[str]) -> epath.Path:
     if scheme not in STORES:
         known = ", ".join(f"{name}://" for name in STORES)
         raise ConfigError(f"{text}: must be a local path or start with {known}")
-    if not rest.strip("/"):
+    if not rest.partition("/")[0]:
         raise ConfigError(f"{text}: must name a bucket, as in {scheme}://BUCKET/FOLDER")
     if importlib.util.find_spec(STORES[scheme]) is None:
         raise ConfigError(

@@ -20,6 +20,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from fidelity import Fidelity  # noqa: E402
 from fidelity import page as fidelity_page  # noqa: E402
+from stores import gcs, gcs_running, s3, s3_running  # noqa: E402, F401
 
 from simclr_jax.parallel import processes  # noqa: E402
 

@@ -1,10 +1,9 @@
 """Object stores on loopback: fake-gcs-server for gs://, moto for s3://.
 
-    from stores import gcs, s3  # fixtures
-
-Both give the name of a fresh bucket as a URL, such as 'gs://bucket-3', and set the
-variables by which every library here finds the server, for this process and those that
-it starts. Without the packages of the servers the tests are skipped.
+The fixtures `gcs` and `s3` give the name of a fresh bucket as a URL, such as
+'gs://bucket-3', and set the variables by which every library here finds the server, for
+this process and those that it starts. Without the packages of the servers the tests are
+skipped.
 """
 
 import contextlib
@@ -209,7 +208,11 @@ def use(monkeypatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     import fsspec
+    from etils.epath import backend
 
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    # The servers ask for no credentials.
+    fsspec.config.conf.setdefault("gs", {})["token"] = "anon"
     for protocol in ("gs", "gcs", "s3"):
         with contextlib.suppress(ImportError, ValueError):
             fsspec.get_filesystem_class(protocol).clear_instance_cache()

@@ -8,7 +8,6 @@ import jobs
 import numpy as np
 import pytest
 from PIL import Image
-from stores import gcs, gcs_running, s3, s3_running  # noqa: F401  # fixtures
 from stores_proxy import Proxy
 
 from simclr_jax import paths
@@ -135,18 +134,22 @@ def test_a_life_on_a_store_is_the_same_to_the_bit(store, request, images, on_a_d
 
 @pytest.mark.slow
 def test_a_run_survives_failing_and_slow_requests(
-    gcs,  # noqa: F811
-    gcs_running,  # noqa: F811
+    gcs,
+    gcs_running,
     tmp_path,
     monkeypatch,
 ):
     command = ["pretrain", *commands.TINY, "--config.schedule.train_steps=20"]
     command += ["--config.checkpoint.every_steps=5"]
-    with Proxy(gcs_running.url, latency_secs=0.01, fail_every=7, reset_every=11) as p:
-        with monkeypatch.context() as patch:
-            for name, value in gcs_running.variables(p.url).items():
-                patch.setenv(name, value)
-            code, _, log = commands.run(*command, f"--workdir={gcs}/run")
+    with (
+        Proxy(
+            gcs_running.url, latency_secs=0.01, fail_every=7, reset_every=11
+        ) as proxy,
+        monkeypatch.context() as patch,
+    ):
+        for name, value in gcs_running.variables(proxy.url).items():
+            patch.setenv(name, value)
+        code, _, log = commands.run(*command, f"--workdir={gcs}/run")
     assert code == 0, log[-3000:]
     code, _, log = commands.run(*command, f"--workdir={tmp_path}/run")
     assert code == 0, log[-3000:]
@@ -157,7 +160,7 @@ def test_a_run_survives_failing_and_slow_requests(
     assert loaded[0] == loaded[1]
 
 
-def test_a_run_on_a_store_resumes(gcs):  # noqa: F811
+def test_a_run_on_a_store_resumes(gcs):
     command = ["pretrain", *commands.TINY, "--config.schedule.train_steps=4"]
     command += ["--config.checkpoint.every_steps=2", f"--workdir={gcs}/run"]
     code, _, log = commands.run(*command)
