@@ -190,6 +190,9 @@ def _guarded(main: Callable[[], None]) -> None:
 def _set_up_logging() -> None:
     """Logs the messages of this package, and only warnings of libraries."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # They log the traceback of each failed request, though most succeed when repeated.
+    for library in ("aiobotocore", "botocore", "gcsfs", "s3fs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("simclr_jax")

@@ -44,7 +44,9 @@ class Proxy:
           latency_secs: that every request waits before it is passed on.
           fail_every: each so-manieth request is answered 503 and not passed on.
           reset_every: each so-manieth request ends in a reset connection: by turns
-            before it is passed on, and after the first bytes of the answer.
+            before it is passed on, and, if it is a GET, after the first bytes of the
+            answer. (Stores answer an upload that is repeated because its answer was
+            lost; fake-gcs-server has forgotten it.)
           only: counts and spoils only requests whose first line holds this text, such
             as 'GET'. Others wait and are passed on.
         """
@@ -130,7 +132,8 @@ class _Server:
             to_client.write(_UNAVAILABLE)
             await to_client.drain()
             return False
-        if fault == "reset" and self.counts["reset"] % 2:
+        repeatable = head.startswith(b"GET ")
+        if fault == "reset" and (self.counts["reset"] % 2 or not repeatable):
             _reset(to_client)
             return False
         if not server:

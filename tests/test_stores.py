@@ -62,6 +62,13 @@ def run(*command, num_processes=1):
     return results[0][1]
 
 
+def checksum(path):
+    """Of the weights that `simclr_jax.load` finds."""
+    ((code, text),) = jobs.run(["-c", LOADED, path], num_processes=1, devices_each=1)
+    assert code == 0, text[-2000:]
+    return text.split()[-1]
+
+
 def live(root, images, *, killed=False):
     """Everything from images to an export below `root`; what came out of it.
 
@@ -89,11 +96,7 @@ def live(root, images, *, killed=False):
     run("simclr_jax.export", workdir, "--format=safetensors", f"--output={export}")
     found = {}
     for name in ("run", "tuned", "export"):
-        ((code, text),) = jobs.run(
-            ["-c", LOADED, f"{root}/{name}"], num_processes=1, devices_each=1
-        )
-        assert code == 0, text[-2000:]
-        found[name] = text.split()[-1]
+        found[name] = checksum(f"{root}/{name}")
     for receipt in (paths.as_path(root) / "run" / "eval").glob("*.json"):
         found[receipt.name] = json.loads(receipt.read_text())["value"]
     metrics = (paths.as_path(root) / "run" / "metrics.jsonl").read_text()
@@ -153,11 +156,27 @@ def test_a_run_survives_failing_and_slow_requests(
     assert code == 0, log[-3000:]
     code, _, log = commands.run(*command, f"--workdir={tmp_path}/run")
     assert code == 0, log[-3000:]
-    loaded = [
-        jobs.run(["-c", LOADED, f"{root}/run"], num_processes=1, devices_each=1)
-        for root in (gcs, tmp_path)
-    ]
-    assert loaded[0] == loaded[1]
+    assert checksum(f"{gcs}/run") == checksum(f"{tmp_path}/run")
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_away_ends_a_run_with_one_line(gcs, gcs_running, monkeypatch):
+    command = ["pretrain", *commands.TINY, "--config.schedule.train_steps=100000"]
+    command += ["--config.checkpoint.every_steps=50", f"--workdir={gcs}/run"]
+    complete = paths.as_path(gcs) / "run" / "checkpoints" / "50" / "commit_success.txt"
+    with monkeypatch.context() as patch, Proxy(gcs_running.url) as proxy:
+        for name, value in gcs_running.variables(proxy.url).items():
+            patch.setenv(name, value)
+        process = commands.start(*command)
+        deadline = time.monotonic() + 200
+        while not complete.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert complete.exists()
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Traceback" not in log
+    assert log.splitlines()[-1].startswith("error: ")
+    assert str(gcs) in log.splitlines()[-1]
 
 
 def test_a_run_on_a_store_resumes(gcs):

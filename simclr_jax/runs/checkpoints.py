@@ -12,8 +12,10 @@ complete when it has the file `commit_success.txt`, and the folder `checkpoints`
 file `.commit_by_file`, which says so wherever the folder is copied to.
 """
 
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -67,7 +69,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, description: dict[str, Any]) -> None:
-        """Starts to save; returns once the state is copied off the devices."""
+        """Starts to save; returns once the state is copied off the devices.
+
+        Raises:
+          CheckpointError: this save, or the one before, failed.
+        """
         self._save(
             step,
             state.params,
@@ -94,14 +100,15 @@ class Checkpoints:
         encoder, heads = separate_encoder(variables)
         if heads:
             items["heads"] = ocp.args.StandardSave(heads)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                encoder=ocp.args.StandardSave(encoder),
-                description=ocp.args.JsonSave({**description, "step": step}),
-                **items,
-            ),
-        )
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    encoder=ocp.args.StandardSave(encoder),
+                    description=ocp.args.JsonSave({**description, "step": step}),
+                    **items,
+                ),
+            )
 
     def restore(self, step: int, like: State, sharding: State) -> State:
         """Reads a state; the devices and shardings may differ from those that wrote it.
@@ -136,12 +143,35 @@ class Checkpoints:
         return type(like)(**items["state"])
 
     def wait(self) -> None:
-        """Returns when every save so far is on disk; raises if one failed."""
-        self._manager.wait_until_finished()
+        """Returns when every save so far is complete.
+
+        Raises:
+          CheckpointError: one failed.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for saves and frees the threads."""
-        self._manager.close()
+        """Waits for saves and frees the threads.
+
+        Raises:
+          CheckpointError: a save failed.
+        """
+        with self._saving():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # ValueError is TensorStore's.
+            if not isinstance(error, ValueError) and not paths.is_failure(error):
+                raise
+            raise CheckpointError(
+                f"checkpoints in {self._folder}: one cannot be saved "
+                f"({first_line(error)}); earlier ones are unchanged"
+            ) from error
 
 
 def separate_encoder(variables: Tree) -> tuple[Tree, Tree]:

@@ -68,11 +68,17 @@ def _is_on_store(directory: str) -> bool:
     return directory.startswith(("gs://", "s3://"))
 
 
+# 0.5, 1, 2, 4, 8, 16 and 16 seconds apart; by itself TensorStore tries for a quarter of
+# an hour, in which a save that cannot succeed holds up the run.
+_RETRIES = {"max_retries": 7, "initial_delay": "500ms", "max_delay": "16s"}
+
+
 def _kvstore(path: str) -> dict[str, Any]:
     if not path.startswith("s3://"):
-        return _kvstore_of_gcs(path)
+        return {**_kvstore_of_gcs(path), "gcs_request_retries": _RETRIES}
     bucket, _, key = path.removeprefix("s3://").partition("/")
-    spec = {"driver": "s3", "bucket": bucket, "path": key}
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
+    spec["s3_request_retries"] = _RETRIES
     # The variables that boto reads, and so s3fs.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
