@@ -152,6 +152,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.checkpoint = checkpoint = config_dict.ConfigDict()
     checkpoint.every_steps = 1000
+    checkpoint.every_secs = config_dict.placeholder(float)  # also, since the last one
     checkpoint.keep_last = 3
     checkpoint.keep_every_steps = config_dict.placeholder(int)  # never deleted
 

@@ -1,5 +1,6 @@
 """Shared by all commands: flags, logging and one-line errors."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -10,14 +11,15 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from simclr_jax import signals
 from simclr_jax.config import renamed, shipped
 from simclr_jax.errors import InvalidInput, RunFailed, RunStopped
 
 # The flags defined here show in the --help of the command that asks for them.
 flags.disclaim_key_flags()
 
-# The last two as in a shell: 128 plus the number of the signal.
-_FAILED, _USAGE_ERROR, _INTERRUPTED, _STOPPED = 1, 2, 130, 143
+_FAILED, _USAGE_ERROR = 1, 2
+_PROCESSES_FLAG = "coordinator_address"
 
 
 def define_config() -> flags.FlagHolder:
@@ -44,6 +46,16 @@ def define_allow_config_change() -> flags.FlagHolder:
     )
 
 
+def define_profile_steps() -> flags.FlagHolder:
+    """Defines `--profile_steps`, for commands that train."""
+    return flags.DEFINE_string(
+        "profile_steps",
+        None,
+        "FIRST:LAST, such as 10:15: writes a trace of these steps, for XProf or "
+        "TensorBoard, into the run directory.",
+    )
+
+
 def define_evaluate() -> flags.FlagHolder:
     """Defines `--evaluate`, for commands that train a classifier."""
     return flags.DEFINE_bool(
@@ -56,7 +68,7 @@ def define_evaluate() -> flags.FlagHolder:
 def define_processes() -> None:
     """Defines the flags of a job of several processes, for `start_processes`."""
     flags.DEFINE_string(
-        "coordinator_address",
+        _PROCESSES_FLAG,
         None,
         "HOST:PORT of process 0, for many hosts; not needed on Cloud TPU, GKE, SLURM.",
     )
@@ -78,7 +90,7 @@ def define_processes() -> None:
     )
 
 
-def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> None:
+def start_processes(workdir: str | None) -> None:
     """Joins the other processes, if there are any, and opens the compilation cache.
 
     Must be called before the first use of a device.
@@ -86,7 +98,6 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
     Args:
       workdir: the run directory, which all hosts share; None disables the cache where
         it would be in that directory.
-      handle_preemption: as in `processes.start`.
 
     Raises:
       ConfigError, StartFailed: as `processes.start`.
@@ -104,7 +115,6 @@ def start_processes(workdir: str | None, *, handle_preemption: bool = False) -> 
         values.num_processes,
         values.process_id,
         timeout_secs=values.startup_timeout_secs,
-        handle_preemption=handle_preemption,
     )
     # After the start, because the default depends on the number of processes.
     cache = values.compilation_cache
@@ -127,7 +137,8 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
 
     A bad value ends with one line on stderr and exit code 2; a run that fails, such as
     one whose loss is not finite, with one line and exit code 1; one stopped by SIGTERM
-    with 143.
+    with 143, by SIGINT with 130. Commands of several processes hear of these signals at
+    any time, and end at once unless a training saves; see `signals`.
 
     Args:
       main: the command.
@@ -170,16 +181,19 @@ def _with_located_config(argv: list[str]) -> list[str]:
 
 def _guarded(main: Callable[[], None]) -> None:
     _set_up_logging()
+    several = _PROCESSES_FLAG in flags.FLAGS
+    listening = signals.listening() if several else contextlib.nullcontext()
     try:
-        main()
+        with listening:
+            main()
     except InvalidInput as error:
         _exit(error, _USAGE_ERROR)
     except RunStopped as error:
-        _exit(error, _STOPPED)
+        _exit(error, signals.EXIT_CODES[signals.received() or signals.SIGTERM])
     except RunFailed as error:
         _exit(error, _FAILED)
     except KeyboardInterrupt:
-        _exit("interrupted", _INTERRUPTED)
+        _exit("interrupted", signals.EXIT_CODES[signals.SIGINT])
     except Exception:
         if _others_are_waiting():
             logging.getLogger("simclr_jax").exception("unexpected error")

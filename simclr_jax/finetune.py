@@ -21,12 +21,13 @@ _INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
 _WORKDIR = cli.define_workdir()
 cli.define_processes()
 _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
+_PROFILE_STEPS = cli.define_profile_steps()
 _EVALUATE = cli.define_evaluate()
 
 
 def main() -> None:
     """Runs the command."""
-    cli.start_processes(_WORKDIR.value, handle_preemption=True)
+    cli.start_processes(_WORKDIR.value)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import loop
     from simclr_jax.training import finetuning
@@ -45,6 +46,7 @@ def main() -> None:
         job,
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        profile_steps=_PROFILE_STEPS.value,
         classify=_EVALUATE.value,
     )
 

@@ -12,11 +12,12 @@ _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
 cli.define_processes()
 _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
+_PROFILE_STEPS = cli.define_profile_steps()
 
 
 def main() -> None:
     """Runs the command."""
-    cli.start_processes(_WORKDIR.value, handle_preemption=True)
+    cli.start_processes(_WORKDIR.value)
     # Imported here, so that --help and invalid flags do not wait for TensorFlow.
     from simclr_jax.training import loop
 
@@ -24,6 +25,7 @@ def main() -> None:
         loop.pretraining_job(_CONFIG.value),
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        profile_steps=_PROFILE_STEPS.value,
     )
 
 

@@ -13,7 +13,7 @@ import simclr_jax
 PACKAGE = pathlib.Path(simclr_jax.__file__).parent
 # From the bottom up. A part imports from its own layer only along `SAME_LAYER`.
 LAYERS = (
-    ("errors",),
+    ("errors", "signals"),
     ("paths",),
     ("losses", "models", "optim"),
     ("data", "parallel"),
@@ -22,7 +22,7 @@ LAYERS = (
     ("training",),
     ("weights",),
     ("evaluation",),
-    ("cli",),
+    ("cli", "verdicts"),
     (
         "bench",
         "convert",

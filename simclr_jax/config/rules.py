@@ -35,6 +35,10 @@ def _none_or_at_least_one(*keys: str) -> list[Rule]:
     return [(key, lambda v: v is None or v >= 1, "must be at least 1") for key in keys]
 
 
+def _none_or_positive(key: str) -> Rule:
+    return (key, lambda v: v is None or 0 < v < math.inf, "must be positive")
+
+
 def _share(*keys: str) -> list[Rule]:
     return [(key, lambda v: 0 <= v <= 1, "must be between 0 and 1") for key in keys]
 
@@ -135,6 +139,7 @@ _RULES: list[Rule] = [
         "evaluation.lbfgs_steps",
         "evaluation.sgd_batch_size",
     ),
+    _none_or_positive("checkpoint.every_secs"),
     _fraction("evaluation.crop_proportion"),
     *_one_of("evaluation.resize", preprocessing.RESIZES),
     ("evaluation.layer", lambda v: v >= -1, "must be at least -1"),

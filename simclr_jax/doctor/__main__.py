@@ -22,20 +22,10 @@ cli.define_processes()
 def main() -> None:
     """Runs the command."""
     cli.start_processes(None)
+    from simclr_jax import verdicts
     from simclr_jax.doctor import checks
-    from simclr_jax.errors import RunFailed
-    from simclr_jax.parallel import processes
 
-    bad = 0
-    for verdict in checks.run(_WORKDIR.value):
-        bad += not verdict.ok
-        if processes.is_main():
-            mark = "ok " if verdict.ok else "BAD"
-            print(f"{mark}  {verdict.name:<15} {verdict.detail}", flush=True)
-    if bad:
-        raise RunFailed(f"{bad} checks failed")
-    if processes.is_main():
-        print("All checks passed.")
+    verdicts.print_all(checks.run(_WORKDIR.value))
 
 
 if __name__ == "__main__":

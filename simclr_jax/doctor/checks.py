@@ -4,8 +4,6 @@ Every check runs on all processes, so it may contain collectives. Its detail com
 from process 0, unless another process failed.
 """
 
-import dataclasses
-import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -20,8 +18,9 @@ import jax
 from simclr_jax import parallel, paths
 from simclr_jax.doctor import equivalence
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed, first_line
-from simclr_jax.parallel import processes
+from simclr_jax.parallel import processes, roll_call
 from simclr_jax.runs import atomic, directory
+from simclr_jax.verdicts import Verdict
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # Only installed on some machines. Different compilers on different hosts build programs
@@ -37,21 +36,6 @@ _LARGEST_CLOCK_SPREAD_SECS = 5.0
 _LEAST_FREE_GB = 5.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """The result of one check.
-
-    Attributes:
-      name: of the check.
-      ok: whether the check passed.
-      detail: what was found, and after a failure how to fix it.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-
-
 class _Failed(RunFailed):
     """A check that failed."""
 
@@ -62,13 +46,7 @@ def run(workdir: str | None) -> Iterator[Verdict]:
     Args:
       workdir: a run directory to check too; None for none. It may not exist.
     """
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("environment", _environment),
-        ("devices", _devices),
-        ("hosts", _hosts),
-        ("versions", _versions),
-        ("clocks", _clocks),
-    ]
+    checks = [*OF_MACHINES]
     if workdir is not None:
         checks.append(("run directory", lambda: _run_directory(workdir)))
     for name, check in checks:
@@ -144,25 +122,13 @@ def _hosts() -> str:
     return f"{jax.process_count()} processes with {numbers.pop()} devices each"
 
 
-def code_digest() -> str:
-    """A digest of this package's source code, 12 hex digits."""
-    digest = hashlib.sha256()
-    folder = pathlib.Path(__file__).parents[1]
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
 def _versions() -> str:
     """Code, libraries and XLA_FLAGS are the same on all hosts."""
-    code = code_digest()
-    processes.require_equal("Python", platform.python_version())
+    # Python, JAX and the code are compared when the processes start.
     processes.require_equal("libraries", _libraries())
-    processes.require_equal("code of simclr_jax", code)
     flags = re.sub(r"\s+", " ", os.environ.get("XLA_FLAGS", "")).strip()
     processes.require_equal("XLA_FLAGS", flags or "(none)")
-    return f"the same everywhere; package {code}"
+    return f"the same everywhere; package {roll_call.code_digest()}"
 
 
 def _clocks() -> str:
@@ -198,6 +164,16 @@ def _run_directory(workdir: str) -> str:
             f"least {_LEAST_FREE_GB:g}"
         )
     return f"{workdir} is the same folder on all hosts, {free_gb:.0f} GB free"
+
+
+# By name: what needs neither a run directory nor a compilation.
+OF_MACHINES: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("environment", _environment),
+    ("devices", _devices),
+    ("hosts", _hosts),
+    ("versions", _versions),
+    ("clocks", _clocks),
+)
 
 
 def compare_devices() -> Iterator[Verdict]:

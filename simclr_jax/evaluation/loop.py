@@ -186,6 +186,7 @@ def train_and_classify(
     *,
     allow_config_change: bool,
     classify: bool,
+    profile_steps: str | None = None,
 ) -> None:
     """Trains, then classifies the test split and prints the figure.
 
@@ -195,6 +196,7 @@ def train_and_classify(
       allow_config_change: as in `training.loop.run`.
       classify: whether to classify, if the images have labels; a missing test split
         is then an error before training.
+      profile_steps: as in `training.loop.run`.
 
     Raises:
       DataError: the test split is missing.
@@ -204,7 +206,12 @@ def train_and_classify(
     if classify:
         with processes.all_or_none():
             datasets.open_dataset(job.config)
-    training_loop.run(job, workdir, allow_config_change=allow_config_change)
+    training_loop.run(
+        job,
+        workdir,
+        allow_config_change=allow_config_change,
+        profile_steps=profile_steps,
+    )
     if classify:
         results = evaluate(workdir, ["classifier"])
         if processes.is_main():

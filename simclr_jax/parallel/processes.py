@@ -12,14 +12,17 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from simclr_jax import signals
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed
 from simclr_jax.parallel import roll_call
+from simclr_jax.parallel.agreement import Agreement
 from simclr_jax.parallel.roll_call import Membership
 
 _LOG = logging.getLogger(__name__)
@@ -27,6 +30,9 @@ _LOG = logging.getLogger(__name__)
 _MAX_TEXT = 2048
 # Kept outside JAX, whose start-up may have failed.
 _num_processes = 1
+_agreement = Agreement()
+# Time for the others to read that process 0 ends, before the service ends with it.
+_NOTICE_SECS = 1.0
 
 
 def start(
@@ -35,7 +41,6 @@ def start(
     process_id: int | None = None,
     *,
     timeout_secs: float = 300,
-    handle_preemption: bool = False,
 ) -> None:
     """Joins the processes of a job; does nothing if there is only one process.
 
@@ -47,7 +52,6 @@ def start(
       num_processes: number of processes.
       process_id: number of this process, from 0.
       timeout_secs: time to wait for the other processes.
-      handle_preemption: SIGTERM does not end the process; `StopRequest` handles it.
 
     Raises:
       ConfigError: only some of the first three are given, or one has a bad value.
@@ -67,10 +71,39 @@ def start(
     if job.process_id == 0:
         _LOG.info("Waiting for %d processes ...", job.num_processes)
     roll_call.wait_for_all(job, timeout_secs=timeout_secs)
-    jax.config.update("jax_enable_preemption_service", handle_preemption)
+    # It would take SIGTERM from `signals`; `agreement` does its work.
+    jax.config.update("jax_enable_preemption_service", False)
     # Without an address JAX detects the same job again, with its other settings.
     arguments = dataclasses.asdict(job) if coordinator_address is not None else {}
     jax.distributed.initialize(**arguments, initialization_timeout=int(timeout_secs))
+    _listen_to_others(job)
+
+
+def _listen_to_others(job: Membership) -> None:
+    """Opens the agreement; a process that a signal ends tells the others."""
+    # JAX has no public way to its coordination service.
+    from jax._src import distributed
+
+    global _agreement
+    _agreement = Agreement(
+        distributed.global_state.client,
+        process_id=job.process_id,
+        on_left=lambda reason: signals.end(reason, signals.EXIT_CODES[signals.SIGTERM]),
+    )
+    # Not by `name`, which would touch the devices.
+    who = f"process {job.process_id} of {job.num_processes} on {socket.gethostname()}"
+
+    def tell(reason: str) -> None:
+        _agreement.leave(f"{who} was {reason}, so this process ends too")
+        if job.process_id == 0:
+            time.sleep(_NOTICE_SECS)
+
+    signals.call_before_ending(tell)
+
+
+def agreement() -> Agreement:
+    """The requests of all processes of this job; see `Agreement`."""
+    return _agreement
 
 
 def serve_virtual_devices(alone: bool = True) -> None:

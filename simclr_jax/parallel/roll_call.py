@@ -7,7 +7,10 @@ the port that JAX uses afterwards, and receives its verdict.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
+import pathlib
 import platform
 import selectors
 import socket
@@ -51,6 +54,26 @@ class Membership:
         return int(self.coordinator_address.rsplit(":", 1)[1])
 
 
+@functools.cache
+def code_digest() -> str:
+    """A digest of this package's source code, 12 hex digits."""
+    digest = hashlib.sha256()
+    folder = pathlib.Path(__file__).parents[1]
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """What all processes must have the same version of."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "simclr_jax's code": code_digest(),
+    }
+
+
 def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
     """Returns once all processes have started with the same versions.
 
@@ -66,7 +89,7 @@ def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
         "process_id": job.process_id,
         "num_processes": job.num_processes,
         "host": socket.gethostname(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "versions": versions(),
     }
     deadline = time.monotonic() + timeout_secs
     if job.process_id == 0:
@@ -138,7 +161,7 @@ def _receive(
         connection.settimeout(_REPORT_SECS)
         report = json.loads(_read_line(connection))
         number, host = int(report["process_id"]), report["host"]
-        versions, others = report["versions"], int(report["num_processes"])
+        theirs, others = dict(report["versions"]), int(report["num_processes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, ""
     first = reports[0]
@@ -153,10 +176,12 @@ def _receive(
             f"process {number} has started twice, on {reports[number]['host']} and on "
             f"{host}: each must have a number of its own"
         )
-    elif versions != first["versions"]:
+    elif theirs != first["versions"]:
+        own = first["versions"]
+        differ = [k for k in own | theirs if theirs.get(k) != own.get(k)]
         problem = (
-            f"process {number} on {host} has {_text(versions)}, process 0 on "
-            f"{first['host']} {_text(first['versions'])}: all must have the same"
+            f"process {number} on {host} has {_text(theirs, differ)}, process 0 on "
+            f"{first['host']} {_text(own, differ)}: all must have the same"
         )
     else:
         reports[number] = report
@@ -205,5 +230,5 @@ def _missing(
     )
 
 
-def _text(versions: dict[str, str]) -> str:
-    return " and ".join(f"{name} {version}" for name, version in versions.items())
+def _text(versions: dict[str, str], names: list[str]) -> str:
+    return " and ".join(f"{name} {versions.get(name)}" for name in names)

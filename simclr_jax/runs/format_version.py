@@ -11,14 +11,15 @@ from typing import Any
 from simclr_jax.config import renamed
 from simclr_jax.errors import ConfigError
 
-# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; 3
-# only added a key.
-VERSION = 3
+# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; later
+# ones only added keys.
+VERSION = 4
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"augment.host_views": "auto"},
     3: {"parallel.deterministic": False},
+    4: {"checkpoint.every_secs": None},
 }
 
 

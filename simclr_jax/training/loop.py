@@ -9,8 +9,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from simclr_jax import losses, optim, parallel
-from simclr_jax.config import identity, resolve, rules
+from simclr_jax import losses, parallel
+from simclr_jax.config import resolve, rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
 from simclr_jax.parallel import processes
@@ -18,10 +18,18 @@ from simclr_jax.runs import directory
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter
-from simclr_jax.training import build, compiling, device_views, input_pipeline, step
+from simclr_jax.training import (
+    build,
+    compiling,
+    device_views,
+    input_pipeline,
+    profiling,
+    starting,
+    step,
+)
 from simclr_jax.training.objectives import Batch, Metrics
 from simclr_jax.training.out_of_memory import explained
-from simclr_jax.training.preemption import StopRequest
+from simclr_jax.training.preemption import Requests
 from simclr_jax.training.reporter import Reporter
 from simclr_jax.training.step import StepParts, Teacher, TrainState
 
@@ -77,7 +85,12 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
 
 
 def run(
-    job: TrainingJob, workdir: str, *, allow_config_change: bool = False
+    job: TrainingJob,
+    workdir: str,
+    *,
+    allow_config_change: bool = False,
+    profile_steps: str | None = None,
+    last_step: int | None = None,
 ) -> TrainState:
     """Runs a training, or resumes it from the newest checkpoint of its directory.
 
@@ -85,9 +98,11 @@ def run(
       job: from `pretraining_job`, `finetuning.make_job` or `distillation.make_job`.
       workdir: the run directory.
       allow_config_change: resume even though the directory's config differs.
+      profile_steps: `FIRST:LAST`, the steps to trace; see `profiling.Profiler`.
+      last_step: end after this step, which is saved; by default the schedule's last.
 
     Returns:
-      The final state.
+      The state after the last step, on the devices.
 
     Raises:
       ConfigError: the directory or the number of devices does not fit the config;
@@ -96,13 +111,14 @@ def run(
       CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. Earlier checkpoints
         are unchanged.
-      RunStopped: SIGTERM was received; the state is saved.
+      RunStopped: a signal asked to stop; the state is saved.
     """
     config = job.config
     with processes.all_or_none():
         rules.check_devices(config, jax.device_count(), "batch")
         directory.check(workdir, config, allow_config_change=allow_config_change)
-    _require_same_config_and_data(config, job.source)
+        traced = profiling.parse(profile_steps, config.schedule.train_steps)
+    starting.require_same_config_and_data(config, job.source)
     compiled = input_pipeline.use_compiled_views(config)
     num_views = job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
@@ -113,11 +129,13 @@ def run(
             keep_every_steps=config.checkpoint.keep_every_steps,
         )
         stack.callback(checkpoints.close)
-        state = _initial_or_restored(job, checkpoints)
+        state = starting.initial_or_restored(
+            config, job.parts, job.mesh, checkpoints, job.initialize
+        )
         # After restoring, so that a failed restore leaves the old config in place.
         directory.write_config(workdir, config)
         start_step = int(state.step)
-        _log_start(job, state)
+        starting.log(config, job.source, state)
         batches = input_pipeline.global_batches(
             config, job.source, start_step, job.mesh, num_views, compiled
         )
@@ -128,7 +146,10 @@ def run(
             active=processes.is_main(),
         )
         stack.callback(writer.close)
-        stop = stack.enter_context(StopRequest())
+        requests = Requests(save_every_secs=config.checkpoint.every_secs)
+        stack.enter_context(requests)
+        profiler = profiling.Profiler(workdir, traced, start_step)
+        stack.callback(profiler.close)
         reporter = Reporter(
             config,
             writer,
@@ -136,54 +157,9 @@ def run(
             chance=job.parts.objective.chance,
             health=job.health,
         )
-        return _run_steps(job, state, batches, reporter, checkpoints, stop)
-
-
-def _require_same_config_and_data(
-    config: config_dict.ConfigDict, source: Source
-) -> None:
-    """Checks that all processes run the same config on the same images."""
-    fingerprint = identity.fingerprint(identity.as_json(config))
-    processes.require_equal("the config fingerprint", fingerprint)
-    processes.require_equal(
-        f"the training images of {config.data.dataset}:",
-        f"{source.num_examples} of {source.num_classes} classes",
-    )
-
-
-def _log_start(job: TrainingJob, state: TrainState) -> None:
-    _LOG.info(
-        "%d devices (%s)%s, %s: %d images, batch %d",
-        jax.device_count(),
-        jax.devices()[0].device_kind,
-        f" of {jax.process_count()} processes" if jax.process_count() > 1 else "",
-        job.source.name,
-        job.source.num_examples,
-        job.config.batch.batch_size,
-    )
-    adapts = job.config.optimizer.name == "lars"
-    _LOG.info("Parameters:\n%s", optim.role_table(state.params, adapts=adapts))
-
-
-def _initial_or_restored(job: TrainingJob, checkpoints: Checkpoints) -> TrainState:
-    init = compiling.compile_init(job.parts, job.mesh, image_size=job.config.image_size)
-    key = jax.random.key(job.config.seed)
-    latest = checkpoints.latest_step()
-    # An eventually consistent file system could show processes different steps.
-    processes.require_equal("the newest checkpoint", f"of step {latest}")
-    sharding = compiling.state_sharding(job.parts, job.mesh)
-    if latest is not None:
-        _LOG.info("Resuming from the checkpoint of step %d.", latest)
-        return checkpoints.restore(latest, jax.eval_shape(init, key), sharding)
-    state = init(key)
-    if job.initialize is None:
-        return state
-    initialize = jax.jit(
-        lambda function, state: function(state),
-        out_shardings=sharding,
-        donate_argnums=1,
-    )
-    return initialize(job.initialize, state)
+        return _run_steps(
+            job, state, batches, reporter, checkpoints, requests, profiler, last_step
+        )
 
 
 def _run_steps(
@@ -192,12 +168,15 @@ def _run_steps(
     batches: Iterator[Batch],
     reporter: Reporter,
     checkpoints: Checkpoints,
-    stop: StopRequest,
+    requests: Requests,
+    profiler: profiling.Profiler,
+    last_step: int | None,
 ) -> TrainState:
     """Runs the steps. Metrics are fetched one step late, to keep the device busy."""
     config, parts = job.config, job.parts
     description = build.describe(config, parts.model)
     total_steps = config.schedule.train_steps
+    last_step = min(last_step or total_steps, total_steps)
     views = device_views.from_config(config, job.mesh, parts.objective.num_views)
     teacher = () if job.teacher is None else (job.teacher,)
     # `step.train_step`, jitted.
@@ -212,19 +191,22 @@ def _run_steps(
     pending: tuple[int, Metrics] | None = None
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")
-    for done in range(reporter.start_step + 1, total_steps + 1):
+    for done in range(reporter.start_step + 1, last_step + 1):
         with reporter.waiting_for_input():
             batch = next(batches)
-        state, metrics = train_step(state, batch, *teacher)
+        state, metrics = profiler.run(done, train_step, state, batch, *teacher)
         if pending is not None:
             reporter.report(*pending)
         pending = (done, metrics)
-        stopped = stop.requested(done) and done < total_steps
-        if stopped or done % config.checkpoint.every_steps == 0 or done == total_steps:
+        asked = requests.after_step()
+        stopped = asked.stop and done < last_step
+        due = done % config.checkpoint.every_steps == 0 or done == last_step
+        if due or asked.save:
             # Only a state known to be finite may become the newest checkpoint.
             reporter.report(*pending)
             pending = None
             checkpoints.save(done, state, description)
+            requests.saved()
         if stopped:
             checkpoints.wait()
             raise RunStopped(
@@ -232,5 +214,6 @@ def _run_steps(
                 "same command resumes from there"
             )
     checkpoints.wait()
-    reporter.finish()
+    if last_step == total_steps:
+        reporter.finish()
     return state

@@ -1,46 +1,84 @@
-"""Graceful shutdown: SIGTERM asks a run to save a checkpoint and exit.
+"""What is asked of a run from outside or by the clock: to save, and to stop.
 
-Spot machines get it before they are taken, and schedulers send it at the time limit.
+Spot machines get SIGTERM before they are taken, schedulers send it at the time limit,
+and Ctrl-C sends SIGINT.
 """
 
+import contextlib
+import dataclasses
+import logging
 import signal
-import threading
-from types import FrameType
+import time
 
-import jax
-from jax.experimental import multihost_utils
+from simclr_jax import signals
+from simclr_jax.parallel import processes
+
+_LOG = logging.getLogger(__name__)
+
+_SAVE, _STOP = "save", "stop"
 
 
-class StopRequest:
-    """A context in which SIGTERM asks the run to save and exit.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What to do after a step, the same on all processes.
 
-    With several processes JAX handles the signal, and all of them agree on the last
-    step, whichever of them received it.
+    Attributes:
+      save: a checkpoint is due by the clock, or before stopping.
+      stop: the run is to end.
     """
 
-    def __init__(self) -> None:
-        self._requested = False
-        self._listens = jax.process_count() == 1
-        # Python lets only the main thread set handlers.
-        self._listens &= threading.current_thread() is threading.main_thread()
+    save: bool
+    stop: bool
 
-    def __enter__(self) -> "StopRequest":
-        if self._listens:
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+
+class Requests:
+    """A context in which signals and the clock ask a run to save or to stop.
+
+    Until the first step is made, a signal ends the process at once: nothing would be
+    saved that is not saved already. Later the first one asks all processes to save and
+    to stop after the same step, and a second one ends the process at once.
+    """
+
+    def __init__(self, *, save_every_secs: float | None) -> None:
+        """Nothing is asked yet.
+
+        Args:
+          save_every_secs: time from one checkpoint to the next; None for no limit. The
+            clock of process 0 counts.
+        """
+        self._every_secs = save_every_secs if processes.is_main() else None
+        self._agreement = processes.agreement()
+        self._stack = contextlib.ExitStack()
+        self._saved_at: float | None = None
+        self._asked_to_save = False
+
+    def __enter__(self) -> "Requests":
+        self._stack.enter_context(signals.listening())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._stack.close()
 
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self._requested = True
+    def after_step(self) -> Asked:
+        """What to do now; every process must call it after every step."""
+        now = time.monotonic()
+        if self._saved_at is None:
+            self._stack.enter_context(signals.on_first(self._stop))
+            self._saved_at = now
+        every = self._every_secs
+        if every and not self._asked_to_save and now - self._saved_at >= every:
+            self._asked_to_save = True
+            self._agreement.ask(_SAVE)
+        due = self._agreement.due()
+        return Asked(save=bool(due), stop=_STOP in due)
 
-    def requested(self, step: int) -> bool:
-        """Whether to end after this step; the same on all processes.
+    def saved(self) -> None:
+        """Starts the clock again, after a checkpoint."""
+        self._saved_at, self._asked_to_save = time.monotonic(), False
 
-        Every process must call it at every step.
-        """
-        if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._requested
+    def _stop(self, heard: signal.Signals) -> None:
+        _LOG.warning(
+            "%s: saving after this step, then stopping. A second one ends at once.",
+            heard.name,
+        )
+        self._agreement.ask(_STOP)

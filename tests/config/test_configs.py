@@ -305,6 +305,7 @@ BAD_VALUES = {
     "schedule.train_steps": 0,
     "schedule.warmup_steps": -1,
     "checkpoint.every_steps": 0,
+    "checkpoint.every_secs": 0.0,
     "log.every_steps": 0,
     "evaluation.crop_proportion": 0.0,
     "evaluation.l2_penalties": (-1.0,),

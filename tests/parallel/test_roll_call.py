@@ -78,10 +78,7 @@ def test_an_early_process_waits_as_long_as_a_late_process_0():
 def test_a_process_that_ended_is_missing_and_can_come_again():
     port = free_port()
     report = {"process_id": 1, "num_processes": 2, "host": "gone", "versions": {}}
-    report["versions"] = {
-        "python": roll_call.platform.python_version(),
-        "jax": roll_call.jax.__version__,
-    }
+    report["versions"] = roll_call.versions()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         first = pool.submit(hold, [0], num_processes=3, port=port)
         for _ in range(50):
@@ -129,8 +126,20 @@ def test_other_versions_are_told(monkeypatch):
         second = pool.submit(hold, [1], num_processes=2, port=port)
         for verdict in (*first.result(), *second.result()):
             assert "process 1 on" in verdict
-            assert "python 3.12.0 and jax" in verdict
-            assert "python 3.11.1 and jax" in verdict
+            assert "has python 3.12.0, process 0" in verdict
+            assert "python 3.11.1: all must have the same" in verdict
+
+
+def test_other_code_of_the_package_is_told(monkeypatch):
+    digests = iter(["0123456789ab", "ba9876543210"])
+    monkeypatch.setattr(roll_call, "code_digest", lambda: next(digests))
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(hold, [0], num_processes=2, port=port)
+        time.sleep(0.3)
+        second = pool.submit(hold, [1], num_processes=2, port=port)
+        for verdict in (*first.result(), *second.result()):
+            assert "has simclr_jax's code ba9876543210, process 0" in verdict
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ cli.define_processes()
 
 
 def main(_) -> None:
-    cli.start_processes(_WORKDIR.value, handle_preemption=True)
+    cli.start_processes(_WORKDIR.value)
     config = smoke.get_config()
     config.update_from_flattened_dict(json.loads(_OVERRIDE.value))
     seen = 0

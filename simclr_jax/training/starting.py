@@ -1,0 +1,88 @@
+"""The first state of a run: agreed on by all processes, restored or new."""
+
+import logging
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from simclr_jax import optim
+from simclr_jax.config import identity
+from simclr_jax.data.sources.base import Source
+from simclr_jax.parallel import processes
+from simclr_jax.runs.checkpoints import Checkpoints
+from simclr_jax.training import compiling
+from simclr_jax.training.step import StepParts, TrainState
+
+_LOG = logging.getLogger(__name__)
+
+
+def require_same_config_and_data(
+    config: config_dict.ConfigDict, source: Source
+) -> None:
+    """Checks that all processes run the same config on the same images.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    fingerprint = identity.fingerprint(identity.as_json(config))
+    processes.require_equal("the config fingerprint", fingerprint)
+    processes.require_equal(
+        f"the training images of {config.data.dataset}:",
+        f"{source.num_examples} of {source.num_classes} classes",
+    )
+
+
+def initial_or_restored(
+    config: config_dict.ConfigDict,
+    parts: StepParts,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    initialize: jax.tree_util.Partial | None,
+) -> TrainState:
+    """The state of the newest checkpoint; a new one where there is none.
+
+    Args:
+      config: resolved.
+      parts: of the train step.
+      mesh: all devices.
+      checkpoints: of the run.
+      initialize: as in `loop.TrainingJob`.
+
+    Raises:
+      ConfigError: the processes see different checkpoints.
+      CheckpointError: the checkpoint cannot be restored.
+    """
+    init = compiling.compile_init(parts, mesh, image_size=config.image_size)
+    key = jax.random.key(config.seed)
+    latest = checkpoints.latest_step()
+    # An eventually consistent file system could show processes different steps.
+    processes.require_equal("the newest checkpoint", f"of step {latest}")
+    sharding = compiling.state_sharding(parts, mesh)
+    if latest is not None:
+        _LOG.info("Resuming from the checkpoint of step %d.", latest)
+        return checkpoints.restore(latest, jax.eval_shape(init, key), sharding)
+    state = init(key)
+    if initialize is None:
+        return state
+    put = jax.jit(
+        lambda function, state: function(state),
+        out_shardings=sharding,
+        donate_argnums=1,
+    )
+    return put(initialize, state)
+
+
+def log(config: config_dict.ConfigDict, source: Source, state: TrainState) -> None:
+    """Logs devices, images and parameters."""
+    _LOG.info(
+        "%d devices (%s)%s, %s: %d images, batch %d",
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        f" of {jax.process_count()} processes" if jax.process_count() > 1 else "",
+        source.name,
+        source.num_examples,
+        config.batch.batch_size,
+    )
+    adapts = config.optimizer.name == "lars"
+    _LOG.info("Parameters:\n%s", optim.role_table(state.params, adapts=adapts))
