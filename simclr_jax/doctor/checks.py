@@ -6,7 +6,6 @@ from process 0, unless another process failed.
 
 import importlib.metadata
 import os
-import pathlib
 import platform
 import re
 import shutil

@@ -207,6 +207,7 @@ def _run_steps(
             pending = None
             checkpoints.save(done, state, description)
             requests.saved()
+            reporter.saved()
         if stopped:
             checkpoints.wait()
             raise RunStopped(

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import pathlib
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 
+from simclr_jax import paths
 from simclr_jax.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -100,10 +100,11 @@ class Profiler:
         jax.profiler.stop_trace()
         with self._folder as folder:
             name = f"steps_{self._steps.first}_to_{self._steps.last}"
-            target = pathlib.Path(self._workdir) / FOLDER / name
+            target = paths.as_path(self._workdir) / FOLDER / name
             target.mkdir(parents=True, exist_ok=True)
+            # XProf takes a file's name for that of a host.
+            who = f"{socket.gethostname()}_process_{jax.process_index()}"
             for path in pathlib.Path(folder).rglob(f"*{_SUFFIX}"):
-                who = f"{socket.gethostname()}_process_{jax.process_index()}"
-                shutil.copyfile(path, target / f"{who}{_SUFFIX}")
+                (target / f"{who}{_SUFFIX}").write_bytes(path.read_bytes())
         self._folder = None
         _LOG.info("A trace of %s is in %s.", name.replace("_", " "), target)

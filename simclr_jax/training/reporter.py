@@ -76,6 +76,10 @@ class Reporter:
         if first or done % self._every_steps == 0 or done == self._total_steps:
             self._log(done, values)
 
+    def saved(self) -> None:
+        """Brings the metrics to where the checkpoint goes."""
+        self._writer.copy_soon()
+
     def _log(self, done: int, values: dict[str, float]) -> None:
         marked_step, marked_secs = self._mark
         secs = time.monotonic() - marked_secs
