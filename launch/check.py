@@ -7,6 +7,8 @@ import checkout
 import worker
 from remote import Fleet, LaunchError, Result, Settings
 
+STORES = ("gs://", "s3://")
+
 
 def run(fleet: Fleet, workdir: str | None) -> None:
     """Checks everything that could keep a run from starting.
@@ -80,11 +82,56 @@ def _differences(fleet: Fleet, results: dict[int, Result]) -> list[str]:
     return problems
 
 
+def is_store(workdir: str) -> bool:
+    """Whether a run directory is in a bucket; see `simclr_jax.paths`.
+
+    Raises:
+      LaunchError: it is no known store.
+    """
+    if "://" not in workdir:
+        return False
+    if not workdir.startswith(STORES):
+        raise LaunchError(
+            f"--workdir={workdir}: must be a path that all workers share, or start "
+            f"with {' or '.join(STORES)}"
+        )
+    return True
+
+
+def _reaching(fleet: Fleet, workdir: str, names: Settings) -> list[str]:
+    """That all workers write to a bucket, and see what worker 0 wrote."""
+
+    def act(what: str, workers: list[int] | None = None) -> dict[int, Result]:
+        settings = {**names, "program": worker.STORE_PROGRAM, "act": what}
+        return fleet.run(worker.STORE, settings, workers=workers)
+
+    written = act("write", [0])[0]
+    if written.code:
+        return [fleet.report({0: written}, f"cannot write to {workdir}")]
+    seen = act("see")
+    act("remove", [0])
+    if fleet.local.dry_run:
+        return []
+    problems = [
+        fleet.report({i: result}, f"cannot write to {workdir}")
+        for i, result in seen.items()
+        if result.code
+    ]
+    return problems or [
+        f"{fleet.name(i)} does not see what {fleet.name(0)} wrote in {workdir}: is it "
+        "another bucket there?"
+        for i, result in seen.items()
+        if result.value("seen") != "yes"
+    ]
+
+
 def _sharing(fleet: Fleet, workdir: str | None) -> list[str]:
     if workdir is None:
         print("Without --workdir after `--`, that it is shared is not checked.")
         return []
     names: Settings = {"workdir": workdir, "nonce": f".shared_{secrets.token_hex(8)}"}
+    if is_store(workdir):
+        return _reaching(fleet, workdir, names)
     written = fleet.run(worker.SHARED_WRITE, names, workers=[0])[0]
     if written.code:
         return [fleet.report({0: written}, f"cannot write to {workdir}")]
@@ -97,7 +144,7 @@ def _sharing(fleet: Fleet, workdir: str | None) -> list[str]:
     return [
         f"{fleet.name(i)} {problems.get(r.value('seen'), 'did not look for')} "
         f"what {fleet.name(0)} wrote in {workdir}: --workdir must be a path "
-        "that all workers share (NFS, Filestore, a mounted bucket)"
+        "that all workers share (a bucket, gs://...; NFS; Filestore)"
         for i, r in seen.items()
         if r.value("seen") != "yes"
     ]

@@ -3,7 +3,7 @@
 
     python3 launch/gke.py manifest --name=a --image=REGISTRY/simclr_jax:1 \
         --accelerator=tpu-v5-lite-podslice --topology=4x4 --chips_per_host=4 \
-        --bucket=my-bucket --workdir=/mnt/shared/runs/a \
+        --workdir=gs://my-bucket/runs/a --service_account=my-account \
         --config=configs/imagenet.py:50x1 --output=a.json
     python3 launch/gke.py apply --file=a.json
     python3 launch/gke.py delete --name=a --yes
@@ -96,15 +96,24 @@ def _add_manifest_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", required=True, help="of the slice, such as 4x4 or 2x2x4")
     add("--chips_per_host", type=int, default=4, help="(%(default)d)")
     add("--config", required=True, help="such as configs/imagenet.py:50x1")
-    add("--workdir", required=True, help="the run directory, under --mount_path")
+    add(
+        "--workdir",
+        required=True,
+        help="the run directory: gs://BUCKET/..., or a path under --mount_path",
+    )
+    add(
+        "--rehearse",
+        action="store_true",
+        help="run simclr_jax.rehearse instead, a few minutes; not restarted",
+    )
     add(
         "--mount_path",
         default="/mnt/shared",
-        help="where the shared volume is mounted (%(default)s)",
+        help="where --bucket or --claim is mounted (%(default)s)",
     )
-    volume = parser.add_mutually_exclusive_group(required=True)
-    volume.add_argument("--bucket", help="Cloud Storage, mounted by gcsfuse")
-    volume.add_argument("--claim", help="PersistentVolumeClaim, ReadWriteMany")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("--bucket", help="to mount there, by gcsfuse")
+    volume.add_argument("--claim", help="the same, PersistentVolumeClaim ReadWriteMany")
     add("--service_account", default="", help="of Kubernetes, that may use the bucket")
     add("--spot", action="store_true", help="on a node pool of Spot VMs")
     add(

@@ -206,11 +206,34 @@ class Job:
         self.stop(grace_secs=grace_secs)
         self.start(arguments, verify_secs=verify_secs)
 
+    def rehearse(self, arguments: list[str]) -> None:
+        """Runs `simclr_jax.rehearse` on all workers, after a check.
+
+        Args:
+          arguments: of `simclr_jax.pretrain`; with `--workdir`.
+
+        Raises:
+          LaunchError: a check failed, or the rehearsal did.
+        """
+        check.run(self.fleet, value_of("workdir", arguments))
+        codes = self.fleet.follow(
+            worker.ATTACHED, self._attached("simclr_jax.rehearse", arguments)
+        )
+        bad = [self.fleet.name(i) for i, code in codes.items() if code]
+        if bad:
+            raise LaunchError(f"the rehearsal failed on {', '.join(bad)}")
+
+    def _attached(self, module: str, arguments: list[str]) -> Settings:
+        return {
+            "module": module,
+            "arguments": lambda i: [*arguments, *self.start_flags(i)],
+        }
+
     def doctor(self, arguments: list[str]) -> None:
         """Runs `simclr_jax.doctor` on all workers together and prints its words."""
         results = self.fleet.run(
-            worker.DOCTOR,
-            {"arguments": lambda i: [*arguments, *self.start_flags(i)]},
+            worker.ATTACHED,
+            self._attached("simclr_jax.doctor", arguments),
             timeout_secs=_INSTALL_SECS,
         )
         for index, result in results.items():

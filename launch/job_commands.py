@@ -77,6 +77,11 @@ def add_job_commands(
     for name in ("install", "watch"):
         _add_install_arguments(added[name])
     _add_timing_arguments(added)
+    added["start"].add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run simclr_jax.rehearse instead, a few minutes, and print its verdicts",
+    )
     added["logs"].add_argument(
         "--lines", type=int, default=20, help="of each worker (%(default)d)"
     )
@@ -199,7 +204,10 @@ def _doctor(context: Context, args: argparse.Namespace, passed: list[str]) -> in
 
 def _start(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
     _need_program(passed)
-    context.job().start(passed, verify_secs=args.verify_secs)
+    if args.rehearse:
+        context.job().rehearse(passed)
+    else:
+        context.job().start(passed, verify_secs=args.verify_secs)
     return 0
 
 
@@ -258,7 +266,4 @@ def _need_program(passed: list[str]) -> None:
             "--workdir: must be given after `--`, with the other arguments of "
             "simclr_jax.pretrain"
         )
-    if "://" in workdir:
-        raise LaunchError(
-            f"--workdir={workdir}: must be a path that all workers mount, not a URL"
-        )
+    check.is_store(workdir)  # raises for what is no store

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 
+from check import is_store
 from job import value_of
 from remote import LaunchError
 from supervise import BAD_INPUT
@@ -59,7 +60,8 @@ def manifest(args: argparse.Namespace, passed: list[str]) -> dict:
         },
         "spec": {
             "failurePolicy": {
-                "maxRestarts": args.max_restarts,
+                # A rehearsal that failed would only fail again.
+                "maxRestarts": 0 if args.rehearse else args.max_restarts,
                 # The program's word for bad input, which no restart helps.
                 "rules": [
                     {
@@ -108,11 +110,18 @@ def _job(args: argparse.Namespace, passed: list[str]) -> dict:
 
 def _pod(args: argparse.Namespace, passed: list[str]) -> dict:
     mount = args.mount_path.rstrip("/")
-    if not args.workdir.startswith(f"{mount}/"):
-        raise LaunchError(
-            f"--workdir={args.workdir}: must be under --mount_path={mount}, which all "
-            "hosts share"
-        )
+    mounted = bool(args.bucket or args.claim)
+    if not is_store(args.workdir):
+        if not mounted:
+            raise LaunchError(
+                f"--workdir={args.workdir}: must be gs://..., or needs --bucket or "
+                "--claim, which are mounted on all hosts"
+            )
+        if not args.workdir.startswith(f"{mount}/"):
+            raise LaunchError(
+                f"--workdir={args.workdir}: must be gs://... or under --mount_path="
+                f"{mount}, which all hosts share"
+            )
     selector = {
         "cloud.google.com/gke-tpu-accelerator": args.accelerator,
         "cloud.google.com/gke-tpu-topology": args.topology,
@@ -131,23 +140,26 @@ def _pod(args: argparse.Namespace, passed: list[str]) -> dict:
             }
         )
     chips = {"google.com/tpu": args.chips_per_host}
+    module = "simclr_jax.rehearse" if args.rehearse else "simclr_jax.pretrain"
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    volumes: list[dict] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    if mounted:
+        mounts.append({"name": "shared", "mountPath": mount})
+        volumes.append(_volume(args))
     container = {
         "name": _CONTAINER,
         "image": args.image,
-        "command": ["python", "-u", "-m", "simclr_jax.pretrain"],
+        "command": ["python", "-u", "-m", module],
         "args": [f"--config={args.config}", f"--workdir={args.workdir}", *passed],
         "resources": {"requests": chips, "limits": chips},
-        "volumeMounts": [
-            {"name": "shm", "mountPath": "/dev/shm"},
-            {"name": "shared", "mountPath": mount},
-        ],
+        "volumeMounts": mounts,
     }
     spec: dict = {
         "restartPolicy": "Never",
         "nodeSelector": selector,
         "tolerations": tolerations,
         "containers": [container],
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}, _volume(args)],
+        "volumes": volumes,
     }
     if args.service_account:
         spec["serviceAccountName"] = args.service_account

@@ -198,11 +198,15 @@ class Fleet:
             None,
         )
 
-    def follow(self, body: str, settings: Settings = NOTHING) -> None:
-        """Prints what a text prints on all workers, as it comes."""
+    def follow(self, body: str, settings: Settings = NOTHING) -> dict[int, int]:
+        """Prints what a text prints on all workers, as it comes.
+
+        Returns:
+          The exit code of each worker's connection, which is that of the text.
+        """
         if self.local.dry_run:
             self.run(body, settings)
-            return
+            return {}
         processes = [
             subprocess.Popen(
                 self.transport.shell(worker, self.script(body, worker, settings)),
@@ -223,6 +227,7 @@ class Fleet:
         try:
             for thread in threads:
                 thread.join()
+            return {index: process.wait() for index, process in enumerate(processes)}
         finally:
             for process in processes:
                 process.terminate()

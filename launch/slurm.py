@@ -16,6 +16,7 @@ import shlex
 import sys
 import tempfile
 
+import check
 import checkout
 import cli
 from job import value_of
@@ -29,13 +30,13 @@ _SCRIPT = """\
 # where it stopped; not when its input is bad (exit code 2).
 set -u
 cd {checkout} || exit 1
-workdir={workdir}
 max_restarts={max_restarts}
 program=({program})
 {devices}
-mkdir -p "$workdir" || exit 1
 # srun tells the highest exit code only, and those of killed tasks are higher.
-export BAD_INPUT="$workdir/.bad_input_$SLURM_JOB_ID"
+marks={marks}
+mkdir -p "$marks" || exit 1
+export BAD_INPUT="$marks/.bad_input_$SLURM_JOB_ID"
 rm -f "$BAD_INPUT"
 
 # shellcheck disable=SC2317,SC2329  # called by its text
@@ -70,8 +71,11 @@ def script(args: argparse.Namespace, passed: list[str]) -> str:
     """The text for sbatch."""
     if value_of("workdir", passed) is not None:
         raise LaunchError("--workdir: must be given once, before `--`")
-    if not pathlib.PurePath(args.workdir).is_absolute():
-        raise LaunchError(f"--workdir={args.workdir}: must be an absolute, shared path")
+    in_bucket = check.is_store(args.workdir)
+    if not in_bucket and not pathlib.PurePath(args.workdir).is_absolute():
+        raise LaunchError(
+            f"--workdir={args.workdir}: must be an absolute, shared path, or gs://..."
+        )
     tasks = args.tasks_per_node or max(args.gpus_per_node, 1)
     if args.nodes < 1 or args.gpus_per_node < 0:
         raise LaunchError("--nodes, --gpus_per_node: must be at least 1 and 0")
@@ -81,7 +85,8 @@ def script(args: argparse.Namespace, passed: list[str]) -> str:
             f"{args.gpus_per_node}, which is one process per GPU"
         )
     python = f"{args.checkout}/.venv/bin/python"
-    program = [python, "-u", "-m", "simclr_jax.pretrain", f"--workdir={args.workdir}"]
+    module = "simclr_jax.rehearse" if args.rehearse else "simclr_jax.pretrain"
+    program = [python, "-u", "-m", module, f"--workdir={args.workdir}"]
     # With SLURM, JAX takes one GPU per process unless told otherwise.
     devices = ""
     if tasks == 1 and args.gpus_per_node > 1:
@@ -90,8 +95,9 @@ def script(args: argparse.Namespace, passed: list[str]) -> str:
     return _SCRIPT.format(
         directives="\n".join(_directives(args, tasks)) + "\n",
         checkout=shlex.quote(args.checkout),
-        workdir=shlex.quote(args.workdir),
-        max_restarts=args.max_restarts,
+        marks=shlex.quote(_log_dir(args) if in_bucket else args.workdir),
+        # A rehearsal that failed would only fail again.
+        max_restarts=0 if args.rehearse else args.max_restarts,
         program=shlex.join([*program, *passed]),
         devices=devices,
     )
@@ -107,7 +113,7 @@ def _directives(args: argparse.Namespace, tasks: int) -> list[str]:
         "time": args.time,
         "partition": args.partition,
         "account": args.account,
-        "output": f"{args.log_dir or args.checkout}/slurm-%j.log",
+        "output": f"{_log_dir(args)}/slurm-%j.log",
         "open-mode": "append",
         # So that the program hears of the end before it comes.
         "signal": f"TERM@{args.signal_secs}",
@@ -123,6 +129,11 @@ def _directives(args: argparse.Namespace, tasks: int) -> list[str]:
             )
         lines.append(f"#SBATCH --{name}={value}")
     return lines
+
+
+def _log_dir(args: argparse.Namespace) -> str:
+    """A folder that all nodes share."""
+    return args.log_dir or args.checkout
 
 
 def _script(args: argparse.Namespace, passed: list[str]) -> None:
@@ -167,7 +178,16 @@ def _job_parser() -> argparse.ArgumentParser:
     add("--time", required=True, help="limit, such as 24:00:00 or 2-00:00:00")
     add("--partition", default="", help="by default the cluster's choice")
     add("--account", default="", help="to charge")
-    add("--workdir", required=True, help="the run directory, on a shared path")
+    add(
+        "--workdir",
+        required=True,
+        help="the run directory: gs://BUCKET/..., s3://BUCKET/... or a shared path",
+    )
+    add(
+        "--rehearse",
+        action="store_true",
+        help="run simclr_jax.rehearse instead, a few minutes; not queued again",
+    )
     add("--log_dir", default="", help="that exists, for slurm-JOB.log (the checkout)")
     add(
         "--checkout",

@@ -51,7 +51,7 @@ session_of() {
   read -r _ _ _ sid _ <<< "${stat##*) }"
 } 2>/dev/null
 """,
-    # Processes of pretrain and doctor in this checkout that outlived their supervisor,
+    # Processes of these commands in this checkout that outlived their supervisor,
     # or were started by hand; not those of a run that is recorded, in whatever
     # directory. A supervisor's arguments name that, behind the word simclr_jax_run.
     "leftovers": r"""
@@ -60,7 +60,7 @@ leftovers() {
   find /proc/[0-9]*/cwd -maxdepth 0 -lname "$checkout" | cut -d/ -f3 |
   while read -r pid; do
     tr '\0' '\n' < "/proc/$pid/cmdline" \
-      | grep -qxE 'simclr_jax\.(pretrain|doctor)' || continue
+      | grep -qxE 'simclr_jax\.(pretrain|doctor|rehearse)' || continue
     session_of "$pid"
     recorded=$(tr '\0' '\n' < "/proc/$sid/cmdline" \
       | grep -m 1 -xF -A 1 simclr_jax_run | tail -n 1)
@@ -148,6 +148,32 @@ for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"
         print("@version", name, metadata.version(name))
     except metadata.PackageNotFoundError:
         pass
+"""
+
+# The same on a store, by the path module that the run will use. Every worker writes.
+STORE = r"""
+cd "$checkout" || fail "no code here; push it first"
+.venv/bin/python -c "$program" "$workdir" "$nonce" "$act" || exit 1
+"""
+
+STORE_PROGRAM = """
+import socket, sys
+from simclr_jax import paths
+workdir, name, act = sys.argv[1:]
+try:
+    paths.check_reachable(workdir, flag="workdir")
+    mark = paths.as_path(workdir) / name
+    own = mark.with_name(f"{name}-{socket.gethostname()}")
+    if act == "remove":
+        mark.unlink(missing_ok=True)
+    else:
+        (mark if act == "write" else own).write_text("shared")
+    if act == "see":
+        own.unlink()
+        print("@seen", "yes" if mark.exists() else "no")
+except Exception as error:
+    print(f"error: {error}".splitlines()[0])
+    sys.exit(1)
 """
 
 SHARED_WRITE = r"""
@@ -256,11 +282,11 @@ fi
 tail -n "$lines" "$run/log"
 """
 
-DOCTOR = r"""
+ATTACHED = r"""
 cd "$checkout" || fail "no code here; push it first"
 [[ -x .venv/bin/python ]] || fail "no .venv here; install first"
 is_running && fail "the run is active here; the chips are taken"
-exec .venv/bin/python -u -m simclr_jax.doctor "${arguments[@]}"
+exec .venv/bin/python -u -m "$module" "${arguments[@]}"
 """
 
 

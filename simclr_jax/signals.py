@@ -8,11 +8,10 @@ C handler writes the number of the signal into a pipe, and a thread reads it and
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from signal import SIGINT, SIGTERM
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # As in a shell: 128 plus the number of the signal.
 EXIT_CODES = {SIGTERM: 143, SIGINT: 130}
@@ -105,15 +104,20 @@ def before_ending(act: Callable[[str], None]) -> Iterator[None]:
 
 def end(reason: str, code: int) -> NoReturn:
     """Ends the process at once, with a line on stderr."""
-    sys.stderr.flush()
-    os.write(2, f"error: {reason}\n".encode())
-    last_words = threading.Thread(target=_last_words, args=(reason,), daemon=True)
-    last_words.start()
-    last_words.join(_ENDING_SECS)
+    _in_thread(_last_words, reason).join(_ENDING_SECS)
     os._exit(code)
 
 
+def _in_thread(act: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Calls a function that may hang: stderr can be a pipe that nobody reads."""
+    thread = threading.Thread(target=act, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
 def _last_words(reason: str) -> None:
+    # Past Python's buffer, whose lock another thread may hold.
+    os.write(2, f"error: {reason}\n".encode())
     for act in list(_before_ending):
         # Nothing may keep the process from ending.
         with contextlib.suppress(Exception):
@@ -132,7 +136,7 @@ def _hear(reader: int) -> None:
             again = _received is not None
             _received = _received or heard
             if act is not None:
-                act(heard)
+                _in_thread(act, heard)
                 continue
             words = "interrupted" if heard == SIGINT else f"ended by {heard.name}"
             if again:

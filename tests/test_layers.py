@@ -35,9 +35,11 @@ LAYERS = (
         "prepare",
         "pretrain",
         "preview",
+        "rehearse",
     ),
 )
-SAME_LAYER: set[tuple[str, str]] = set()
+# `rehearse` begins with what `doctor` checks of a machine.
+SAME_LAYER = {("rehearse", "doctor")}
 # What only some parts may import.
 RESERVED = {
     "tensorflow": {"data", "weights"},
@@ -51,6 +53,7 @@ RESERVED = {
         "evaluation",
         "plan",
         "preview",
+        "rehearse",
         "runs",
         "training",
         "weights",

@@ -11,7 +11,7 @@ from commands import ROOT
 # A call that lasts hours, in C and without the interpreter's lock.
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 PROGRAM = """
-import hashlib, time
+import hashlib, os, time
 from simclr_jax import signals
 def say(text): print(text, flush=True)
 with signals.listening(), signals.before_ending(lambda reason: say(reason)):
@@ -66,6 +66,18 @@ def test_last_words_that_hang_do_not_keep_it():
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 143
+
+
+def test_a_pipe_that_nobody_reads_does_not_keep_it():
+    full = "context = signals.on_first(lambda _: os.write(2, b'x' * 10**6))"
+    body = f"signals._ENDING_SECS = 0.3; {full}\n    with context: say('ready'); {BUSY}"
+    process = start(body)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    process.communicate()
 
 
 def test_afterwards_signals_act_as_before():

@@ -77,8 +77,8 @@ class Requests:
         self._saved_at, self._asked_to_save = time.monotonic(), False
 
     def _stop(self, heard: signal.Signals) -> None:
+        self._agreement.ask(_STOP)
         _LOG.warning(
             "%s: saving after this step, then stopping. A second one ends at once.",
             heard.name,
         )
-        self._agreement.ask(_STOP)

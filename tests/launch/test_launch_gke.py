@@ -121,8 +121,10 @@ def test_hosts_are_counted(capsys, topology, chips, hosts):
         ({"--topology": "4x0"}, "--topology=4x0: must be such as"),
         ({"--name": "A_b"}, "--name=A_b: must be"),
         ({"--name": "a" * 41}, "must be up to 40"),
-        ({"--workdir": "/elsewhere/a"}, "--workdir=/elsewhere/a: must be under"),
-        ({"--workdir": "/mnt/shared2/a"}, "must be under --mount_path=/mnt/shared,"),
+        ({"--workdir": "/elsewhere/a"}, "--workdir=/elsewhere/a: must be gs://... or"),
+        ({"--workdir": "/mnt/shared2/a"}, "or under --mount_path=/mnt/shared,"),
+        ({"--workdir": "s4://b/a"}, "--workdir=s4://b/a: must be a path that all"),
+        ({"--bucket": None}, "must be gs://..., or needs --bucket or --claim"),
     ],
 )
 def test_what_cannot_be_right_is_refused(capsys, changes, words):
@@ -130,6 +132,23 @@ def test_what_cannot_be_right_is_refused(capsys, changes, words):
     said = capsys.readouterr()
     assert words in said.err
     assert said.out == ""
+
+
+def test_a_run_in_a_bucket_needs_no_mount(capsys):
+    document = manifest(capsys, bucket=None, workdir="gs://b/runs/a")
+    pod = pod_of(document)
+    assert "metadata" not in pod
+    (container,) = pod["spec"]["containers"]
+    assert [mount["name"] for mount in container["volumeMounts"]] == ["shm"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["shm"]
+    assert "--workdir=gs://b/runs/a" in container["args"]
+
+
+def test_a_rehearsal_is_not_restarted(capsys):
+    document = manifest(capsys, "--rehearse")
+    assert document["spec"]["failurePolicy"]["maxRestarts"] == 0
+    (container,) = pod_of(document)["spec"]["containers"]
+    assert container["command"] == ["python", "-u", "-m", "simclr_jax.rehearse"]
 
 
 @pytest.mark.parametrize("flag", ["config", "workdir"])

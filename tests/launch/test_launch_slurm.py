@@ -68,6 +68,7 @@ def test_without_gpus_one_process_per_node(world, capsys):
     [
         ({"tasks_per_node": "4"}, "--tasks_per_node=4: must be 1, or"),
         ({"workdir": "runs/a"}, "--workdir=runs/a: must be an absolute"),
+        ({"workdir": "hdfs://a"}, "--workdir=hdfs://a: must be a path that all"),
         ({"nodes": "0"}, "--nodes, --gpus_per_node: must be"),
         ({"partition": "a b"}, "'a b' in #SBATCH --partition"),
     ],
@@ -131,6 +132,24 @@ def test_bad_input_is_not_queued_again(world, capsys):
     # The other task is killed then, and its exit code is the higher one.
     program = "((SLURM_PROCID == 1)) && exit 2; exit 137"
     assert execute(world, capsys, program) == (2, [])
+
+
+def test_a_run_in_a_bucket_has_its_marks_beside_the_log(world, capsys):
+    text = script(world, capsys, workdir="gs://bucket/a", log_dir="/logs")
+    assert "--workdir=gs://bucket/a" in text
+    assert "\nmarks=/logs\n" in text
+    assert "\nmarks=" + str(world.root / "code") in script(
+        world, capsys, workdir="gs://bucket/a"
+    )
+
+
+def test_a_rehearsal_is_not_queued_again(world, capsys):
+    rehearsal = slurm.main(["script", *arguments(world), "--rehearse"])
+    text = capsys.readouterr().out
+    assert rehearsal == 0
+    assert "simclr_jax.rehearse" in text
+    assert "simclr_jax.pretrain" not in text
+    assert "\nmax_restarts=0\n" in text
 
 
 def test_restarts_come_to_an_end(world, capsys):

@@ -1,14 +1,17 @@
 """The bash texts for workers, and the YAML writer."""
 
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import worker
 import yaml
 from conftest import FAKES, ROOT
+from stores import gcs, gcs_running  # noqa: F401
 
 ODD = 'it\'s "$HOME" `id` \\ *\n#; &'
 TAME = 'it\'s a "b" #;&'
@@ -24,9 +27,10 @@ SETTINGS: dict[str, dict] = {
     "STATUS": {},
     "STOP": {"grace": 3},
     "LOGS": {"lines": 3, "follow": "yes"},
-    "DOCTOR": {"arguments": []},
+    "ATTACHED": {"module": "simclr_jax.doctor", "arguments": []},
+    "STORE": {"workdir": TAME, "nonce": "n", "act": "see", "program": "pass"},
 }
-NOT_TEXTS = {"CHIPS", "LIBTPU_LOCK", "SHARED_WAIT_SECS", "VERSIONS"}
+NOT_TEXTS = {"CHIPS", "LIBTPU_LOCK", "SHARED_WAIT_SECS", "STORE_PROGRAM", "VERSIONS"}
 
 
 def test_no_text_is_left_out_here():
@@ -45,6 +49,24 @@ def test_shellcheck_has_nothing_to_say(tmp_path):
         ["shellcheck", *files], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_check_of_a_bucket_writes_and_reads_there(gcs):  # noqa: F811
+    def act(workdir, what):
+        command = [sys.executable, "-c", worker.STORE_PROGRAM, workdir, "mark", what]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    workdir = f"{gcs}/runs/a"
+    seen = [act(workdir, what) for what in ("see", "write", "see", "remove", "see")]
+    assert [code for code, _ in seen] == [0] * 5
+    outs = [out for _, out in seen]
+    assert outs == ["@seen no\n", "", "@seen yes\n", "", "@seen no\n"]
+    code, out = act(f"{gcs}-missing/runs/a", "write")
+    assert code == 1
+    assert out.startswith(f"error: --workdir={gcs}-missing/runs/a: bucket")
 
 
 def test_texts_need_no_program_that_minimal_images_lack():
@@ -84,8 +106,7 @@ def test_the_skypilot_example_is_a_task():
     task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     assert task["resources"]["use_spot"] is True
     assert task["resources"]["accelerators"].startswith("tpu-")
-    mount = next(iter(task["file_mounts"]))
-    assert f"--workdir={mount}/" in task["run"]
+    assert "--workdir=gs://YOUR-BUCKET/runs/" in task["run"]
     assert "simclr_jax.pretrain" in task["run"]
     assert "launch/setup.sh" in task["setup"]
     config = next(w for w in task["run"].split() if w.startswith("--config="))

@@ -464,12 +464,48 @@ def test_check_notices_a_workdir_that_cannot_be_written(ready, capsys):
     [
         ([], "--workdir: must be given"),
         (["--config=x"], "--workdir: must be given"),
-        (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: must be a path"),
+        (["--workdir=hdfs://a/run"], "--workdir=hdfs://a/run: must be a path that all"),
     ],
 )
 def test_start_needs_a_workdir(ready, capsys, arguments, words):
     assert run("start", program=arguments) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_run_in_a_bucket_starts(ready, capsys):
+    (ready.root / "gs:/bucket").mkdir(parents=True)
+    assert run("start", program=["--workdir=gs://bucket/runs/a"]) == 0
+    assert ready.arguments(1)[0] == "--workdir=gs://bucket/runs/a"
+    assert not list((ready.root / "gs:/bucket").iterdir())
+
+
+def test_check_notices_a_bucket_that_cannot_be_written_or_is_another(ready, capsys):
+    workdir = ["--workdir=gs://bucket/runs/a"]
+    assert run("check", program=workdir) == 1
+    said = capsys.readouterr().err
+    assert "worker 0: cannot write to gs://bucket/runs/a: error: --workdir=gs:" in said
+    for name in ("bucket", "bucket-2"):
+        (ready.root / "gs:" / name).mkdir(parents=True)
+    ready.write(1, "no_access", "")
+    assert run("start", program=workdir) == 1
+    assert "worker 1: cannot write to gs://bucket/runs/a" in capsys.readouterr().err
+    (ready.home(1) / "no_access").unlink()
+    ready.write(1, "other_bucket", "")
+    assert run("start", program=workdir) == 1
+    assert "worker 1 does not see what worker 0 wrote" in capsys.readouterr().err
+    assert ready.starts(0) == 0
+    assert not list((ready.root / "gs:/bucket").iterdir())
+
+
+def test_a_rehearsal_runs_on_all_workers_in_place_of_the_run(ready, capsys):
+    assert run("start", "--rehearse", program=program(ready, "--config=a b")) == 0
+    said = capsys.readouterr().out
+    workdir = f"--workdir={ready.root}/shared/run a"
+    assert f"[worker 1] ok   steps: {workdir} --config=a b" in said.splitlines()
+    assert ready.starts(0) == 0
+    ready.write(1, "ill", "")
+    assert run("start", "--rehearse", program=program(ready)) == 1
+    assert "the rehearsal failed on worker 1" in capsys.readouterr().err
 
 
 def test_push_takes_away_what_is_tracked_no_more(ready, capsys):

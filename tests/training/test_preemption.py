@@ -24,8 +24,20 @@ BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 SOON_SECS = 15.0
 
 
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def none_left():
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(tmp_path: pathlib.Path, change: str, *flags: str, num_processes: int = 1):
-    """Starts `pretrain` with a change made to the program in process number LAST."""
+    """Starts `pretrain` with a change made to the program."""
     script = tmp_path / "job.py"
     script.write_text(
         "import hashlib, os, signal, sys, time\n"
@@ -35,7 +47,9 @@ def start(tmp_path: pathlib.Path, change: str, *flags: str, num_processes: int =
     )
     settings = ["--config.schedule.train_steps=3000", "--compilation_cache=", *flags]
     command = [str(script), *TINY, *settings, f"--workdir={tmp_path / 'run'}"]
-    return jobs.start(command, num_processes=num_processes, devices_each=1)
+    processes = jobs.start(command, num_processes=num_processes, devices_each=1)
+    _started.extend(processes)
+    return processes
 
 
 def read_until(process: subprocess.Popen, words: str) -> str:
@@ -180,8 +194,11 @@ def test_one_interrupted_process_stops_all_after_the_same_step(tmp_path):
 @pytest.mark.slow
 def test_two_processes_save_by_the_clock_of_the_first(tmp_path):
     flags = ("--config.checkpoint.every_secs=2", "--config.checkpoint.keep_last=100")
+    # So that it never waits for somebody to read its log.
+    flags += ("--config.log.every_steps=1000",)
     processes = start(tmp_path, "", *flags, num_processes=2)
-    deadline = time.monotonic() + 120
+    read_until(processes[0], "step 1/3000")
+    deadline = time.monotonic() + 300
     while len(list((tmp_path / "run").glob("checkpoints/*[0-9]"))) < 3:
         assert time.monotonic() < deadline
         time.sleep(0.1)
