@@ -215,13 +215,25 @@ class Job:
         Raises:
           LaunchError: a check failed, or the rehearsal did.
         """
+        self._follow("simclr_jax.rehearse", arguments, what="the rehearsal")
+
+    def evaluate(self, arguments: list[str]) -> None:
+        """Runs `simclr_jax.evaluate` on all workers, after a check.
+
+        Args:
+          arguments: of `simclr_jax.evaluate`; with `--workdir`.
+
+        Raises:
+          LaunchError: a check failed, or the evaluation did.
+        """
+        self._follow("simclr_jax.evaluate", arguments, what="the evaluation")
+
+    def _follow(self, module: str, arguments: list[str], *, what: str) -> None:
         check.run(self.fleet, value_of("workdir", arguments))
-        codes = self.fleet.follow(
-            worker.ATTACHED, self._attached("simclr_jax.rehearse", arguments)
-        )
+        codes = self.fleet.follow(worker.ATTACHED, self._attached(module, arguments))
         bad = [self.fleet.name(i) for i, code in codes.items() if code]
         if bad:
-            raise LaunchError(f"the rehearsal failed on {', '.join(bad)}")
+            raise LaunchError(f"{what} failed on {', '.join(bad)}")
 
     def _attached(self, module: str, arguments: list[str]) -> Settings:
         return {

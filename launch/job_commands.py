@@ -72,7 +72,15 @@ def add_job_commands(
             words,
             [*parents, *more],
             act=act,
-            passes=name in ("check", "doctor", "start", "restart", "watch"),
+            passes=name
+            in (
+                "check",
+                "doctor",
+                "evaluate",
+                "start",
+                "restart",
+                "watch",
+            ),
         )
     for name in ("install", "watch"):
         _add_install_arguments(added[name])
@@ -123,6 +131,10 @@ def _table() -> dict[str, tuple[str, Command]]:
         ),
         "doctor": (f"run simclr_jax.doctor on all workers; {after}.doctor", _doctor),
         "start": (f"check, then start on all workers; {after}.pretrain", _start),
+        "evaluate": (
+            f"run simclr_jax.evaluate on all workers; {after}.evaluate",
+            _evaluate,
+        ),
         "logs": ("print the ends of all logs", _logs),
         "status": ("what each worker is doing", _status),
         "stop": ("end the run on all workers", _stop),
@@ -211,6 +223,12 @@ def _start(context: Context, args: argparse.Namespace, passed: list[str]) -> int
     return 0
 
 
+def _evaluate(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
+    _need_program(passed, module="simclr_jax.evaluate")
+    context.job().evaluate(passed)
+    return 0
+
+
 def _logs(context: Context, args: argparse.Namespace, passed: list[str]) -> int:
     context.job().logs(lines=args.lines, follow=args.follow)
     return 0
@@ -259,11 +277,10 @@ def _watch(context: Context, args: argparse.Namespace, passed: list[str]) -> int
     return 0
 
 
-def _need_program(passed: list[str]) -> None:
+def _need_program(passed: list[str], module: str = "simclr_jax.pretrain") -> None:
     workdir = value_of("workdir", passed)
     if not workdir:
         raise LaunchError(
-            "--workdir: must be given after `--`, with the other arguments of "
-            "simclr_jax.pretrain"
+            f"--workdir: must be given after `--`, with the other arguments of {module}"
         )
     check.is_store(workdir)  # raises for what is no store

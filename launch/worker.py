@@ -60,7 +60,7 @@ leftovers() {
   find /proc/[0-9]*/cwd -maxdepth 0 -lname "$checkout" | cut -d/ -f3 |
   while read -r pid; do
     tr '\0' '\n' < "/proc/$pid/cmdline" \
-      | grep -qxE 'simclr_jax\.(pretrain|doctor|rehearse)' || continue
+      | grep -qxE 'simclr_jax\.(pretrain|doctor|rehearse|evaluate)' || continue
     session_of "$pid"
     recorded=$(tr '\0' '\n' < "/proc/$sid/cmdline" \
       | grep -m 1 -xF -A 1 simclr_jax_run | tail -n 1)

@@ -508,6 +508,18 @@ def test_a_rehearsal_runs_on_all_workers_in_place_of_the_run(ready, capsys):
     assert "the rehearsal failed on worker 1" in capsys.readouterr().err
 
 
+def test_an_evaluation_runs_on_all_workers(ready, capsys):
+    assert run("evaluate", program=program(ready, "--protocol=knn")) == 0
+    said = capsys.readouterr().out
+    workdir = f"--workdir={ready.root}/shared/run a"
+    assert f"[worker 1] evaluated: {workdir} --protocol=knn" in said.splitlines()
+    assert run("evaluate", program=["--protocol=knn"]) == 2
+    assert "other arguments of simclr_jax.evaluate" in capsys.readouterr().err
+    ready.write(1, "ill", "")
+    assert run("evaluate", program=program(ready)) == 1
+    assert "the evaluation failed on worker 1" in capsys.readouterr().err
+
+
 def test_push_takes_away_what_is_tracked_no_more(ready, capsys):
     ready.write(0, "simclr_jax/.pushed", "configs/old file.py\n")
     ready.write(0, "simclr_jax/configs/old file.py", "")
@@ -559,6 +571,7 @@ COMMANDS = {
     "install": (),
     "check": (),
     "doctor": (),
+    "evaluate": (),
     "start": (),
     "logs": ("--follow",),
     "status": (),
@@ -573,6 +586,7 @@ SHOWN = {
     "install": ["bash launch/setup.sh", "requirement='jax[tpu]'"],
     "check": ["libtpu_lockfile", ".shared_"],
     "doctor": ["simclr_jax.doctor"],
+    "evaluate": ["libtpu_lockfile", "simclr_jax.evaluate"],
     "start": ["libtpu_lockfile", ".shared_", "setsid", "'--config=a b'", "@state"],
     "logs": ["tail -n"],
     "status": ["tpu-vm describe n", "@state"],
@@ -584,7 +598,7 @@ SHOWN = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_shows_all_and_does_nothing(world, capsys, command):
-    passes = command in ("check", "doctor", "start", "restart", "watch")
+    passes = command in ("check", "doctor", "evaluate", "start", "restart", "watch")
     after = ["--workdir=/shared/a", "--config=a b"] if passes else None
     assert run(command, "--dry_run", *COMMANDS[command], program=after) == 0
     assert world.calls() == []
