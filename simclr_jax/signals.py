@@ -21,7 +21,6 @@ _ENDING_SECS = 5.0
 _received: signal.Signals | None = None
 _on_first: Callable[[signal.Signals], None] | None = None
 _before_ending: list[Callable[[str], None]] = []
-_is_listening = False
 
 
 def received() -> signal.Signals | None:
@@ -33,15 +32,9 @@ def received() -> signal.Signals | None:
 def listening() -> Iterator[None]:
     """A context in which SIGTERM and SIGINT end the process at once, with a line.
 
-    `on_first` changes what the first of them does. Does nothing inside another such
-    context, or outside the main thread, where Python cannot set handlers.
+    `on_first` changes what the first of them does. For the main thread of a command;
+    a notebook that runs a training keeps its own Ctrl-C.
     """
-    global _is_listening
-    in_main = threading.current_thread() is threading.main_thread()
-    if _is_listening or not in_main:
-        yield
-        return
-    _is_listening = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     thread = threading.Thread(target=_hear, args=(reader,), daemon=True, name="signals")
@@ -60,7 +53,6 @@ def listening() -> Iterator[None]:
         os.close(writer)
         thread.join()
         os.close(reader)
-        _is_listening = False
 
 
 def _written(_number: int, _frame: object) -> None:

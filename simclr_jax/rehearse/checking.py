@@ -4,8 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-import jax
-
 from simclr_jax.errors import InvalidInput, RunFailed, RunStopped, first_line
 from simclr_jax.parallel import processes
 from simclr_jax.verdicts import Verdict
@@ -68,7 +66,14 @@ def _of_all(name: str, failure: str) -> str:
             f"{name}: {failure or 'passed here'}; other processes did not end this "
             f"check within {secs:g} s"
         )
-    for number, text in enumerate(processes.gather_texts(failure)):
-        if text:
-            return f"process {number}: {text}" if jax.process_count() > 1 else text
-    return ""
+    texts = processes.gather_texts(failure)
+    if len(texts) == 1:
+        return failure
+    failed = {number: text for number, text in enumerate(texts) if text}
+    # Others say of it: process 1 of 2 on HOST: ...
+    first_hand = [
+        f"process {number}: {text}"
+        for number, text in failed.items()
+        if not text.startswith("process ")
+    ]
+    return next(iter([*first_hand, *failed.values()]), "")

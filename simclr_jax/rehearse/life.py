@@ -1,16 +1,12 @@
 """The life of a pretraining job: what is rehearsed, in order."""
 
 import contextlib
-import dataclasses
 import hashlib
 import logging
 import os
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,14 +14,10 @@ from ml_collections import config_dict
 
 from simclr_jax import paths, signals
 from simclr_jax.config import rules
-from simclr_jax.data.sources.subsets import Subset
 from simclr_jax.doctor import checks as machine
 from simclr_jax.errors import ConfigError, RunFailed, RunStopped, first_line
-from simclr_jax.evaluation import datasets
-from simclr_jax.evaluation import loop as evaluation
-from simclr_jax.evaluation.context import make_contexts
-from simclr_jax.evaluation.protocols import PROTOCOLS
 from simclr_jax.parallel import processes
+from simclr_jax.rehearse import afterwards
 from simclr_jax.rehearse.checking import Checks
 from simclr_jax.runs import directory, metrics_writer
 from simclr_jax.runs.checkpoints import Checkpoints
@@ -40,15 +32,12 @@ from simclr_jax.training import (
 from simclr_jax.training.loop import TrainingJob
 from simclr_jax.training.step import TrainState
 from simclr_jax.verdicts import Verdict
-from simclr_jax.weights import encoder
 
 _LOG = logging.getLogger(__name__)
 
 NUM_STEPS = 3
 # Time to measure the input pipeline.
 _INPUT_SECS = 5.0
-_EXPORT_SECS = 1800
-_EVALUATION_BATCHES = 2
 # What schedulers and spot machines leave between SIGTERM and the end.
 _GRACE_SECS = 30.0
 
@@ -306,62 +295,15 @@ class _Life:
                 )
 
     def evaluate(self) -> str:
-        """Nearest neighbours of a few batches, with the saved encoder."""
-        config = self.job.config
-        if self.job.source.num_classes is None:
-            return "not tried: the images have no labels to evaluate on"
-        rules.check_devices(config, self.job.mesh.size, "evaluation")
-        workdir = self._path("run")
-        pretrained = encoder.load(workdir)
-        with processes.all_or_none():
-            opened = datasets.open_dataset(config)
-            batches = _EVALUATION_BATCHES * config.evaluation.batch_size
-            most = max(batches, *rules.as_tuple(config.evaluation.knn_k))
-            few = dataclasses.replace(
-                opened, train=_some(opened.train, most), test=_some(opened.test, most)
-            )
-            datasets.check_sizes(config, ["knn"], few.train)
-        contexts = make_contexts(
-            pretrained,
-            few,
-            pretrained.preprocessing,
-            config,
-            self.job.mesh,
-            workdir,
-            with_baselines=False,
-        )
-        results = evaluation.measure("knn", PROTOCOLS["knn"], contexts)
-        value = results["pretrained"].value
-        return (
-            f"knn of {few.test.num_examples} test images among "
-            f"{few.train.num_examples}: {100 * value:.1f} % after {NUM_STEPS} steps"
-        )
+        """The saved encoder is evaluated on a few batches."""
+        return afterwards.evaluate(self.job, self._path("run"))
 
     def export(self) -> str:
-        """The export command, in a process of its own on host 0, on its CPU."""
+        """The saved encoder is exported, by process 0."""
         with processes.all_or_none():
-            return self._export() if processes.is_main() else ""
-
-    def _export(self) -> str:
-        command = [sys.executable, "-m", "simclr_jax.export", "--format=safetensors"]
-        command += [f"--workdir={self._path('run')}"]
-        command += [f"--output={self._path('export')}"]
-        result = subprocess.run(
-            command,
-            # The accelerators are this process's.
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=_EXPORT_SECS,
-            check=False,
-        )
-        if result.returncode:
-            lines = result.stderr.strip().splitlines() or ["no message"]
-            raise RunFailed(
-                f"simclr_jax.export --format=safetensors ended with exit code "
-                f"{result.returncode}: {lines[-1].removeprefix('error: ')}"
-            )
-        return "safetensors; " + result.stdout.splitlines()[0]
+            if not processes.is_main():
+                return ""
+            return afterwards.export(self._path("run"), self._path("export"))
 
     def rate(self) -> str:
         """An estimate: steps/s, the length of the job, and what the input must give."""
@@ -422,10 +364,3 @@ def digest(state: TrainState) -> str:
                 result.update(place.encode())
                 result.update(np.ascontiguousarray(shard.data).tobytes())
     return result.hexdigest()
-
-
-def _some(source: Any, most: int) -> Any:
-    """At most so many images, from all parts of a source."""
-    count = min(most, source.num_examples)
-    indices = np.linspace(0, source.num_examples - 1, count).astype(np.int64)
-    return Subset(source, indices, name=f"{count} of {source.name}")

@@ -34,6 +34,7 @@ class Asked:
 class Requests:
     """A context in which signals and the clock ask a run to save or to stop.
 
+    Signals only where the command listens to them (`signals.listening`).
     Until the first step is made, a signal ends the process at once: nothing would be
     saved that is not saved already. Later the first one asks all processes to save and
     to stop after the same step, and a second one ends the process at once.
@@ -53,7 +54,6 @@ class Requests:
         self._asked_to_save = False
 
     def __enter__(self) -> "Requests":
-        self._stack.enter_context(signals.listening())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -146,11 +146,25 @@ def test_a_check_that_the_other_processes_do_not_end_ends_the_rehearsal(monkeypa
         list(checking.Checks().check("data", fail))
 
 
-def test_what_fails_on_another_process_is_named(monkeypatch):
-    monkeypatch.setattr(processes, "gather_texts", lambda text: [text, "no disk"])
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    (verdict,) = checking.Checks().check("save", lambda: "saved")
-    assert (verdict.ok, verdict.detail) == (False, "process 1: no disk")
+@pytest.mark.parametrize(
+    ("own", "theirs", "said"),
+    [
+        ("", "no disk", "process 1: no disk"),
+        # `all_or_none` tells the others.
+        ("process 1 of 2 on b: no disk", "no disk", "process 1: no disk"),
+        ("no disk", "process 0 of 2 on a: no disk", "process 0: no disk"),
+    ],
+)
+def test_what_fails_on_another_process_is_named(monkeypatch, own, theirs, said):
+    monkeypatch.setattr(processes, "gather_texts", lambda text: [text, theirs])
+
+    def act():
+        if own:
+            raise ConfigError(own)
+        return "saved"
+
+    (verdict,) = checking.Checks().check("save", act)
+    assert (verdict.ok, verdict.detail) == (False, said)
 
 
 COMMAND = [
