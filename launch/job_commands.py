@@ -72,15 +72,7 @@ def add_job_commands(
             words,
             [*parents, *more],
             act=act,
-            passes=name
-            in (
-                "check",
-                "doctor",
-                "evaluate",
-                "start",
-                "restart",
-                "watch",
-            ),
+            passes=name in _PASSING,
         )
     for name in ("install", "watch"):
         _add_install_arguments(added[name])
@@ -116,6 +108,10 @@ def run(
     if code and reminder:
         print(reminder[0](), end="", file=sys.stderr, flush=True)
     return code
+
+
+# The sub-commands that take arguments of a program, after `--`.
+_PASSING = ("check", "doctor", "evaluate", "start", "restart", "watch")
 
 
 def _table() -> dict[str, tuple[str, Command]]:
