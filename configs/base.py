@@ -24,7 +24,8 @@ def get_config() -> config_dict.ConfigDict:
     # Concurrent read requests, of 16 records or one block each; None: `threads`. More
     # of them hide the latency of a store.
     data.parallel_reads = config_dict.placeholder(int)
-    # MiB of host memory for all buffers of the input pipeline; None: a quarter of it.
+    # MiB for all buffers of the input pipeline of a process; None: a quarter of what it
+    # may use. Cores and memory are the process's share, not all of the machine's.
     data.memory_mb = config_dict.placeholder(int)
     # Decode images once and keep their pixels in each host's memory, if they fit in
     # this many MiB (TFDS: if it says that all have one size); 0 disables.

@@ -13,7 +13,7 @@ import simclr_jax
 PACKAGE = pathlib.Path(simclr_jax.__file__).parent
 # From the bottom up. A part imports from its own layer only along `SAME_LAYER`.
 LAYERS = (
-    ("errors", "signals"),
+    ("errors", "host_resources", "signals"),
     ("paths",),
     ("losses", "models", "optim"),
     ("data", "parallel"),

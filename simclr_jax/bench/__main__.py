@@ -12,12 +12,11 @@ needs for each placement of the views: host, host_crop and accelerator
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 
 from absl import flags
 
-from simclr_jax import cli
+from simclr_jax import cli, host_resources
 from simclr_jax.data.views.composition import PLACEMENTS
 from simclr_jax.errors import InvalidInput
 
@@ -54,7 +53,7 @@ def main() -> None:
         with_device=_DEVICE.value,
         report=_LOG.info,
     )
-    num_cores = os.cpu_count() or 1
+    num_cores = host_resources.num_cpus()
     print("\n".join(throughput.table(hosts, devices, num_cores=num_cores)))
     for place, device in devices.items():
         print(

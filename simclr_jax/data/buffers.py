@@ -1,8 +1,8 @@
 """How much of the host the input pipeline uses: threads, and memory within a budget."""
 
 import dataclasses
-import os
 
+from simclr_jax import host_resources
 from simclr_jax.errors import DataError
 
 _MIB = 2**20
@@ -16,11 +16,6 @@ _LEAST_RECORDS_PER_READ = 16
 # One batch is being filled, one was returned, one is on its way to the device.
 _BATCHES_IN_USE = 3
 _MAX_PREFETCH = 4
-
-
-def _machine_bytes() -> int:
-    """Physical memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +53,24 @@ class Buffers:
 
         Args:
           batch_bytes: of this host's slice of a batch of views.
-          memory_mb: MiB for all buffers; a quarter of the machine's when None.
-          threads: for decoding and augmenting; the machine's cores when None, or as
-            many as half of the budget holds.
+          memory_mb: MiB for all buffers; when None a quarter of what this process may
+            use, see `host_resources`.
+          threads: for decoding and augmenting; when None as many as can run at a time,
+            or as half of the budget holds.
           parallel_reads: as many as threads when None; more hide a store's latency.
           block_size: images that are read together.
 
         Raises:
           DataError: the budget is too small for a single batch ahead.
         """
+        mine = host_resources.mine()
+        why = ""
         if memory_mb is None:
-            memory_mb = _machine_bytes() // 4 // _MIB
+            memory_mb = mine.memory_bytes // 4 // _MIB
+            why = f" (by default a quarter of {mine.memory_source})"
         if threads is None:
             held = memory_mb * _MIB // 2 // _BYTES_PER_THREAD
-            threads = max(min(os.cpu_count() or 1, held), 1)
+            threads = max(min(mine.cpus, held), 1)
         parallel_reads = parallel_reads or threads
         per_read = max(block_size, _LEAST_RECORDS_PER_READ)
         records = parallel_reads * per_read * _BYTES_PER_RECORD
@@ -81,10 +80,10 @@ class Buffers:
         if prefetch < 1:
             needed = -(-(fixed + batch_bytes) // _MIB)
             raise DataError(
-                f"config.data.memory_mb={memory_mb}: must be at least {needed}, for "
-                f"{_BATCHES_IN_USE + 1} slices of a batch of {batch_bytes / _MIB:.0f} "
-                f"MiB each, {threads} threads and {parallel_reads} parallel reads of "
-                f"{per_read} images"
+                f"config.data.memory_mb={memory_mb}{why}: must be at least {needed}, "
+                f"for {_BATCHES_IN_USE + 1} slices of a batch of "
+                f"{batch_bytes / _MIB:.0f} MiB each, {threads} threads and "
+                f"{parallel_reads} parallel reads of {per_read} images"
             )
         return cls(
             threads=threads,

@@ -126,7 +126,7 @@ def eval_batches(
       batch_size: images in the global batch; the last one is filled up.
       host_index: this host's number.
       num_hosts: hosts that share the global batch.
-      threads: for reading and decoding; the machine's cores when None.
+      threads: for reading and decoding; when None as many as can run at a time.
 
     Yields:
       This host's slice: images float32 [B / num_hosts, S, S, 3], labels int32, and

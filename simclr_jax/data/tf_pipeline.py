@@ -201,7 +201,7 @@ def eval_batches(
       source: what to read.
       preprocessing: of the images.
       indices: int64 [batches, b].
-      threads: for reading and decoding; the machine's cores when None.
+      threads: for reading and decoding; when None as many as can run at a time.
     """
     settings: dict[str, Any] = dataclasses.asdict(preprocessing)
 

@@ -5,12 +5,12 @@ views are computed and files decoded, so the threads run side by side.
 """
 
 import collections
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from simclr_jax import host_resources
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources import pixels
@@ -118,7 +118,7 @@ def eval_batches(
       source: one for which `pixels.are_records`.
       preprocessing: of the images.
       indices: int64 [batches, b].
-      threads: for decoding and preparing; the machine's cores when None.
+      threads: for decoding and preparing; when None as many as can run at a time.
     """
 
     def prepare(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,6 +138,6 @@ def eval_batches(
     return _in_order(
         begin,
         range(len(indices)),
-        threads=threads or os.cpu_count() or 1,
+        threads=threads or host_resources.num_cpus(),
         ahead=_EVAL_BATCHES_AHEAD,
     )

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simclr_jax import signals
+from simclr_jax import host_resources, signals
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed
 from simclr_jax.parallel import roll_call
 from simclr_jax.parallel.agreement import Agreement
@@ -70,7 +70,8 @@ def start(
     _num_processes = job.num_processes
     if job.process_id == 0:
         _LOG.info("Waiting for %d processes ...", job.num_processes)
-    roll_call.wait_for_all(job, timeout_secs=timeout_secs)
+    claims = roll_call.wait_for_all(job, timeout_secs=timeout_secs)
+    host_resources.share_with(claims)
     # It would take SIGTERM from `signals`; `agreement` does its work.
     jax.config.update("jax_enable_preemption_service", False)
     # Without an address JAX detects the same job again, with its other settings.

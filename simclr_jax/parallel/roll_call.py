@@ -19,7 +19,9 @@ from typing import Any
 
 import jax
 
+from simclr_jax import host_resources
 from simclr_jax.errors import StartFailed
+from simclr_jax.host_resources import Claim
 
 _SECS_BETWEEN_TRIES = 0.5
 # Time for process 0 to send its verdict after the time-out.
@@ -74,12 +76,15 @@ def versions() -> dict[str, str]:
     }
 
 
-def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
+def wait_for_all(job: Membership, *, timeout_secs: float) -> list[Claim]:
     """Returns once all processes have started with the same versions.
 
     Args:
       job: with more than one process.
       timeout_secs: time to wait for the other processes.
+
+    Returns:
+      What each process on this host may use if it is alone, this one included.
 
     Raises:
       StartFailed: on all processes that have started; names the processes that are
@@ -90,20 +95,27 @@ def wait_for_all(job: Membership, *, timeout_secs: float) -> None:
         "num_processes": job.num_processes,
         "host": socket.gethostname(),
         "versions": versions(),
+        "claim": dataclasses.asdict(host_resources.read_claim()),
     }
     deadline = time.monotonic() + timeout_secs
     if job.process_id == 0:
-        verdict = _collect(job, report, deadline, timeout_secs)
+        answer = _collect(job, report, deadline, timeout_secs)
     else:
-        verdict = _report(job, report, deadline, timeout_secs)
-    if verdict:
-        raise StartFailed(verdict)
+        answer = _report(job, report, deadline, timeout_secs)
+    if answer["verdict"]:
+        raise StartFailed(answer["verdict"])
+    return [Claim.from_json(claim) for claim in answer["claims"]]
 
 
 def _collect(
     job: Membership, report: dict[str, Any], deadline: float, timeout_secs: float
-) -> str:
-    """On process 0: waits for the reports and sends the verdict to all."""
+) -> dict[str, Any]:
+    """On process 0: waits for the reports and sends everyone its answer.
+
+    Returns:
+      The answer to process 0: the `verdict`, '' if all is well, and the `claims` of the
+      processes on its host.
+    """
     reports = {0: report}
     with contextlib.ExitStack() as stack:
         try:
@@ -116,10 +128,11 @@ def _collect(
             )
             stack.enter_context(server)
         except OSError as error:
-            return (
+            verdict = (
                 f"--coordinator_address={job.coordinator_address}: process 0 cannot "
                 f"listen there ({error}); is an earlier run still active?"
             )
+            return {"verdict": verdict}
         selector = stack.enter_context(selectors.DefaultSelector())
         selector.register(server, selectors.EVENT_READ)
         numbers: dict[Any, int] = {}
@@ -141,11 +154,22 @@ def _collect(
                 if number is not None:
                     numbers[connection] = number
                     selector.register(connection, selectors.EVENT_READ)
-        line = (json.dumps({"verdict": verdict}) + "\n").encode()
-        for connection in numbers:
+        for connection, number in numbers.items():
+            line = json.dumps(_answer(verdict, reports, number)) + "\n"
             with contextlib.suppress(OSError):
-                connection.sendall(line)
-        return verdict
+                connection.sendall(line.encode())
+        return _answer(verdict, reports, 0)
+
+
+def _answer(
+    verdict: str, reports: dict[int, dict[str, Any]], number: int
+) -> dict[str, Any]:
+    """What process 0 tells another one, or itself."""
+    # A process that runs an older version of this package reports none.
+    hosts = {n: report.get("claim", {}).get("host") for n, report in reports.items()}
+    here = hosts.get(number)
+    neighbours = [n for n, host in hosts.items() if host and host == here]
+    return {"verdict": verdict, "claims": [reports[n]["claim"] for n in neighbours]}
 
 
 def _receive(
@@ -190,8 +214,8 @@ def _receive(
 
 def _report(
     job: Membership, report: dict[str, Any], deadline: float, timeout_secs: float
-) -> str:
-    """On other processes: reports to process 0 until it answers with its verdict."""
+) -> dict[str, Any]:
+    """On other processes: reports to process 0 until it answers."""
     line = (json.dumps(report) + "\n").encode()
     while (remaining := deadline - time.monotonic()) > 0:
         try:
@@ -201,16 +225,19 @@ def _report(
                 link.sendall(line)
                 # Process 0 may have started later, and its time-out runs from then.
                 link.settimeout(timeout_secs + _VERDICT_SECS)
-                return str(json.loads(_read_line(link))["verdict"])
+                answer = json.loads(_read_line(link))
+                claims = answer.get("claims", [])
+                return {"verdict": str(answer["verdict"]), "claims": claims}
         except (OSError, ValueError, KeyError):
             # Not started yet, or another program had the port.
             time.sleep(min(_SECS_BETWEEN_TRIES, max(remaining, 0)))
-    return (
+    verdict = (
         f"process 0 did not answer at {job.coordinator_address} within "
         f"{timeout_secs:g} s (this is process {job.process_id} of "
         f"{job.num_processes} on {report['host']}): was it started, and is the port "
         "open in the firewall?"
     )
+    return {"verdict": verdict}
 
 
 def _read_line(link: socket.socket) -> bytes:

@@ -15,7 +15,7 @@ import os
 
 from absl import flags
 
-from simclr_jax import cli
+from simclr_jax import cli, host_resources
 
 _INPUT = flags.DEFINE_string(
     "input",
@@ -42,7 +42,10 @@ _DROP_DUPLICATES = flags.DEFINE_bool(
 )
 _SHARD_SIZE_MB = flags.DEFINE_float("shard_size_mb", 256, "Largest size of a shard.")
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", None, "Processes; by default one for each core.", lower_bound=1
+    "num_workers",
+    None,
+    "Processes; by default one for each core that this one may use.",
+    lower_bound=1,
 )
 
 
@@ -65,7 +68,7 @@ def main() -> None:
         drop_duplicates=_DROP_DUPLICATES.value,
         shard_size_mb=_SHARD_SIZE_MB.value,
     )
-    num_workers = _NUM_WORKERS.value or _own_cores()
+    num_workers = _NUM_WORKERS.value or host_resources.num_cpus()
     manifest = build.prepare(options, _OUTPUT.value or "", num_workers=num_workers)
     classes = manifest["class_names"]
     print(
@@ -75,13 +78,6 @@ def main() -> None:
         f"{manifest['num_duplicates']:,} duplicates; splits: "
         f"{', '.join(manifest['splits'])}; see {_OUTPUT.value}/preview.jpg"
     )
-
-
-def _own_cores() -> int:
-    # Of a shared machine a job may have been given some; macOS cannot tell.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

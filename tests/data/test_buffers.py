@@ -1,10 +1,10 @@
 """Threads and memory of the input pipeline."""
 
-import os
+import dataclasses
 
 import pytest
 
-from simclr_jax.data import buffers
+from simclr_jax import host_resources
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.errors import DataError
 
@@ -56,9 +56,21 @@ def test_too_small_a_budget_names_the_one_that_does(threads):
         Buffers.choose(memory_mb=needed - 1, **settings)
 
 
-def test_threads_and_reads_follow_the_cores():
-    found = Buffers.choose(batch_bytes=MIB)
-    assert found.threads == found.parallel_reads == os.cpu_count()
+@pytest.fixture
+def have(monkeypatch):
+    """Sets what this process may use."""
+
+    def set_share(**changes):
+        mine = dataclasses.replace(host_resources.mine(), **changes)
+        monkeypatch.setattr(host_resources, "mine", lambda: mine)
+
+    return set_share
+
+
+def test_threads_and_reads_follow_the_cores(have):
+    have(cpus=3)
+    found = Buffers.choose(batch_bytes=MIB, memory_mb=2000)
+    assert found.threads == found.parallel_reads == 3
     assert Buffers.choose(batch_bytes=MIB, threads=3).parallel_reads == 3
     found = Buffers.choose(batch_bytes=MIB, threads=3, parallel_reads=20)
     assert (found.threads, found.parallel_reads) == (3, 20)
@@ -66,15 +78,25 @@ def test_threads_and_reads_follow_the_cores():
     assert found.pool_size == 23
 
 
-def test_without_a_budget_it_is_a_quarter_of_the_machine(monkeypatch):
-    monkeypatch.setattr(buffers, "_machine_bytes", lambda: 16_000 * MIB)
+def test_without_a_budget_it_is_a_quarter_of_what_there_is(have):
+    have(memory_bytes=16_000 * MIB)
     settings = {"batch_bytes": 500 * MIB, "threads": 1, "parallel_reads": 1}
     assert Buffers.choose(**settings) == Buffers.choose(memory_mb=4000, **settings)
     assert Buffers.choose(**settings) != Buffers.choose(memory_mb=3000, **settings)
 
 
-def test_no_more_threads_start_than_half_of_the_budget_holds(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 200)
+def test_too_little_memory_names_where_the_number_comes_from(have):
+    have(memory_bytes=400 * MIB, memory_source="the 800 MiB of FILE for 2 processes")
+    with pytest.raises(DataError) as caught:
+        Buffers.choose(batch_bytes=200 * MIB, threads=1)
+    assert str(caught.value).startswith(
+        "config.data.memory_mb=100 (by default a quarter of the 800 MiB of FILE for 2 "
+        "processes): must be at least "
+    )
+
+
+def test_no_more_threads_start_than_half_of_the_budget_holds(have):
+    have(cpus=200)
     found = Buffers.choose(batch_bytes=MIB, memory_mb=2000)
     assert 4 <= found.threads <= 20
     assert found.memory_bytes <= 2000 * MIB

@@ -10,6 +10,7 @@ import time
 import pytest
 from jobs import free_port
 
+from simclr_jax import host_resources
 from simclr_jax.errors import ConfigError, StartFailed
 from simclr_jax.parallel import processes, roll_call
 
@@ -33,6 +34,27 @@ def hold(numbers, *, num_processes, timeout_secs=20.0, port=None, sizes=None):
 
 def test_all_go_on_once_all_are_there():
     assert hold([3, 1, 0, 2], num_processes=4) == [""] * 4
+
+
+def test_everyone_learns_what_the_processes_of_its_host_may_use():
+    port = free_port()
+
+    def one(number):
+        job = roll_call.Membership(f"localhost:{port}", 3, number)
+        return roll_call.wait_for_all(job, timeout_secs=20.0)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(one, range(3)))
+    assert found == [[host_resources.read_claim()] * 3] * 3
+
+
+def test_processes_of_other_hosts_do_not_count():
+    hosts = {0: "a", 1: "b", 2: "a", 3: None}
+    reports = {n: {"claim": {"host": host, "n": n}} for n, host in hosts.items()}
+    del reports[3]["claim"]  # an older version of the package
+    for number, expected in ((0, [0, 2]), (1, [1]), (2, [0, 2]), (3, [])):
+        answer = roll_call._answer("", reports, number)
+        assert [claim["n"] for claim in answer["claims"]] == expected
 
 
 def test_the_port_is_free_afterwards():

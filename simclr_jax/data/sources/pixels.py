@@ -1,12 +1,12 @@
 """Pixels of a source's images; without TensorFlow, except for TFDS's records."""
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 
+from simclr_jax import host_resources
 from simclr_jax.data import pillow_decode
 from simclr_jax.data.sources.arrays import ArraySource, HeldFiles
 from simclr_jax.data.sources.base import Source
@@ -68,9 +68,9 @@ def in_chunks(
 ) -> Iterator[_Result]:
     """The results of `read` or `shapes` for all images, by consecutive chunks.
 
-    All cores work, a few chunks ahead of the consumer.
+    All cores that this process may use work, a few chunks ahead of the consumer.
     """
-    threads = os.cpu_count() or 1
+    threads = host_resources.num_cpus()
     group = 2 * threads * _CHUNK
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, source.num_examples, group):

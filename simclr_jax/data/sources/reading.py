@@ -1,12 +1,12 @@
 """Reads the records of a source through tf.data, in parallel and in order."""
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import numpy as np
 
+from simclr_jax import host_resources
 from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.tf_decode import decode_rgb
@@ -111,13 +111,13 @@ def record_batches(
       indices: int64 [N].
       unpack: (record, label) -> the arrays of one image, as graph operations.
       batch_size: images in a batch.
-      threads: for reading and decoding; the machine's cores when None.
+      threads: for reading and decoding; when None as many as can run at a time.
       prefetch: batches that are read ahead.
 
     Raises:
       DataError: a record cannot be read; the message names it.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or host_resources.num_cpus()
     failures: list[StoreFailed] = []
     dataset = tf.data.Dataset.from_tensor_slices(indices)
     dataset = dataset.batch(READ_CHUNK).map(lambda chunk: (chunk,))

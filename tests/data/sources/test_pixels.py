@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simclr_jax import host_resources
 from simclr_jax.data import pillow_decode, tf_decode
 from simclr_jax.data.sources import arrays, folder, in_memory, pixels, prepared
 from simclr_jax.data.sources.subsets import Subset
@@ -163,7 +164,7 @@ def test_a_part_of_arrays_is_held():
 
 def test_no_more_is_read_than_shows_that_it_does_not_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(pixels, "_CHUNK", 2)
-    monkeypatch.setattr(pixels.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(host_resources, "num_cpus", lambda: 1)
     for number in range(40):
         path = pathlib.Path(tmp_path, f"{number:02}.png")
         path.write_bytes(_file(np.zeros((400, 400, 3), np.uint8), "PNG"))
