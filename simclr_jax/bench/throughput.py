@@ -133,11 +133,11 @@ def measure_device(
         batch = _synthetic_batch(config, views, mesh)
     start = time.monotonic()
     for _ in range(_WARM_UP_STEPS):
-        state, _ = jax.block_until_ready(advance(state, batch))
+        state, *_ = jax.block_until_ready(advance(state, batch))
     compile_secs = time.monotonic() - start
     count, start = 0, time.monotonic()
     while count == 0 or time.monotonic() - start < secs:
-        state, _ = jax.block_until_ready(advance(state, batch))
+        state, *_ = jax.block_until_ready(advance(state, batch))
         count += 1
     rate = count * config.batch.batch_size / (time.monotonic() - start)
     devices = jax.local_devices()

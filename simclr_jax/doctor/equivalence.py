@@ -113,7 +113,9 @@ class _Step:
             start = jax.process_index() * count
             batch = {key: array[start : start + count] for key, array in batch.items()}
         state = parallel.put(parallel.replicated(self._mesh), self._state)
-        after, metrics = self._advance(state, parallel.shard_batch(self._mesh, batch))
+        after, metrics, _ = self._advance(
+            state, parallel.shard_batch(self._mesh, batch)
+        )
         after, metrics = _fetch(self._mesh, (after, metrics))
         return {
             "loss": {"loss": metrics["loss"]},

@@ -33,19 +33,31 @@ def contrastive_metrics(
       of one image and of different images.
     """
     first, second = jnp.moveaxis(l2_normalize(jax.lax.stop_gradient(z)), 1, 0)[:2]
-    num_images = first.shape[0]
     nearest, entropy = _nearest_and_entropy(first, second, temperature, streaming)
-    own_column = jnp.arange(num_images)
-    positive = jnp.mean(jnp.sum(first * second, axis=-1))
-    # The sum over all pairs is the product of the sums.
-    total = jnp.sum(jnp.sum(first, axis=0) * jnp.sum(second, axis=0))
-    pairs = max(num_images * (num_images - 1), 1)
+    own_column = jnp.arange(len(first))
+    positive, negative = mean_cosines(first, second)
     return {
         "contrastive_accuracy": jnp.mean((nearest == own_column).astype(jnp.float32)),
         "contrastive_entropy": jnp.mean(entropy),
         "positive_similarity": positive,
-        "negative_similarity": (total - positive * num_images) / pairs,
+        "negative_similarity": negative,
     }
+
+
+def mean_cosines(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean cosines of the two views of one image, and of different images.
+
+    Args:
+      first: view 1 of each image, [B, K] float32 of length 1.
+      second: view 2, likewise.
+    """
+    num_images = len(first)
+    positive = jnp.mean(jnp.sum(first * second, axis=-1))
+    # The sum over all pairs is the product of the sums.
+    total = jnp.sum(jnp.sum(first, axis=0) * jnp.sum(second, axis=0))
+    # As a float: from 46,342 images on an int32 does not hold it.
+    pairs = float(max(num_images * (num_images - 1), 1))
+    return positive, (total - positive * num_images) / pairs
 
 
 def _nearest_and_entropy(

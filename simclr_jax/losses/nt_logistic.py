@@ -43,6 +43,6 @@ def nt_logistic(
         negatives = similarities.semi_hard(logits, others, pairs)
         return attraction + similarities.mean_over_positives(jax.nn.softplus(negatives))
     repulsion = jnp.where(others, jax.nn.softplus(logits), 0.0)
-    # Counted in Python: from 24,000 images on, the count overflows an int32 sum.
-    count = num_images * num_views * num_views * (num_images - 1)
+    # As a float: from 23,171 images on, an int32 does not hold it.
+    count = float(num_images * num_views * num_views * (num_images - 1))
     return attraction + jnp.sum(repulsion) / count

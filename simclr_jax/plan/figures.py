@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from simclr_jax.errors import RunFailed
 from simclr_jax.plan import model_flops
 from simclr_jax.plan.datasets import Dataset
-from simclr_jax.plan.plans import Memory, Plan, Training, ViewsCost
+from simclr_jax.plan.plans import Memory, PartCost, Plan, Training
 from simclr_jax.plan.program import analyse
 from simclr_jax.plan.roofline import Roofline, roofline
 from simclr_jax.plan.topologies import Topology
@@ -61,27 +61,35 @@ def add_figures(
     return dataclasses.replace(plan, model_flops=flops, training=training)
 
 
-def views_cost(
+def part_cost(
     compiled: jax.stages.Compiled, topology: Topology, *, compile_seconds: float
-) -> ViewsCost:
-    """The figures of the compiled program of the views alone."""
+) -> PartCost:
+    """The figures of a compiled part of the work."""
     text = compiled.as_text()
     if text is None:
         raise RunFailed(f"{topology.name}: the compiler does not describe its program")
     program = analyse(text, num_devices=topology.devices)
     times = roofline(program, topology)
-    return ViewsCost(
+    return PartCost(
         compile_seconds=compile_seconds,
         flops=program.mxu_flops,
         hbm_bytes=program.hbm_bytes,
+        collectives=sum(c.count for c in program.collectives),
+        collective_bytes=program.collective_bytes,
+        temporaries=_analysis(compiled).temp_size_in_bytes,
         seconds=(times.low, times.high),
     )
 
 
-def _memory(compiled: jax.stages.Compiled, available: float) -> Memory:
+def _analysis(compiled: jax.stages.Compiled) -> Any:
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise RunFailed("the compiler does not report the memory of its program")
+    return analysis
+
+
+def _memory(compiled: jax.stages.Compiled, available: float) -> Memory:
+    analysis = _analysis(compiled)
     *state, batch = (
         sum(map(_device_bytes, jax.tree.leaves(argument)))
         for argument in _with_shardings(compiled)

@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.training import device_views
-from simclr_jax.training.compiling import compile_step
+from simclr_jax.training.compiling import compile_diagnostics, compile_step
 from simclr_jax.training.objectives import NUM_VIEWS
 from simclr_jax.training.step import init_state, make_contrastive, pretraining_parts
 
@@ -43,6 +43,22 @@ def lower(
         batch = views.input_shapes(dataset_shape)
     state = jax.eval_shape(init, jax.random.key(0))
     return compile_step(parts, mesh, views).lower(state, batch)  # type: ignore[attr-defined]
+
+
+def lower_diagnostics(
+    config: config_dict.ConfigDict, mesh: Mesh, step: jax.stages.Lowered
+) -> jax.stages.Lowered:
+    """What a step that is logged runs on top of it; see `lower`.
+
+    Args:
+      config: of the step.
+      mesh: of the step.
+      step: from `lower`; its outputs are the input.
+    """
+    _, _, outputs = step.out_info
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), outputs)
+    parts = pretraining_parts(config, num_classes=None, mesh=mesh)
+    return compile_diagnostics(parts, mesh).lower(shapes)  # type: ignore[attr-defined]
 
 
 def lower_views(

@@ -39,19 +39,25 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewsCost:
-    """What making the views takes of a step, compiled by itself.
+class PartCost:
+    """What a part of the work takes, compiled by itself.
 
     Attributes:
       compile_seconds: on this machine.
       flops: of each device, matrix products and convolutions.
       hbm_bytes: of each device.
-      seconds: of each step, low and high.
+      collectives: how many.
+      collective_bytes: of all of them together.
+      temporaries: bytes on each device.
+      seconds: low and high.
     """
 
     compile_seconds: float
     flops: float
     hbm_bytes: float
+    collectives: int
+    collective_bytes: float
+    temporaries: float
     seconds: Range
 
 
@@ -97,7 +103,8 @@ class Plan:
       roofline: times of a step.
       step_seconds: its low and high end.
       training: None for the loss alone.
-      views: if the accelerator computes them.
+      views: the share of the step that makes them, if the accelerator does.
+      diagnostics: what a step that is logged takes on top; None for the loss alone.
       largest_batch: where it was asked for.
     """
 
@@ -117,5 +124,6 @@ class Plan:
     roofline: Roofline | None = None
     step_seconds: Range | None = None
     training: Training | None = None
-    views: ViewsCost | None = None
+    views: PartCost | None = None
+    diagnostics: PartCost | None = None
     largest_batch: LargestBatch | None = None

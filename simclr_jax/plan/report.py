@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from simclr_jax.plan.plans import Plan, Range
+from simclr_jax.plan.plans import PartCost, Plan, Range
 
 _GIB, _GIGA, _MEGA, _TERA = 2**30, 1e9, 1e6, 1e12
 
@@ -132,12 +132,12 @@ def notes(plan: Plan) -> str:
         for c in program.collectives[:3]
     ]
     if plan.views:
-        views = plan.views
+        lines.append(f"of which the views: {_part(plan.views)}")
+    if plan.diagnostics:
         lines.append(
-            f"of which the views: {_range(views.seconds, 1e3)} ms, "
-            f"{_number(views.hbm_bytes / _GIGA)} GB of HBM traffic, "
-            f"{_number(views.flops / _TERA)} TFLOP; compiled in "
-            f"{_number(views.compile_seconds)} s by themselves"
+            "steps that are logged, on top: "
+            f"{_part(plan.diagnostics)}; {plan.diagnostics.collectives} collectives, "
+            f"{_number(plan.diagnostics.collective_bytes / _MEGA)} MB"
         )
     if plan.moves_images:
         lines.append("images are sent between devices")
@@ -154,6 +154,14 @@ def notes(plan: Plan) -> str:
             f"{_range(shares, 100)} % of the chips' peak"
         )
     return "\n  ".join(lines)
+
+
+def _part(part: PartCost) -> str:
+    return (
+        f"{_range(part.seconds, 1e3)} ms, {_number(part.hbm_bytes / _GIGA)} GB of HBM "
+        f"traffic, {_number(part.flops / _TERA)} TFLOP; compiled in "
+        f"{_number(part.compile_seconds)} s by itself"
+    )
 
 
 def as_json(plans: Sequence[Plan], about: dict[str, Any]) -> str:

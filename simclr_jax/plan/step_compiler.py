@@ -14,8 +14,8 @@ from simclr_jax import parallel
 from simclr_jax.config import resolve, rules
 from simclr_jax.errors import ConfigError
 from simclr_jax.plan import datasets, lowering, search, topologies, tpu_compiler
-from simclr_jax.plan.figures import add_figures, views_cost
-from simclr_jax.plan.plans import Memory, Plan, ViewsCost
+from simclr_jax.plan.figures import add_figures, part_cost
+from simclr_jax.plan.plans import Memory, PartCost, Plan
 from simclr_jax.plan.topologies import Topology
 from simclr_jax.training import step
 
@@ -137,17 +137,31 @@ class StepCompiler:
             return None
         return (self.dataset.num_examples, *self.dataset.image_shape)
 
-    def _compile_views(
-        self, topology: Topology, config: config_dict.ConfigDict, mesh: Mesh
-    ) -> ViewsCost:
+    def _compile_part(
+        self, name: str, topology: Topology, lowered: jax.stages.Lowered
+    ) -> PartCost:
         start = time.monotonic()
-        label = f"compiling the views for {topology.name}"
+        label = f"compiling the {name} for {topology.name}"
+        compiled = tpu_compiler.compile_program(lowered, label, self.report)
+        seconds = time.monotonic() - start
+        return part_cost(compiled, topology, compile_seconds=seconds)
+
+    def _compile_parts(
+        self,
+        topology: Topology,
+        config: config_dict.ConfigDict,
+        mesh: Mesh,
+        step: jax.stages.Lowered,
+    ) -> tuple[PartCost, PartCost | None]:
+        """The diagnostics, and the views where accelerators make them."""
+        lowered = lowering.lower_diagnostics(config, mesh, step)
+        diagnostics = self._compile_part("diagnostics", topology, lowered)
+        if config.augment.placement == "host":
+            return diagnostics, None
         lowered = lowering.lower_views(
             config, mesh, dataset_shape=self._dataset_shape()
         )
-        compiled = tpu_compiler.compile_program(lowered, label, self.report)
-        seconds = time.monotonic() - start
-        return views_cost(compiled, topology, compile_seconds=seconds)
+        return diagnostics, self._compile_part("views", topology, lowered)
 
     def _compile(self, topology: Topology, devices: list[Any], batch_size: int) -> Plan:
         config = self._resolve(batch_size)
@@ -184,10 +198,11 @@ class StepCompiler:
         else:
             plan = add_figures(plan, compiled, config, topology, self.dataset)
             outcome = "done"
-            if self.dataset is not None and config.augment.placement != "host":
-                plan = dataclasses.replace(
-                    plan, views=self._compile_views(topology, config, mesh)
+            if self.dataset is not None:
+                diagnostics, views = self._compile_parts(
+                    topology, config, mesh, lowered
                 )
+                plan = dataclasses.replace(plan, diagnostics=diagnostics, views=views)
         seconds = time.monotonic() - start
         self.report(f"{label}: {outcome} in {seconds:.0f} s")
         return dataclasses.replace(plan, compile_seconds=seconds)

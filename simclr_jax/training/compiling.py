@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from simclr_jax import parallel
+from simclr_jax.models.simclr import Outputs
 from simclr_jax.training import xla_options
 from simclr_jax.training.device_views import DeviceViews
 from simclr_jax.training.objectives import Metrics
@@ -52,8 +53,8 @@ def compile_step(
     *,
     with_teacher: bool = False,
     deterministic: bool = False,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`train_step` jitted: batch split over the mesh, state donated.
+) -> Callable[..., tuple[TrainState, Metrics, Outputs]]:
+    """`train_step` jitted: batch and outputs split over the mesh, state donated.
 
     Input and output states are laid out by `state_sharding`; metrics, a teacher's
     weights, and the dataset where `views` take one, are replicated.
@@ -67,12 +68,25 @@ def compile_step(
         CPUs.
     """
     whole = parallel.replicated(mesh)
-    state = state_sharding(parts, mesh)
-    batch = views.input_sharding if views else parallel.batch_sharding(mesh)
+    state, split = state_sharding(parts, mesh), parallel.batch_sharding(mesh)
+    batch = views.input_sharding if views else split
     return jax.jit(
         functools.partial(train_step, parts=parts, make_views=views),
         in_shardings=(state, batch, whole) if with_teacher else (state, batch),
-        out_shardings=(state, whole),
+        out_shardings=(state, whole, split),
         donate_argnums=0,
         compiler_options=xla_options.of_step(mesh, deterministic=deterministic),
+    )
+
+
+def compile_diagnostics(parts: StepParts, mesh: Mesh) -> Callable[[Outputs], Metrics]:
+    """The objective's diagnostics of a step's outputs, jitted; replicated.
+
+    A program of its own, so that only steps that are logged pay for it: its passes over
+    all similarities and its sums over the devices are no part of the train step.
+    """
+    return jax.jit(
+        parts.objective.diagnostics,
+        in_shardings=parallel.batch_sharding(mesh),
+        out_shardings=parallel.replicated(mesh),
     )

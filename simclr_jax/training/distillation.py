@@ -65,6 +65,10 @@ class Distillation:
         }
         return loss + kernel_decay(params, self.classifier_weight_decay), metrics
 
+    def diagnostics(self, outputs: Outputs) -> Metrics:
+        """See `Objective`; none."""
+        return {}
+
 
 class Classifying(Weights, Protocol):
     """Weights with a classifier."""

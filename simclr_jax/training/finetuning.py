@@ -57,6 +57,10 @@ class Supervised:
         decay = kernel_decay(params, self.classifier_weight_decay)
         return loss + decay, {"loss": loss, "accuracy": accuracy}
 
+    def diagnostics(self, outputs: Outputs) -> Metrics:
+        """See `Objective`; none."""
+        return {}
+
 
 class Weights(Protocol):
     """A network to start from, as `simclr_jax.load` returns it.

@@ -188,13 +188,16 @@ def _run_steps(
         deterministic=config.parallel.deterministic,
     )
     train_step = explained(train_step, config)
+    diagnose = compiling.compile_diagnostics(parts, job.mesh)
     pending: tuple[int, Metrics] | None = None
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")
     for done in range(reporter.start_step + 1, last_step + 1):
         with reporter.waiting_for_input():
             batch = next(batches)
-        state, metrics = profiler.run(done, train_step, state, batch, *teacher)
+        state, metrics, outputs = profiler.run(done, train_step, state, batch, *teacher)
+        if reporter.is_logged(done):
+            metrics |= diagnose(outputs)
         if pending is not None:
             reporter.report(*pending)
         pending = (done, metrics)

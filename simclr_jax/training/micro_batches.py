@@ -32,7 +32,7 @@ def gradients(
     batch: Batch,
     *,
     num_micro_batches: int,
-) -> tuple[Tree, Tree, Metrics]:
+) -> tuple[Tree, Tree, Metrics, Outputs]:
     """`step.gradients` in two passes over micro-batches.
 
     Args:
@@ -44,7 +44,7 @@ def gradients(
       num_micro_batches: parts in which the model sees the batch.
 
     Returns:
-      (gradients, new statistics, metrics).
+      (gradients, new statistics, metrics, outputs).
     """
     number = num_micro_batches
     images = batch["images"].reshape(-1, number, *batch["images"].shape[1:])
@@ -65,15 +65,16 @@ def gradients(
 
     indices = jnp.arange(number)
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
-    new_stats, outputs = jax.lax.scan(embed, zeros, indices)
+    new_stats, parts = jax.lax.scan(embed, zeros, indices)
     views = objective.num_views
+    outputs = _in_batch_order(parts, views)
     (cotangents, direct), metrics = jax.grad(objective, argnums=(0, 1), has_aux=True)(
-        _in_batch_order(outputs, views), params, batch
+        outputs, params, batch
     )
     total, _ = jax.lax.scan(
         replay, direct, (indices, _by_micro_batch(cotangents, number, views))
     )
-    return total, new_stats, metrics
+    return total, new_stats, metrics, outputs
 
 
 def _in_batch_order(outputs: Any, num_views: int) -> Any:

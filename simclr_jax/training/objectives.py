@@ -43,7 +43,21 @@ class Objective(Protocol):
           batch: the model's input; `labels` int32 [B], -1 for none.
 
         Returns:
-          (scalar to minimise, float32 scalars, `loss` among them).
+          (scalar to minimise, float32 scalars of every step, `loss` among them).
+        """
+        ...
+
+    def diagnostics(self, outputs: Outputs) -> Metrics:
+        """Further metrics, for the steps that are logged.
+
+        They may cost what no step should: passes over all similarities, and sums of
+        large arrays over the devices.
+
+        Args:
+          outputs: as above.
+
+        Returns:
+          float32 scalars; none for an objective without diagnostics.
         """
         ...
 

@@ -58,8 +58,17 @@ class Reporter:
         yield
         self._waited_secs += time.monotonic() - start
 
+    def is_logged(self, done: int) -> bool:
+        """Whether update number `done`, from 1, is logged: with its diagnostics."""
+        first = done == self.start_step + 1
+        return first or done % self._every_steps == 0 or done == self._total_steps
+
     def report(self, done: int, metrics: Metrics) -> None:
         """Takes the metrics of update number `done`, from 1.
+
+        Args:
+          done: number of updates, this one included.
+          metrics: of the step, with the diagnostics if it `is_logged`.
 
         Raises:
           TrainingDiverged: the loss, the gradient or the update is not finite.
@@ -72,8 +81,7 @@ class Reporter:
                     "earlier checkpoints are good. Try a lower "
                     "config.optimizer.learning_rate or a longer warm-up"
                 )
-        first = done == self.start_step + 1
-        if first or done % self._every_steps == 0 or done == self._total_steps:
+        if self.is_logged(done):
             self._log(done, values)
 
     def saved(self) -> None:

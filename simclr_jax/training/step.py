@@ -89,7 +89,7 @@ def train_step(
     *,
     parts: StepParts,
     make_views: Callable[[Batch, jax.Array], Batch] | None = None,
-) -> tuple[TrainState, Metrics]:
+) -> tuple[TrainState, Metrics, Outputs]:
     """One update. Pure, and the same mathematics on any mesh.
 
     The arrays are global: under `jax.jit` with a batch split over devices, BatchNorm
@@ -104,19 +104,20 @@ def train_step(
       make_views: computes the batch on the device, see `device_views`; static.
 
     Returns:
-      (the state after the update, float32 scalars of this step).
+      (the state after the update, float32 scalars of this step, the model's outputs
+      for the objective's `diagnostics`).
     """
     if make_views is not None:
         batch = make_views(batch, state.step)
     if teacher is not None:
         logits = teacher(as_float(batch["images"]))
         batch = batch | {"teacher_logits": jax.lax.stop_gradient(logits)}
-    compute: Callable[..., tuple[Tree, Tree, Metrics]] = gradients
+    compute: Callable[..., tuple[Tree, Tree, Metrics, Outputs]] = gradients
     if parts.num_micro_batches > 1:
         compute = functools.partial(
             micro_batches.gradients, num_micro_batches=parts.num_micro_batches
         )
-    grads, batch_stats, metrics = compute(
+    grads, batch_stats, metrics, outputs = compute(
         parts.model, parts.objective, state.params, state.batch_stats, batch
     )
     updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
@@ -126,7 +127,7 @@ def train_step(
         "learning_rate": jnp.asarray(parts.schedule(state.step), jnp.float32),
     }
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics, outputs
 
 
 def gradients(
@@ -135,17 +136,17 @@ def gradients(
     params: Tree,
     batch_stats: Tree,
     batch: Batch,
-) -> tuple[Tree, Tree, Metrics]:
-    """(gradients, new BatchNorm statistics, metrics) of a batch in one pass."""
+) -> tuple[Tree, Tree, Metrics, Outputs]:
+    """(gradients, BatchNorm statistics, metrics, outputs) of a batch in one pass."""
 
-    def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics]]:
+    def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Tree, Metrics, Outputs]]:
         images = as_float(batch["images"])
         outputs, new_stats = model.apply(params, batch_stats, images, train=True)
         loss, metrics = objective(outputs, params, batch)
-        return loss, (new_stats, metrics)
+        return loss, (new_stats, metrics, outputs)
 
-    grads, (new_stats, metrics) = jax.grad(loss_fn, has_aux=True)(params)
-    return grads, new_stats, metrics
+    grads, aux = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, *aux
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +172,7 @@ class Contrastive:
     chance: float | None = None
     streaming: losses.Streaming | None = None
     probe_weight_decay: float = 0.0
-
-    @property
-    def num_views(self) -> int:
-        """Number of views of an image, V."""
-        return NUM_VIEWS
+    num_views: int = NUM_VIEWS
 
     def __call__(
         self, outputs: Outputs, params: Tree, batch: Batch
@@ -184,23 +181,25 @@ class Contrastive:
         labels = batch["labels"]
         z = outputs.z.reshape(-1, NUM_VIEWS, outputs.z.shape[-1])
         loss = self.loss(z, labels) if self.needs_labels else self.loss(z)
-        metrics = {
-            "loss": loss,
+        if outputs.logits is None:
+            return loss, {"loss": loss}
+        # Not `jnp.repeat`, whose gather would all-gather the labels.
+        view_labels = jnp.broadcast_to(labels[:, None], (len(labels), NUM_VIEWS))
+        probe_loss, accuracy = classification(outputs.logits, view_labels.reshape(-1))
+        metrics = {"loss": loss, "probe_loss": probe_loss, "probe_accuracy": accuracy}
+        decay = kernel_decay(params, self.probe_weight_decay)
+        return loss + probe_loss + decay, metrics
+
+    def diagnostics(self, outputs: Outputs) -> Metrics:
+        """See `Objective`."""
+        z = outputs.z.reshape(-1, NUM_VIEWS, outputs.z.shape[-1])
+        return {
             **losses.contrastive_metrics(
                 z, temperature=self.temperature, streaming=self.streaming
             ),
             "effective_rank_h": losses.effective_rank(outputs.h),
             "effective_rank_z": losses.effective_rank(outputs.z),
         }
-        if outputs.logits is None:
-            return loss, metrics
-        # Not `jnp.repeat`, whose gather would all-gather the labels.
-        view_labels = jnp.broadcast_to(labels[:, None], (len(labels), NUM_VIEWS))
-        probe_loss, accuracy = classification(outputs.logits, view_labels.reshape(-1))
-        metrics |= {"probe_loss": probe_loss, "probe_accuracy": accuracy}
-        return loss + probe_loss + kernel_decay(
-            params, self.probe_weight_decay
-        ), metrics
 
 
 def make_contrastive(

@@ -4,8 +4,8 @@
 
 Takes an hour or two on two cores. A program whose plan is in the folder is not compiled
 again, so the command can be stopped and gone on with; `--only=NAME` compiles one, and
-`--page_only` none: what is not in the folder is then marked as such. Needs
-`.venv/bin/pip install -e ".[plan]"`.
+`--page_only` none: a train step that is not in the folder then keeps the row that the
+page has, with a mark. Needs `.venv/bin/pip install -e ".[plan]"`.
 """
 
 import argparse
@@ -18,6 +18,12 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compiled.md"
 GIB = 2**30
+# After the name of a row that an earlier version of the package gave.
+EARLIER = " (earlier)"
+NOTE_EARLIER = """Rows marked `(earlier)` have not been compiled again since the
+diagnostics became a program of their own: their steps contain them.
+
+"""
 
 R50 = "imagenet.py:50x1"
 R152 = "simclr_v2.py:152x3+sk"
@@ -25,6 +31,13 @@ R152 = "simclr_v2.py:152x3+sk"
 STEPS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "r50_4x4": ("ResNet-50", R50, {}, "v5e:4x4"),
     "r50_16x16": ("ResNet-50", R50, {}, "v5e:16x16"),
+    "r50_65k": ("ResNet-50", R50, {"batch.batch_size": 65_536}, "v5e:16x16"),
+    "r50_262k": (
+        "ResNet-50, micro-batches of 65,536",
+        R50,
+        {"batch.batch_size": 262_144, "batch.micro_batch_size": 65_536},
+        "v5e:16x16",
+    ),
     "r50_v3": ("ResNet-50", R50, {}, "v3:8x8"),
     "r50_v6e": ("ResNet-50", R50, {}, "v6e:4x4"),
     "r50_v5p": ("ResNet-50", R50, {}, "v5p:2x2x4"),
@@ -80,19 +93,33 @@ def between(values: list[float], scale: float = 1.0) -> str:
     return f"{low} to {high}"
 
 
+def collective_bytes(program: dict[str, Any]) -> float:
+    return sum(c["count"] * c["bytes"] for c in program["collectives"])
+
+
+def earlier(*start: str) -> list[str]:
+    """The row of the page that starts so, marked; or one that says there is none."""
+    for line in PAGE.read_text().splitlines():
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if (first.removesuffix(EARLIER), *cells[: len(start) - 1]) == start:
+            return [start[0] + EARLIER if cells[2] else first, *cells]
+    return [*start, "", "not compiled", *[""] * 6]
+
+
 def step_row(folder: pathlib.Path, name: str) -> list[str]:
-    what, _, _, slice_ = STEPS[name]
+    what, _, settings, slice_ = STEPS[name]
+    images = f"{settings.get('batch.batch_size', 4096):,}"
     if not (folder / f"{name}.json").exists():
-        return [what, slice_, "", "not compiled", *[""] * 6]
+        return earlier(what, images, slice_)
     made = read(folder, name)
     memory = made["memory"]
     needed = f"{memory['peak'] / GIB:.1f} of {memory['available'] / GIB:.2f}"
-    row = [what, slice_, str(made["chips"])]
+    row = [what, images, slice_, str(made["chips"])]
     if not made["fits"]:
         return [*row, f"does not fit: {needed}", *"------"]
     program, training = made["program"], made["training"]
     collectives = program["collectives"]
-    total = sum(c["count"] * c["bytes"] for c in collectives) / 1e6
+    total = collective_bytes(program) / 1e6
     return [
         *row,
         needed,
@@ -103,6 +130,43 @@ def step_row(folder: pathlib.Path, name: str) -> list[str]:
         between(made["step_seconds"], 1e3),
         between(training["images_per_second"]),
     ]
+
+
+def diagnostics_row(folder: pathlib.Path, name: str) -> list[str]:
+    made = read(folder, name)
+    part = made["diagnostics"]
+    return [
+        f"{made['batch_size']:,}",
+        made["topology"],
+        f"{part['temporaries'] / 2**20:.1f}",
+        number(part["flops"] / 1e9),
+        number(part["hbm_bytes"] / 1e9),
+        f"{part['collectives']}, {part['collective_bytes'] / 1e6:.0f} MB",
+        between(part["seconds"], 1e3),
+    ]
+
+
+def growth(folder: pathlib.Path) -> str:
+    """How 65,536 images on 256 chips differ from 4,096 on 16, for each of them."""
+
+    def figures(name: str) -> list[float]:
+        made = read(folder, name)
+        program = made["program"]
+        return [
+            made["memory"]["peak"],
+            program["flops"],
+            program["mxu_flops"],
+            program["hbm_bytes"],
+            collective_bytes(program),
+        ]
+
+    pairs = zip(figures("r50_4x4"), figures("r50_65k"), strict=True)
+    memory, flops, passes, traffic, sent = (
+        f"{large / small - 1:+.1%}" for small, large in pairs
+    )
+    return f"""At 256 images a chip, 65,536 on 256 chips against 4,096 on 16, per chip:
+memory {memory}, arithmetic {flops} ({passes} with the passes of float32
+products), traffic with HBM {traffic}, bytes of collectives {sent}."""
 
 
 def loss_row(folder: pathlib.Path, slice_: str, images: int) -> list[str]:
@@ -132,6 +196,7 @@ def page(folder: pathlib.Path) -> str:
     steps = table(
         [
             "encoder",
+            "images",
             "slice",
             "chips",
             "GiB a device",
@@ -158,6 +223,18 @@ def page(folder: pathlib.Path) -> str:
         ],
         [loss_row(folder, *pair) for pair in pairs],
     )
+    diagnostics = table(
+        [
+            "images",
+            "slice",
+            "MiB",
+            "GFLOP",
+            "HBM GB",
+            "collectives",
+            "ms",
+        ],
+        [diagnostics_row(folder, name) for name in ("r50_4x4", "r50_65k", "r50_262k")],
+    )
     return f"""# What the TPU compiler says
 
 Written by `python tests/benchmarks/compiled.py` (JAX {about["jax"]}, libtpu
@@ -166,13 +243,24 @@ compiled programs; times are a bracket from published peak rates, as
 [the page on `plan`](plan.md) explains. Figures are for one device and one step, but
 images/s, which are those of the slice.
 
-## The train step at batch 4096, 224 pixels
+## The train step at 224 pixels
 
 As the configs in `configs/` have it: bfloat16 convolutions, LARS, gradients summed in
 float32, `parallel.remat = "wide"`. A chip of v3 is two devices, each with half of its
 memory.
 
 {steps}
+
+{NOTE_EARLIER if EARLIER in steps else ""}{growth(folder)}
+
+## The diagnostics of a step that is logged
+
+A program of its own, run after every `log.every_steps`-th step, with ResNet-50's
+outputs: accuracy and entropy pass over all similarities, and the effective ranks of h
+and z sum matrices of 2,048 x 2,048 and 128 x 128 over the devices. GFLOP are with the
+passes of float32 products, MiB the compiler's temporaries.
+
+{diagnostics}
 
 ## NT-Xent and its gradient alone
 

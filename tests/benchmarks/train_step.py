@@ -87,7 +87,7 @@ def jax_step(net: str, form: str) -> tuple[Step, int]:
 
     def one() -> float:
         nonlocal state
-        state, metrics = advance(state, batch)
+        state, metrics, _ = advance(state, batch)
         return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
     return one, num_parameters

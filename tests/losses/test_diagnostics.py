@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.losses import chance_level, contrastive_metrics, effective_rank
+from simclr_jax.losses import (
+    Streaming,
+    chance_level,
+    contrastive_metrics,
+    diagnostics,
+    effective_rank,
+)
 
 metrics_of = jax.jit(contrastive_metrics, static_argnames="temperature")
 rank_of = jax.jit(effective_rank)
@@ -66,6 +72,48 @@ def test_similarities_match_numpy():
     )
     np.testing.assert_allclose(
         got["negative_similarity"], cosines[~diagonal].mean(), atol=1e-6
+    )
+
+
+def groups_of_equal_images(num_images, num_groups, *, seed=0):
+    """(sizes of the groups, unit vectors of their two views [G, K], z [B, 2, K])."""
+    rng = np.random.default_rng(seed)
+    group = np.sort(rng.integers(0, num_groups, num_images))
+    views = rng.normal(size=(num_groups, 2, 3)) + 1
+    views = (views / np.linalg.norm(views, axis=-1, keepdims=True)).astype(np.float32)
+    sizes = np.bincount(group, minlength=num_groups)
+    return sizes, np.float64(views[:, 0]), np.float64(views[:, 1]), views[group]
+
+
+@pytest.mark.parametrize("num_images", [46_342, 65_536, 262_144])
+def test_mean_similarities_of_more_pairs_than_an_int32_counts(num_images):
+    assert num_images * (num_images - 1) > 2**31
+    sizes, first, second, z = groups_of_equal_images(num_images, 50)
+    cosines = first @ second.T
+    equal = np.sum(sizes * np.diag(cosines))
+    pairs = sizes @ cosines @ sizes - equal
+    positive, negative = jax.jit(diagnostics.mean_cosines)(z[:, 0], z[:, 1])
+    np.testing.assert_allclose(positive, equal / num_images, rtol=1e-5)
+    want = pairs / (num_images * (num_images - 1))
+    np.testing.assert_allclose(negative, want, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_accuracy_and_entropy_of_more_pairs_than_an_int32_counts():
+    num_images, temperature = 50_000, 0.1
+    sizes, first, second, z = groups_of_equal_images(num_images, 50)
+    cosines = first @ second.T
+    # Equally near images: the first of the group counts as the nearest.
+    own = np.argmax(cosines, axis=1) == np.arange(50)
+    weights = np.exp(cosines / temperature)
+    shares = weights / (weights @ sizes)[:, None]
+    entropies = -(shares * np.log(shares)) @ sizes
+    got = contrastive_metrics(z, temperature=temperature, streaming=Streaming())
+    np.testing.assert_allclose(
+        got["contrastive_accuracy"], own.sum() / num_images, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        got["contrastive_entropy"], sizes @ entropies / num_images, rtol=1e-5
     )
 
 

@@ -65,6 +65,35 @@ def test_a_train_step_for_a_slice_that_is_not_there(tmp_path):
     assert plan["training"]["chip_hours"] == pytest.approx([4 * low, 4 * high])
 
 
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_of_65536_images_takes_of_a_chip_what_one_of_4096_takes(tmp_path):
+    def planned(batch_size, slice_):
+        output = tmp_path / f"{batch_size}.json"
+        code, _, err = commands.run(
+            "plan",
+            *TINY,
+            f"--config.batch.batch_size={batch_size}",
+            f"--topology={slice_}",
+            "--num_examples=1281167",
+            f"--output={output}",
+        )
+        assert code == 0, err
+        (plan,) = json.loads(output.read_text())["plans"]
+        return plan
+
+    small, large = planned(4096, "v5e:4x4"), planned(65_536, "v5e:16x16")
+    # What the loss adds, which a net as small as this one does not hide: three products
+    # of a chip's 512 rows with all columns.
+    added = 3 * 2 * 512 * (2 * 65_536 - 2 * 4096) * 128
+    grown = large["program"]["flops"] - small["program"]["flops"]
+    assert grown == pytest.approx(added, rel=0.05)
+    # The covariance of z is no part of the step.
+    sums = {tuple(c["dims"]) for c in large["program"]["collectives"]}
+    assert (128, 128) not in sums
+    assert large["diagnostics"]["collectives"] > 0
+
+
 LOSS = (*TINY, "--loss_only", "--config.loss.form=global", "--config.head.output_dim=8")
 
 

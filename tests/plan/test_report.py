@@ -166,10 +166,20 @@ def test_json_holds_everything():
     assert found["plans"][1]["memory"]["peak"] == 21.3 * GIB
 
 
-def test_the_share_of_the_views_is_noted():
-    views = plans.ViewsCost(
-        compile_seconds=17.8, flops=3e8, hbm_bytes=0.3e9, seconds=(4e-4, 5e-4)
+def test_what_views_and_diagnostics_take_is_noted():
+    part = plans.PartCost(
+        compile_seconds=17.8,
+        flops=3e8,
+        hbm_bytes=0.3e9,
+        collectives=7,
+        collective_bytes=17e6,
+        temporaries=0.0,
+        seconds=(4e-4, 5e-4),
     )
-    note = report.notes(a_plan(views=views))
+    note = report.notes(a_plan(views=part))
     assert "of which the views: 0.4 to 0.5 ms, 0.3 GB of HBM traffic" in note
-    assert "of which the views" not in report.notes(a_plan())
+    assert "logged" not in note
+    note = report.notes(a_plan(diagnostics=part))
+    assert "steps that are logged, on top: 0.4 to 0.5 ms, 0.3 GB" in note
+    assert "7 collectives, 17 MB" in note
+    assert "of which the views" not in note

@@ -60,7 +60,7 @@ def main(_) -> None:
         if _NOISE.value:
             images = noisy(whole["images"], _NOISE.value, seed=number)
             batch |= jax.device_put({"images": images}, parallel.batch_sharding(mesh))
-        state, metrics = advance(state, batch)
+        state, metrics, _ = advance(state, batch)
         history.append(float(metrics["loss"]))
         if str(number) in _KEEP.value:
             arrays |= flat(f"params{number}", parallel.fetch(mesh, state.params))

@@ -105,7 +105,7 @@ def run(device, num_devices=1, micro_batch_size=None, batch_of=None):
         parts, mesh, device_views.from_config(config, mesh)
     )
     program = advance.lower(state, batch).compile()
-    after, metrics = jax.device_get(program(state, batch))
+    after, metrics, _ = jax.device_get(program(state, batch))
     assert after.step == STEP + 1
     return Run(params, after, metrics, program.as_text())
 

@@ -400,7 +400,7 @@ def test_eight_devices_make_the_step_of_one(data, monkeypatch):
         state = jax.tree.map(np.array, job.initialize(state))
         state = jax.device_put(state, whole)
         advance = compiling.compile_step(job.parts, mesh, with_teacher=True)
-        state, metrics = advance(
+        state, metrics, _ = advance(
             state,
             parallel.shard_batch(mesh, batch),
             jax.device_put(job.teacher, whole),

@@ -74,6 +74,29 @@ def test_every_logged_step_has_every_metric(finished_run):
         assert 0 <= record["input_wait_share"] <= 1
 
 
+def test_diagnostics_are_computed_for_the_steps_that_are_logged(tmp_path, monkeypatch):
+    computed = []
+    compile_diagnostics = compiling.compile_diagnostics
+
+    def counting(*arguments):
+        diagnose = compile_diagnostics(*arguments)
+        return lambda outputs: computed.append(1) or diagnose(outputs)
+
+    monkeypatch.setattr(compiling, "compile_diagnostics", counting)
+    config = tiny_config(**{"schedule.train_steps": 8, "log.every_steps": 3})
+    pretrain(config, str(tmp_path))
+    shutil.rmtree(tmp_path / checkpoints.FOLDER / "8")
+    shutil.rmtree(tmp_path / checkpoints.FOLDER / "6")
+    pretrain(config, str(tmp_path))
+    # At first 1, 3, 6 and 8; then the first step of the start, 5, and 6 and 8.
+    assert len(computed) == 4 + 3
+    records = metrics_writer.read_metrics(tmp_path / metrics_writer.FILE_NAME)
+    assert [record["step"] for record in records] == [1, 3, 5, 6, 8]
+    for record in records:
+        assert record["effective_rank_z"] > 0
+        assert 0 <= record["contrastive_accuracy"] <= 1
+
+
 def test_a_finished_run_has_nothing_to_do(finished_run, caplog):
     workdir, state = finished_run
     with caplog.at_level("INFO", logger="simclr_jax"):

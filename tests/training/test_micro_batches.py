@@ -67,9 +67,12 @@ def gradients(parts, num_devices=1):
             micro_batches.gradients, num_micro_batches=parts.num_micro_batches
         )
     function = functools.partial(function, parts.model, parts.objective)
-    return jax.device_get(
-        jax.jit(function, in_shardings=(whole, whole, split))(params, stats, batch)
+    *found, outputs = jax.jit(function, in_shardings=(whole, whole, split))(
+        params, stats, batch
     )
+    diagnostics = compiling.compile_diagnostics(parts, mesh)(outputs)
+    found[-1] |= diagnostics
+    return jax.device_get(found)
 
 
 def error(one, other):

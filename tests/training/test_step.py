@@ -63,9 +63,15 @@ def compiled(parts: step.StepParts, num_devices: int):
     return mesh, compiling.compile_step(parts, mesh)
 
 
+@functools.cache
+def compiled_diagnostics(parts: step.StepParts, num_devices: int):
+    return compiling.compile_diagnostics(parts, compiled(parts, num_devices)[0])
+
+
 def run(
     parts: step.StepParts, num_devices: int, num_steps: int, perturbation: float = 0.0
 ) -> tuple[step.TrainState, dict[str, np.ndarray]]:
+    """The state after some steps, and all metrics of the last."""
     mesh, advance = compiled(parts, num_devices)
     state = initial_state(parts)
     noise = jax.tree.map(
@@ -76,7 +82,9 @@ def run(
     state = step.TrainState(state.step, params, state.batch_stats, state.opt_state)
     state = jax.device_put(state, parallel.replicated(mesh))
     for number in range(num_steps):
-        state, metrics = advance(state, parallel.shard_batch(mesh, make_batch(number)))
+        batch = parallel.shard_batch(mesh, make_batch(number))
+        state, metrics, outputs = advance(state, batch)
+    metrics |= compiled_diagnostics(parts, num_devices)(outputs)
     return jax.device_get(state), jax.device_get(metrics)
 
 
@@ -144,7 +152,7 @@ def test_a_state_split_over_devices_makes_the_same_update():
     kernel = state.params["encoder"]["group4"]["block1"]["conv2"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
     assert state.params["encoder"]["stem"]["bn1"]["scale"].is_fully_replicated
-    after, metrics = advance(state, parallel.shard_batch(mesh, make_batch(0)))
+    after, metrics, _ = advance(state, parallel.shard_batch(mesh, make_batch(0)))
     for leaf, sharding in zip(
         jax.tree.leaves(after), jax.tree.leaves(layout), strict=True
     ):
@@ -175,6 +183,23 @@ def test_no_collective_moves_images():
     assert not [line for line in collectives if f"{SIZE},{SIZE},3]" in line]
 
 
+def test_only_the_diagnostics_sum_covariances_over_the_devices():
+    _, advance = compiled(SGD, 8)
+    state = jax.eval_shape(lambda: initial_state(SGD))
+    batch = jax.eval_shape(lambda: make_batch(0))
+    _, _, outputs = jax.eval_shape(advance, state, batch)
+    width = outputs.z.shape[1]
+
+    def sums(program):
+        text = program.compile().as_text()
+        lines = [line for line in text.splitlines() if " all-reduce" in line]
+        assert lines
+        return [line for line in lines if f"f32[{width},{width}]" in line]
+
+    assert not sums(advance.lower(state, batch))
+    assert sums(compiled_diagnostics(SGD, 8).lower(outputs))
+
+
 def test_metrics_are_those_of_the_state_before_the_update():
     state = initial_state(SGD)
     batch = make_batch(0)
@@ -200,7 +225,7 @@ def test_unlabelled_images_leave_the_probe_alone():
     mesh, advance = compiled(SGD, 1)
     kernel = np.asarray(initial_state(SGD).params["probe"]["kernel"])
     state = jax.device_put(initial_state(SGD), parallel.replicated(mesh))
-    after, metrics = advance(state, parallel.shard_batch(mesh, batch))
+    after, metrics, _ = advance(state, parallel.shard_batch(mesh, batch))
     assert metrics["probe_loss"] == 0
     # Weight decay alone moves it: rate 1 times 1e-4.
     np.testing.assert_allclose(
@@ -234,9 +259,11 @@ def test_bfloat16_trains_with_float32_state(depth):
         functools.partial(step.train_step, parts=parts), state, batch
     )
     assert {x.dtype.name for x in jax.tree.leaves(shapes[0])} <= {"float32", "int32"}
-    assert {x.dtype.name for x in jax.tree.leaves(shapes[1])} == {"float32"}
+    assert {x.dtype.name for x in jax.tree.leaves(shapes[1:])} == {"float32"}
     if depth == 18:
         mesh = parallel.create_mesh(jax.devices()[:1])
         state = jax.jit(init)(jax.random.key(0))
-        _, metrics = compiling.compile_step(parts, mesh)(state, batch)
+        _, metrics, outputs = compiling.compile_step(parts, mesh)(state, batch)
+        metrics |= compiling.compile_diagnostics(parts, mesh)(outputs)
+        assert "effective_rank_z" in metrics
         assert all(np.isfinite(value) for value in metrics.values())

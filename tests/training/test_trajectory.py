@@ -129,20 +129,21 @@ def run(tag):
     start = variables(state)
 
     apply = jax.jit(functools.partial(parts.model.apply, train=True))
-    outputs, _ = apply(params, stats, np.concatenate(views))
+    first, _ = apply(params, stats, np.concatenate(views))
     advance = jax.jit(functools.partial(step.train_step, parts=parts))
+    diagnose = jax.jit(parts.objective.diagnostics)
     log, gradients = [], None
     for _ in range(STEPS):
         kernel = np.float64(state.params.get("probe", {}).get("kernel", 0))
         decay = 0.5 * parts.objective.probe_weight_decay * np.sum(kernel**2)
-        state, metrics = advance(state, batch)
-        log.append({**metrics, "weight_decay_loss": decay})
+        state, metrics, outputs = advance(state, batch)
+        log.append({**metrics, **diagnose(outputs), "weight_decay_loss": decay})
         if gradients is None:
             gradients = reference_weights.by_google_name(state.opt_state[0])
     return types.SimpleNamespace(
         title=TITLES[tag],
         golden=golden,
-        z=outputs.z,
+        z=first.z,
         log={
             METRICS.get(key, key): np.array([float(metrics[key]) for metrics in log])
             for key in log[0]

@@ -121,7 +121,7 @@ def our_step(net: Net) -> tuple[dict[str, Any], Callable[[], float]]:
 
     def one() -> float:
         nonlocal state
-        state, metrics = advance(state, batch)
+        state, metrics, _ = advance(state, batch)
         return float(metrics["loss"])  # waits for the step
 
     return about, one
