@@ -4,8 +4,8 @@
 
 Takes an hour or two on two cores. A program whose plan is in the folder is not compiled
 again, so the command can be stopped and gone on with; `--only=NAME` compiles one, and
-`--page_only` none: a train step that is not in the folder then keeps the row that the
-page has, with a mark. Needs `.venv/bin/pip install -e ".[plan]"`.
+`--page_only` none: what is not in the folder then keeps the row that the page has, a
+train step with a mark. Needs `.venv/bin/pip install -e ".[plan]"`.
 """
 
 import argparse
@@ -18,11 +18,13 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compiled.md"
 GIB = 2**30
+OF_STEPS = "## The train step at 224 pixels"
+OF_LOSSES = "## NT-Xent and its gradient alone"
 # After the name of a row that an earlier version of the package gave.
 EARLIER = " (earlier)"
-NOTE_EARLIER = """Rows marked `(earlier)` have not been compiled again since the
-diagnostics became a program of their own: their steps contain them.
-
+NOTE_EARLIER = """
+Rows marked `(earlier)` have not been compiled again since the diagnostics became a
+program of their own: their steps contain them.
 """
 
 R50 = "imagenet.py:50x1"
@@ -97,20 +99,24 @@ def collective_bytes(program: dict[str, Any]) -> float:
     return sum(c["count"] * c["bytes"] for c in program["collectives"])
 
 
-def earlier(*start: str) -> list[str]:
-    """The row of the page that starts so, marked; or one that says there is none."""
-    for line in PAGE.read_text().splitlines():
-        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if (first.removesuffix(EARLIER), *cells[: len(start) - 1]) == start:
-            return [start[0] + EARLIER if cells[2] else first, *cells]
-    return [*start, "", "not compiled", *[""] * 6]
+def kept(heading: str, *start: str) -> list[str] | None:
+    """The row of the page that starts so, in the section of a heading."""
+    section = PAGE.read_text().partition(heading)[2].partition("\n## ")[0]
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if (cells[0].removesuffix(EARLIER), *cells[1 : len(start)]) == start:
+            return cells
+    return None
 
 
 def step_row(folder: pathlib.Path, name: str) -> list[str]:
     what, _, settings, slice_ = STEPS[name]
     images = f"{settings.get('batch.batch_size', 4096):,}"
     if not (folder / f"{name}.json").exists():
-        return earlier(what, images, slice_)
+        found = kept(OF_STEPS, what, images, slice_)
+        if found is None or "not compiled" in found:
+            return [what, images, slice_, "", "not compiled", *[""] * 6]
+        return [what + EARLIER, *found[1:]]
     made = read(folder, name)
     memory = made["memory"]
     needed = f"{memory['peak'] / GIB:.1f} of {memory['available'] / GIB:.2f}"
@@ -148,6 +154,8 @@ def diagnostics_row(folder: pathlib.Path, name: str) -> list[str]:
 
 def growth(folder: pathlib.Path) -> str:
     """How 65,536 images on 256 chips differ from 4,096 on 16, for each of them."""
+    if not all((folder / f"{name}.json").exists() for name in ("r50_4x4", "r50_65k")):
+        return ""
 
     def figures(name: str) -> list[float]:
         made = read(folder, name)
@@ -164,15 +172,20 @@ def growth(folder: pathlib.Path) -> str:
     memory, flops, passes, traffic, sent = (
         f"{large / small - 1:+.1%}" for small, large in pairs
     )
-    return f"""At 256 images a chip, 65,536 on 256 chips against 4,096 on 16, per chip:
+    return f"""
+At 256 images a chip, 65,536 on 256 chips against 4,096 on 16, per chip:
 memory {memory}, arithmetic {flops} ({passes} with the passes of float32
-products), traffic with HBM {traffic}, bytes of collectives {sent}."""
+products), traffic with HBM {traffic}, bytes of collectives {sent}.
+"""
 
 
 def loss_row(folder: pathlib.Path, slice_: str, images: int) -> list[str]:
     row = [f"{images:,}", slice_]
+    stem = f"loss_{slice_.replace(':', '_')}_{images}"
+    if not (folder / f"{stem}_streaming.json").exists():
+        return kept(OF_LOSSES, *row) or [*row, "not compiled", *[""] * 5]
     for form in ("global", "streaming"):
-        made = read(folder, f"loss_{slice_.replace(':', '_')}_{images}_{form}")
+        made = read(folder, f"{stem}_{form}")
         memory = made["memory"]
         if not made["fits"]:
             needed = f"does not fit: {memory['peak'] / GIB:.0f} GiB"
@@ -192,7 +205,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def page(folder: pathlib.Path) -> str:
-    about = json.loads((folder / "r50_4x4.json").read_text())
+    about = json.loads(min(folder.glob("*.json")).read_text())
     steps = table(
         [
             "encoder",
@@ -233,7 +246,11 @@ def page(folder: pathlib.Path) -> str:
             "collectives",
             "ms",
         ],
-        [diagnostics_row(folder, name) for name in ("r50_4x4", "r50_65k", "r50_262k")],
+        [
+            diagnostics_row(folder, name)
+            for name in ("r50_4x4", "r50_65k", "r50_262k")
+            if (folder / f"{name}.json").exists()
+        ],
     )
     return f"""# What the TPU compiler says
 
@@ -243,26 +260,24 @@ compiled programs; times are a bracket from published peak rates, as
 [the page on `plan`](plan.md) explains. Figures are for one device and one step, but
 images/s, which are those of the slice.
 
-## The train step at 224 pixels
+{OF_STEPS}
 
 As the configs in `configs/` have it: bfloat16 convolutions, LARS, gradients summed in
 float32, `parallel.remat = "wide"`. A chip of v3 is two devices, each with half of its
 memory.
 
 {steps}
-
 {NOTE_EARLIER if EARLIER in steps else ""}{growth(folder)}
-
 ## The diagnostics of a step that is logged
 
 A program of its own, run after every `log.every_steps`-th step, with ResNet-50's
 outputs: accuracy and entropy pass over all similarities, and the effective ranks of h
 and z sum matrices of 2,048 x 2,048 and 128 x 128 over the devices. GFLOP are with the
-passes of float32 products, MiB the compiler's temporaries.
+passes of float32 products, MiB the compiler's temporaries in HBM.
 
 {diagnostics}
 
-## NT-Xent and its gradient alone
+{OF_LOSSES}
 
 The gradient with respect to projections of 128 numbers, two views an image. MiB are the
 compiler's temporaries.
