@@ -34,10 +34,10 @@ class Asked:
 class Requests:
     """A context in which signals and the clock ask a run to save or to stop.
 
-    Signals only where the command listens to them (`signals.listening`).
     Until the first step is made, a signal ends the process at once: nothing would be
     saved that is not saved already. Later the first one asks all processes to save and
-    to stop after the same step, and a second one ends the process at once.
+    to stop after the same step, and a second one ends the process at once. Both only
+    in commands, which listen to signals (`signals.listening`).
     """
 
     def __init__(self, *, save_every_secs: float | None) -> None:
