@@ -122,6 +122,7 @@ DATA_FLOORS = (
         "optional",
         "pillow_decode",
         "preprocessing",
+        "progress",
         "tf_cpu",
         "tf_decode",
     ),

@@ -13,6 +13,7 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def install_hint(what: str, package: str) -> str:
+def install_hint(what: str, package: str, *, extra: str = "input") -> str:
     """The end of a message: what needs a package and how to get it."""
-    return f"{what} needs {package}, which `pip install 'simclr_jax[input]'` installs"
+    install = f"pip install 'simclr_jax[{extra}]'"
+    return f"{what} needs {package}, which `{install}` installs"

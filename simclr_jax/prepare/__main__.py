@@ -20,10 +20,19 @@ from simclr_jax import cli, host_resources
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "Images: a folder, a quoted glob, a .tar, .tar.gz or .zip file (local or gs://), "
-    "or a dataset of Hugging Face on disk (save_to_disk, parquet).",
+    "Images: a folder, a quoted glob, a .tar, .tar.gz or .zip file, local or on a "
+    "store (gs://, s3://), or a dataset of Hugging Face on disk (save_to_disk, "
+    "parquet).",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the dataset.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the dataset, local or on a store (gs://, s3://)."
+)
+_SCRATCH = flags.DEFINE_string(
+    "scratch",
+    None,
+    "Local folder for the work on an --output on a store, of the dataset's size; by "
+    "default in ~/.cache/simclr_jax.",
+)
 _SPLIT = flags.DEFINE_string("split", "train", "Its split, if the input has none.")
 _VAL_FRACTION = flags.DEFINE_float(
     "val_fraction", 0, "Share of the images, chosen by content, for a split 'val'."
@@ -69,7 +78,12 @@ def main() -> None:
         shard_size_mb=_SHARD_SIZE_MB.value,
     )
     num_workers = _NUM_WORKERS.value or host_resources.num_cpus()
-    manifest = build.prepare(options, _OUTPUT.value or "", num_workers=num_workers)
+    manifest = build.prepare(
+        options,
+        _OUTPUT.value or "",
+        num_workers=num_workers,
+        scratch=_SCRATCH.value,
+    )
     classes = manifest["class_names"]
     print(
         f"{manifest['num_images']:,} images in "

@@ -16,7 +16,6 @@ import fcntl
 import json
 import logging
 import os
-import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -25,14 +24,16 @@ from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
-from simclr_jax.prepare import files, layout, steps
-from simclr_jax.prepare.entries import Listing, list_images
+from simclr_jax.prepare import files, layout, outputs, steps
+from simclr_jax.prepare.entries import Input, Listing, list_images
 from simclr_jax.prepare.image_check import FILTERS, Encoding
 from simclr_jax.prepare.inputs import open_input
+from simclr_jax.prepare.outputs import Output
 
 _LOG = logging.getLogger(__name__)
-_WORK = ".prepare"
 _PLAN = "plan.json"
+# Of the parts of unfinished work.
+_WORK_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +76,16 @@ class Options:
             )
 
 
-def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any]:
+def prepare(
+    options: Options, output: str, *, num_workers: int, scratch: str | None = None
+) -> dict[str, Any]:
     """Prepares a dataset, or resumes it, or returns if it is finished.
 
     Args:
       options: what to prepare.
-      output: a local folder that is new, empty or of an earlier start.
+      output: a folder, local or on a store, that is new, empty or of an earlier start.
       num_workers: how many processes work.
+      scratch: for an output on a store, see `outputs.open_output`.
 
     Returns:
       The manifest.
@@ -94,26 +98,22 @@ def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any
     if not storage.is_remote(options.input):
         path = os.path.abspath(os.path.expanduser(options.input))
         options = dataclasses.replace(options, input=path)
-    if storage.is_remote(output):
-        raise DataError(
-            f"--output={output}: must be a local folder; copy it to a store when it is "
-            "finished"
-        )
-    folder = pathlib.Path(output).expanduser()
-    work = folder / _WORK
+    target = outputs.open_output(output, scratch=scratch)
     try:
-        if (folder / MANIFEST).exists():
-            return _finished(options, folder)
-        _claim(folder)
-        with _lock(work):
+        if target.is_finished():
+            return _finished(options, target)
+        target.claim()
+        for name in (steps.PARTS, steps.RECEIPTS, steps.FINAL):
+            (target.work / name).mkdir(exist_ok=True)
+        with _lock(target):
             try:
-                manifest = _prepare(options, folder, num_workers)
+                manifest = _prepare(options, target, num_workers)
             except DataError:
-                if not (work / _PLAN).exists():
-                    # Nothing was written yet: a mistyped input leaves no folder.
-                    shutil.rmtree(work)
+                if not (target.work / _PLAN).exists():
+                    # Nothing was written yet: a mistyped input leaves nothing.
+                    target.clean()
                 raise
-        shutil.rmtree(work)
+        target.clean()
     except (OSError, tf.errors.OpError, StoreFailed) as error:
         raise RunFailed(
             f"--output={output}: not finished ({first_line(error)}); the same command "
@@ -122,76 +122,61 @@ def prepare(options: Options, output: str, *, num_workers: int) -> dict[str, Any
     return manifest
 
 
-def _claim(folder: pathlib.Path) -> None:
-    """Creates the folder, unless it holds other files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"--output={folder}: cannot be created ({error.strerror})"
-        ) from error
-    if not (folder / _WORK).exists() and any(folder.iterdir()):
-        raise DataError(
-            f"--output={folder}: must be new or empty, and holds other files"
-        )
-    for name in (steps.PARTS, steps.RECEIPTS, steps.FINAL):
-        (folder / _WORK / name).mkdir(parents=True, exist_ok=True)
-
-
 @contextlib.contextmanager
-def _lock(work: pathlib.Path) -> Iterator[None]:
-    """Keeps a second command away from the same output."""
-    with open(work / "lock", "w") as file:
+def _lock(target: Output) -> Iterator[None]:
+    """Keeps a second command on this machine away from the same output."""
+    with open(target.work / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"--output={work.parent}: another command is preparing it now"
+                f"--output={target.name}: another command is preparing it now"
             ) from error
         yield
 
 
-def _finished(options: Options, folder: pathlib.Path) -> dict[str, Any]:
+def _finished(options: Options, target: Output) -> dict[str, Any]:
     """The manifest that is there, if it is of this input and these options."""
-    manifest = read_manifest(str(folder))
-    _compare(options, manifest["options"], folder, "a dataset prepared")
-    scratch = folder / _WORK
+    manifest = read_manifest(target.name)
+    _compare(options, manifest["options"], target, "a dataset prepared")
     try:
-        source = open_input(options.input, scratch=str(scratch), without=str(folder))
+        source = _open_input(options, target)
         stamp = list_images(source).stamp(times=False)
     except DataError:
         # The input need not be kept.
         stamp = manifest["input_sha256"]
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(target.work, ignore_errors=True)
     if stamp != manifest["input_sha256"]:
         raise DataError(
-            f"--output={folder}: holds a dataset of --input={options.input} as it was; "
-            "other files are there now; choose another folder"
+            f"--output={target.name}: holds a dataset of --input={options.input} as it "
+            "was; other files are there now; choose another folder"
         )
-    _LOG.info("%s is finished: nothing to do", folder)
+    _LOG.info("%s is finished: nothing to do", target.name)
     return manifest
 
 
+def _open_input(options: Options, target: Output) -> Input:
+    return open_input(options.input, scratch=str(target.work), without=target.name)
+
+
 def _compare(
-    options: Options, other: dict[str, Any], folder: pathlib.Path, what: str
+    options: Options, other: dict[str, Any], target: Output, what: str
 ) -> None:
     for name, value in dataclasses.asdict(options).items():
         if other.get(name) != value:
             raise DataError(
-                f"--{name}={value}: --output={folder} holds {what} with "
+                f"--{name}={value}: --output={target.name} holds {what} with "
                 f"--{name}={other.get(name)}; choose another folder"
             )
 
 
-def _prepare(
-    options: Options, folder: pathlib.Path, num_workers: int
-) -> dict[str, Any]:
-    work = folder / _WORK
+def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, Any]:
+    work = target.work
     _LOG.info("Listing %s", options.input)
-    source = open_input(options.input, scratch=str(work), without=str(folder))
+    source = _open_input(options, target)
     listing = list_images(source)
-    _agree_on_plan(options, listing, folder)
+    _agree_on_plan(options, listing, target)
     if listing.splits and options.val_fraction:
         raise DataError(
             f"--val_fraction={options.val_fraction}: must be 0 for {options.input}, "
@@ -216,31 +201,39 @@ def _prepare(
         "format_version": VERSION,
         "options": dataclasses.asdict(options),
         "input_sha256": listing.stamp(times=False),
-        **steps.write_rest(images, receipts, folder, work),
+        **steps.write_rest(images, receipts, target.name, work),
     }
-    for path in sorted((work / steps.FINAL).iterdir()):
-        os.replace(path, folder / path.name)
-    # From here on it is a dataset.
-    files.write_text(work / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    os.replace(work / MANIFEST, folder / MANIFEST)
+    files.write_text(
+        work / steps.FINAL / MANIFEST, json.dumps(manifest, indent=2) + "\n"
+    )
+    _LOG.info("Moving the files to %s", target.name)
+    # With the manifest, which comes last, it is a dataset.
+    target.publish(work / steps.FINAL)
     return manifest
 
 
-def _agree_on_plan(options: Options, listing: Listing, folder: pathlib.Path) -> None:
+def _agree_on_plan(options: Options, listing: Listing, target: Output) -> None:
     """Writes down what is being prepared, or compares it with what was."""
-    path = folder / _WORK / _PLAN
+    path = target.work / _PLAN
     plan = {
         "format_version": VERSION,
+        "work_version": _WORK_VERSION,
         "options": dataclasses.asdict(options),
         "input": listing.stamp(times=True),
     }
-    if path.exists():
-        other = json.loads(path.read_text())
-        _compare(options, other["options"], folder, "unfinished work")
-        if other != plan:
-            raise DataError(
-                f"--output={folder}: holds unfinished work on --input={options.input} "
-                "as it was; files have changed since; choose another folder"
-            )
-    else:
+    if not path.exists():
         files.write_text(path, json.dumps(plan))
+        return
+    other = json.loads(path.read_text())
+    _compare(options, other["options"], target, "unfinished work")
+    if other.get("work_version") != _WORK_VERSION:
+        raise DataError(
+            f"--output={target.name}: holds unfinished work of another version of "
+            "simclr_jax; choose another folder"
+        )
+    if other != plan:
+        raise DataError(
+            f"--output={target.name}: holds unfinished work on "
+            f"--input={options.input} as it was; files have changed since; choose "
+            "another folder"
+        )

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from simclr_jax.data.sources import storage
+from simclr_jax.data.sources import object_store, storage
 from simclr_jax.data.sources.base import NO_LABEL
-from simclr_jax.data.sources.folder import IMAGE_SUFFIXES, SPLITS
+from simclr_jax.data.sources.folder import SPLITS
+from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.errors import DataError
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".tif", ".tiff")
@@ -168,7 +169,7 @@ class FolderInput:
         """Finds the folder.
 
         Args:
-          pattern: a folder or a glob; local or on a store that TensorFlow reads.
+          pattern: a folder or a glob; local or on a store.
           without: a local folder that is none of the input.
         """
         self.name = pattern
@@ -182,19 +183,27 @@ class FolderInput:
 
     def entries(self) -> list[Entry]:
         """See `Input`."""
-        remote = storage.is_remote(self._root)
-        if self._pattern is None:
-            tops: Iterable[str] = [self._root]
-        elif remote:
-            tops = storage.gfile().glob(self._pattern)
-        else:
-            tops = glob.iglob(self._pattern, recursive=True, include_hidden=True)
         start = len(self._root.rstrip("/")) + 1 if self._root else 0
+        if storage.is_remote(self._root):
+            return [Entry(o.path[start:], o.size, o.time) for o in self._list_objects()]
+        tops: Iterable[str] = [self._root]
+        if self._pattern is not None:
+            tops = glob.iglob(self._pattern, recursive=True, include_hidden=True)
         found = {}
         for top in tops:
-            for path, size, time in _walk_remote(top) if remote else self._walk(top):
+            for path, size, time in self._walk(top):
                 found[path] = Entry(path[start:], size, time)
         return list(found.values())
+
+    def _list_objects(self) -> list[object_store.Object]:
+        """What is on a store: of a glob, what matches and what lies below that."""
+        objects = storage.retried(
+            self._root, lambda: list(object_store.list_below(self._root))
+        )
+        if self._pattern is None:
+            return objects
+        matching = re.compile(f"{_as_expression(self._pattern)}(/.*)?")
+        return [o for o in objects if matching.fullmatch(o.path)]
 
     def read(self, entry: Entry) -> bytes:
         """See `Input`."""
@@ -221,11 +230,14 @@ class FolderInput:
             yield top, status.st_size, status.st_mtime_ns
 
 
-def _walk_remote(top: str) -> Iterator[tuple[str, int, int]]:
-    gfile = storage.gfile()
-    if gfile.isdir(top):
-        for name in gfile.listdir(top):
-            yield from _walk_remote(f"{top.rstrip('/')}/{name.rstrip('/')}")
-    else:
-        status = gfile.stat(top)
-        yield top, int(status.length), int(status.mtime_nsec)
+def _as_expression(pattern: str) -> str:
+    """A glob as a regular expression: only `**` matches `/`."""
+    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", pattern)
+    special = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
+    found = []
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            found.append(re.escape(part))
+        else:
+            found.append(special.get(part) or part.replace("[!", "[^"))
+    return "".join(found)

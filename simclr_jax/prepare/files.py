@@ -70,13 +70,16 @@ def write_index(
     frame = HEADER + FOOTER
     offsets = [np.cumsum(size + frame) - size - FOOTER for size in sizes]
     counts = [len(size) for size in sizes]
+    images = np.concatenate([shard.images for shard in shards])
     buffer = io.BytesIO()
     np.savez(
         buffer,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
         offset=np.concatenate(offsets),
         length=np.concatenate(sizes),
-        label=np.concatenate([labels[shard.images] for shard in shards]),
+        image_offset=np.concatenate(offsets) + table.image_start[images],
+        image_length=table.image_size[images].astype(np.int64),
+        label=labels[images],
     )
     path.write_bytes(buffer.getvalue())
     return {

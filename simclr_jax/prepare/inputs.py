@@ -2,7 +2,6 @@
 
 import glob
 import os
-import shutil
 
 from simclr_jax.data.sources import storage
 from simclr_jax.errors import DataError
@@ -64,10 +63,7 @@ def _fetch(path: str, scratch: str) -> str:
     target = os.path.join(scratch, os.path.basename(path))
     if not os.path.exists(target):
         os.makedirs(scratch, exist_ok=True)
-        with (
-            storage.gfile().GFile(path, "rb") as source,
-            open(f"{target}.unfinished", "wb") as output,
-        ):
-            shutil.copyfileobj(source, output, 1 << 20)
+        with open(f"{target}.unfinished", "wb") as output:
+            storage.copy(path, output)
         os.replace(f"{target}.unfinished", target)
     return target

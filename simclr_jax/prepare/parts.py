@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax.data.sources.prepared import find_image
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import StoreFailed, first_line
 from simclr_jax.prepare.entries import Entry, Input
@@ -66,6 +67,7 @@ class Table:
     Attributes:
       reason: why it is broken; '' for good images. The rest holds for good ones only.
       size: of the record in bytes, without its header and footer.
+      image_start, image_size: where the image lies in the record, in bytes.
       source_bytes: of the file.
       width, height: in pixels, as stored.
       format: of the file.
@@ -76,6 +78,8 @@ class Table:
 
     reason: np.ndarray
     size: np.ndarray
+    image_start: np.ndarray
+    image_size: np.ndarray
     source_bytes: np.ndarray
     width: np.ndarray
     height: np.ndarray
@@ -150,9 +154,12 @@ def _prepare(
     except NotAnImage as error:
         return _broken(str(error)), b""
     record = _example(image, entry, label)
+    image_start, image_stop = find_image(record)
     row = {
         "reason": "",
         "size": len(record),
+        "image_start": image_start,
+        "image_size": image_stop - image_start,
         "source_bytes": len(content),
         "width": image.width,
         "height": image.height,
@@ -172,8 +179,6 @@ def _read(source: Input, entry: Entry) -> bytes:
     except StoreFailed:
         # That says nothing about the image: the same command can resume later.
         raise
-    except (tf.errors.NotFoundError, tf.errors.PermissionDeniedError) as error:
-        raise NotAnImage(f"cannot be read ({first_line(error)})") from error
     except OSError as error:
         # Without the path, which is the same in every other respect.
         reason = error.strerror or first_line(error)
@@ -186,6 +191,8 @@ def _broken(reason: str) -> dict:
     return {
         "reason": reason,
         "size": 0,
+        "image_start": 0,
+        "image_size": 0,
         "source_bytes": 0,
         "width": 0,
         "height": 0,

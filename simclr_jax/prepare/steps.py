@@ -8,11 +8,11 @@ import dataclasses
 import json
 import logging
 import pathlib
-import time
 from typing import Any
 
 import numpy as np
 
+from simclr_jax.data.progress import Progress
 from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import read_index
 from simclr_jax.errors import DataError
@@ -26,7 +26,6 @@ from simclr_jax.prepare.workers import run_all
 _LOG = logging.getLogger(__name__)
 PARTS, RECEIPTS, FINAL = "parts", "receipts", "final"
 _PRELOAD = "simclr_jax.prepare.parts"
-_PROGRESS_SECS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,42 +69,14 @@ def read_parts(
     done = total - sum(len(part.entries) for part in todo)
     if done:
         _LOG.info("Resuming: %s of %s files are done", f"{done:,}", f"{total:,}")
-    progress = _Progress(total, done)
+    progress = Progress(_LOG, total, "files", done=done)
+    num_broken = 0
     for _, (count, broken) in run_all(
         write_part, todo, num_workers=num_workers, preload=_PRELOAD
     ):
-        progress.add(count, broken)
+        num_broken += broken
+        progress.add(count, f" | {num_broken:,} broken")
     return parts
-
-
-class _Progress:
-    """Says now and then how far the work is."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self._total, self._before = total, done
-        self._done, self._broken = done, 0
-        self._start = self._last = time.monotonic()
-
-    def add(self, count: int, broken: int) -> None:
-        """Counts more files."""
-        self._done += count
-        self._broken += broken
-        now = time.monotonic()
-        if now - self._last < _PROGRESS_SECS and self._done < self._total:
-            return
-        self._last = now
-        rate = (self._done - self._before) / max(now - self._start, 1e-6)
-        left = round((self._total - self._done) / rate)
-        _LOG.info(
-            "%s/%s files | %s broken | %.0f files/s | %d:%02d:%02d left",
-            f"{self._done:,}",
-            f"{self._total:,}",
-            f"{self._broken:,}",
-            rate,
-            left // 3600,
-            left // 60 % 60,
-            left % 60,
-        )
 
 
 def choose(
@@ -185,10 +156,17 @@ def write_shards(
 def write_rest(
     images: Images,
     receipts: dict[str, dict[str, Any]],
-    folder: pathlib.Path,
+    output: str,
     work: pathlib.Path,
 ) -> dict[str, Any]:
-    """Writes all files but the shards and the manifest; returns what that one says."""
+    """Writes all files but the shards and the manifest; returns what that one says.
+
+    Args:
+      images: all of them.
+      receipts: of the shards.
+      output: where an earlier start may have put shards already.
+      work: the folder of work.
+    """
     final = work / FINAL
     listing, table = images.listing, images.table
     splits: dict[str, Any] = {}
@@ -214,8 +192,8 @@ def write_rest(
     for number in files.preview_places(len(places)):
         shard, offset, length = places[number]
         # A start before this one may have moved it already.
-        path = final / shard if (final / shard).exists() else folder / shard
-        records.append(storage.read_range(str(path), int(offset), int(length)))
+        path = f"{final if (final / shard).exists() else output}/{shard}"
+        records.append(storage.read_range(path, int(offset), int(length)))
     files.write_preview(final / "preview.jpg", records)
     files.write_tfds_files(final, splits, listing.class_names)
     files.write_lists(final, listing, table, images.first)

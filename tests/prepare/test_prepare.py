@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simclr_jax.data.sources import base, folder, reading, registry, storage
+from simclr_jax import paths
+from simclr_jax.data.sources import base, folder, ranges, reading, registry, storage
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed
-from simclr_jax.prepare import build, image_check, parts, steps
+from simclr_jax.prepare import build, image_check, outputs, parts, steps
 
 
 def _noise(seed, height=24, width=31):
@@ -51,9 +52,9 @@ def _tree(root, count=40, classes=3):
     return root
 
 
-def _prepare(root, output, *, num_workers=1, **options):
+def _prepare(root, output, *, num_workers=1, scratch=None, **options):
     made = build.Options(input=str(root), **options)
-    return build.prepare(made, str(output), num_workers=num_workers)
+    return build.prepare(made, str(output), num_workers=num_workers, scratch=scratch)
 
 
 def _files(folder):
@@ -179,21 +180,34 @@ def test_neighbours_are_read_in_one_request(dataset, monkeypatch):
     first = manifest["splits"]["train"]["shards"][0]["records"]
     source = _open(dataset)
     requests = []
-    read_range = storage.read_range
+    request = ranges.Files._request
     monkeypatch.setattr(
-        storage,
-        "read_range",
-        lambda *request: requests.append(request) or read_range(*request),
+        ranges.Files,
+        "_request",
+        lambda self, *place: requests.append(place) or request(self, *place),
     )
     source.read(np.arange(first - 3, first + 2)[::-1])
     assert len(requests) == 2, "one for each shard"
     source.read(np.array([0, 1, 1, 3]))
-    assert len(requests) == 4
-    path, offset, length = requests[2]
     index = np.load(dataset / "index-train.npz")
-    assert path.endswith("00000-of-" + path[-5:])
-    assert offset == index["offset"][0]
-    assert offset + length == index["offset"][1] + index["length"][1]
+    start, last = index["image_offset"][0], index["image_offset"][3]
+    stop = last + index["image_length"][3]
+    assert requests[2:] == [(0, start, stop)], "names and labels are read over"
+
+
+def test_a_dataset_of_an_earlier_version(dataset, tmp_path):
+    expected, _ = _open(dataset).read(np.arange(40))
+    index = dict(np.load(dataset / "index-train.npz"))
+    older = tmp_path / "older"
+    shutil.copytree(dataset, older)
+    del index["image_offset"], index["image_length"]
+    np.savez(older / "index-train.npz", **index)
+    manifest = json.loads((older / "manifest.json").read_text())
+    size = (older / "index-train.npz").stat().st_size
+    manifest["splits"]["train"]["index"]["bytes"] = size
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    found, _ = _open(older).read(np.arange(40))
+    assert found.tolist() == expected.tolist()
 
 
 def test_index_finds_every_record(dataset):
@@ -300,8 +314,9 @@ def test_unfinished_work_of_other_options_or_files_is_refused(tmp_path, monkeypa
 
 
 def test_two_commands_do_not_share_an_output(tree, tmp_path):
-    (tmp_path / ".prepare").mkdir()
-    with build._lock(tmp_path / ".prepare"):
+    output = outputs.open_output(str(tmp_path), scratch=None)
+    output.claim()
+    with build._lock(output):
         message = ["--output", tmp_path, "another command"]
         _assert_data_error(message, _prepare, tree, tmp_path)
 
@@ -523,7 +538,7 @@ def test_outputs_that_cannot_be(tree, tmp_path):
     for name, rule in (("full", "empty"), ("file", "File exists")):
         message = [f"--output={tmp_path / name}", rule]
         _assert_data_error(message, _prepare, tree, tmp_path / name)
-    _assert_data_error(["gs://a/b", "local"], _prepare, tree, "gs://a/b")
+    _assert_data_error(["xy://a/b", "gs://"], _prepare, tree, "xy://a/b")
 
 
 # Inputs -------------------------------------------------------------------------------
@@ -658,26 +673,88 @@ def test_inputs_that_cannot_be(name, message, tmp_path):
     assert not list(output.iterdir()), "another input can be tried"
 
 
-def test_a_store_that_tensorflow_reads(tree, tmp_path):
-    # This one is in memory.
-    for path in tree.rglob("*.*"):
-        name = f"ram://images/{path.relative_to(tree)}"
-        tf.io.gfile.makedirs(os.path.dirname(name))
-        with tf.io.gfile.GFile(name, "wb") as file:
-            file.write(path.read_bytes())
-    expected = folder.FolderSource(str(tree))
-    _prepare("ram://images", tmp_path / "dataset")
-    _assert_same_images(_open(tmp_path / "dataset"), expected)
-    _prepare("ram://images/*/*.png", tmp_path / "glob")
-    assert _open(tmp_path / "glob").num_examples == 20
+@pytest.fixture(params=["gcs", "s3"])
+def bucket(request):
+    return request.getfixturevalue(request.param)
 
-    tf.io.gfile.makedirs("ram://dataset")
-    for path in (tmp_path / "dataset").iterdir():
-        tf.io.gfile.copy(str(path), f"ram://dataset/{path.name}")
-    _assert_same_images(_open("ram://dataset"), expected)
-    shard = "ram://dataset/images-train.tfrecord-00000-of-00001"
-    tf.io.gfile.remove(shard)
-    _assert_data_error([shard, "missing"], _open, "ram://dataset")
+
+def _upload(folder, url):
+    paths.upload(folder, paths.as_path(url))
+
+
+def test_from_a_store_to_a_store(tree, bucket, tmp_path):
+    _upload(tree, f"{bucket}/images")
+    here = _prepare(tree, tmp_path / "here")
+    there = _prepare(
+        f"{bucket}/images", f"{bucket}/dataset", scratch=str(tmp_path / "scratch")
+    )
+    assert there["dataset_sha256"] == here["dataset_sha256"]
+    found = storage.files_in(f"{bucket}/dataset")
+    assert {name: size for name, (size, _) in found.items()} == {
+        path.name: path.stat().st_size
+        for path in (tmp_path / "here").iterdir()
+        # The manifest names the input.
+        if path.name != "manifest.json"
+    } | {"manifest.json": found["manifest.json"][0]}
+    assert not list((tmp_path / "scratch" / "prepare").iterdir())
+    expected = _open(tmp_path / "here")
+    _assert_same_images(_open(f"{bucket}/dataset"), expected)
+    again = _prepare(f"{bucket}/images", f"{bucket}/dataset")
+    assert again == there, "it is finished"
+    shard = f"{bucket}/dataset/images-train.tfrecord-00000-of-00001"
+    paths.as_path(shard).unlink()
+    _assert_data_error([shard, "missing"], _open, f"{bucket}/dataset")
+
+
+def test_globs_and_archives_on_a_store(tree, gcs, tmp_path):
+    _upload(tree, f"{gcs}/images")
+    _prepare(f"{gcs}/images/*/*.png", tmp_path / "glob")
+    assert _open(tmp_path / "glob").num_examples == 20
+    _prepare(f"{gcs}/images/class[01]", tmp_path / "folders")
+    assert _open(tmp_path / "folders").num_classes == 2
+    archive = _pack(tree, tmp_path / "a.tar.gz", "w:gz")
+    paths.as_path(f"{gcs}/a.tar.gz").write_bytes(archive.read_bytes())
+    _prepare(f"{gcs}/a.tar.gz", tmp_path / "archive")
+    _assert_same_images(_open(tmp_path / "archive"), folder.FolderSource(str(tree)))
+
+
+def test_an_output_on_a_store_is_resumed_where_it_was_begun(
+    tree, gcs, tmp_path, monkeypatch
+):
+    output = f"{gcs}/dataset"
+    upload = outputs._Bucket._upload
+
+    def fail_at_index(self, path):
+        if path.name.startswith("index"):
+            raise OSError("lost")
+        upload(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs._Bucket, "_upload", fail_at_index)
+        with pytest.raises(RunFailed, match=r"lost.*the same command resumes"):
+            _prepare(tree, output, scratch=str(tmp_path / "a"))
+    _assert_data_error(["no manifest.json"], _open, output)
+    elsewhere = ["--output", "continue there", str(tmp_path / "a")]
+    _assert_data_error(elsewhere, _prepare, tree, output, scratch=str(tmp_path / "b"))
+    uploaded = []
+    monkeypatch.setattr(
+        outputs._Bucket,
+        "_upload",
+        lambda self, path: uploaded.append(path.name) or upload(self, path),
+    )
+    _prepare(tree, output, scratch=str(tmp_path / "a"))
+    assert "images-train.tfrecord-00000-of-00001" not in uploaded
+    assert uploaded[-1] == "manifest.json"
+    _assert_same_images(_open(output), folder.FolderSource(str(tree)))
+
+
+def test_outputs_on_a_store_that_cannot_be(tree, gcs, tmp_path):
+    missing = ["gs://no-such-bucket", "no such bucket"]
+    _assert_data_error(missing, _prepare, tree, "gs://no-such-bucket/dataset")
+    paths.as_path(f"{gcs}/full/thesis.tex").write_text("")
+    _assert_data_error(["--output", "empty"], _prepare, tree, f"{gcs}/full")
+    local = ["--scratch", "on a store"]
+    _assert_data_error(local, _prepare, tree, tmp_path / "a", scratch="b")
 
 
 def _table(files, *, declared):

@@ -1,19 +1,18 @@
 """Folders of image files."""
 
-import concurrent.futures
 import io
 import logging
-import pathlib
+import os
 
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.sources import storage
+from simclr_jax.data.sources import folder_files, kept, storage
 from simclr_jax.data.sources.base import NO_LABEL
+from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
@@ -22,42 +21,56 @@ class FolderSource:
 
     unpack = None
 
-    def __init__(self, folder: str, *, split: str = "all") -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        split: str = "all",
+        sharing: kept.Sharing = kept.ALONE,
+    ) -> None:
         """Lists and checks the files.
 
         Args:
-          folder: searched recursively.
+          folder: local or on a store; searched recursively.
           split: a sub-folder of `folder`, or 'all' for the folder itself.
+          sharing: the processes that open it too, and may share the checks.
 
         Raises:
           DataError: no such folder, no image in it, or a file that is no image.
         """
-        root = pathlib.Path(folder).expanduser()
-        root = root if split == "all" else root / split
+        root = storage.expanded(folder)
+        root = root if split == "all" else f"{root.rstrip('/')}/{split}"
+        self._root = root
+        self._is_distant = storage.is_distant(root)
         self.name = f"folder:{root}"
-        if not root.is_dir():
+        if not storage.is_folder(root):
             hint = "" if split == "all" else f" (split {split!r} means a sub-folder)"
             raise DataError(f"dataset {self.name}: no such folder{hint}")
-        everything = [path for path in sorted(root.rglob("*")) if path.is_file()]
-        self._paths = [p for p in everything if p.suffix.lower() in IMAGE_SUFFIXES]
-        self.num_ignored = len(everything) - len(self._paths)
+        everything = folder_files.find(root)
+        images = everything.choose(
+            [
+                n
+                for n, path in enumerate(everything.paths)
+                if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+            ]
+        )
+        self.num_ignored = len(everything.paths) - len(images.paths)
         if self.num_ignored:
             _LOG.info("%s: ignored %d other files", self.name, self.num_ignored)
-        if not self._paths:
+        if not images.paths:
             raise DataError(
                 f"dataset {self.name}: holds no image (looked for "
-                f"{', '.join(IMAGE_SUFFIXES)} among {len(everything)} files)"
+                f"{', '.join(IMAGE_SUFFIXES)} among {len(everything.paths)} files)"
             )
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            for _ in pool.map(_check_is_image, self._paths):
-                pass
+        folder_files.check(root, images, what=self.name, sharing=sharing)
+        self._paths = images.paths
         self.num_examples = len(self._paths)
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
 
-        parts = [path.relative_to(root).parts for path in self._paths]
-        labelled = all(len(part) > 1 for part in parts)
-        classes = sorted({part[0] for part in parts}) if labelled else []
+        tops = [path.partition("/")[0::2] for path in self._paths]
+        labelled = all(rest for _, rest in tops)
+        classes = sorted({top for top, _ in tops}) if labelled else []
         if split == "all" and len(classes) > 1 and SPLITS.issuperset(classes):
             raise DataError(
                 f"dataset {self.name}: its sub-folders {', '.join(classes)} are "
@@ -68,36 +81,33 @@ class FolderSource:
         self.labels: np.ndarray = np.full(self.num_examples, NO_LABEL, np.int32)
         if self.num_classes:
             number = {name: i for i, name in enumerate(classes)}
-            self.labels = np.array([number[p[0]] for p in parts], np.int32)
+            self.labels = np.array([number[top] for top, _ in tops], np.int32)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
         records = np.empty(len(indices), object)
-        for i, index in enumerate(indices):
-            records[i] = read_image_file(self._paths[index])
+        paths = [self._path(index) for index in indices.tolist()]
+        read = storage.each if self._is_distant else map
+        for n, content in enumerate(read(read_image_file, paths)):
+            records[n] = content
         return records, self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source`."""
-        return f"file {self._paths[index]}"
+        return f"file {self._path(index)}"
+
+    def _path(self, index: int) -> str:
+        return f"{self._root.rstrip('/')}/{self._paths[index]}"
 
 
-def _check_is_image(path: pathlib.Path) -> None:
-    """Reads the header, so that a bad file is found before training."""
-    try:
-        storage.retried(str(path), lambda: Image.open(path).close())
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"file {path}: is no readable image ({error})") from error
-
-
-def read_image_file(path: pathlib.Path) -> bytes:
+def read_image_file(path: str) -> bytes:
     """The bytes of an image file, as JPEG or PNG.
 
     TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, 16 bits, alpha
     (dropped, as torchvision's loader does). WebP and BMP become uncompressed PNG here,
     which costs a copy and no loss.
     """
-    content = storage.read_file(str(path))
+    content = storage.read_file(path)
     if content.startswith((b"\xff\xd8", b"\x89PNG")):
         return content
     buffer = io.BytesIO()

@@ -6,14 +6,12 @@ with the position of every record.
 
 import io
 import json
-import os
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from simclr_jax.data.sources import storage
+from simclr_jax.data.sources import ranges, storage
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
 MANIFEST = "manifest.json"
@@ -22,7 +20,7 @@ ALL = "all"
 
 
 class ShardSource:
-    """A prepared dataset, local or on a store that TensorFlow reads."""
+    """A prepared dataset, on a disk or a store."""
 
     unpack = None
 
@@ -37,9 +35,7 @@ class ShardSource:
           DataError: the folder is no prepared dataset, has no such split, or a file is
             missing or has another size.
         """
-        if not storage.is_remote(folder):
-            folder = os.path.expanduser(folder)
-        self._folder = folder.rstrip("/") or "/"
+        self._folder = folder = storage.expanded(folder)
         self.name = f"prepared:{folder}/{split}"
         manifest = read_manifest(self._folder)
         splits = manifest["splits"]
@@ -50,17 +46,26 @@ class ShardSource:
             )
         chosen = list(splits) if split == ALL else [split]
         self._check_sizes([f for name in chosen for f in _files(splits[name])])
-        self._paths: list[str] = []
+        paths: list[str] = []
         indices = []
         for name in chosen:
             index = self._read_index(splits[name])
-            index["shard"] = index["shard"] + len(self._paths)
+            index["shard"] = index["shard"] + len(paths)
             indices.append(index)
-            self._paths += [self._path(s["file"]) for s in splits[name]["shards"]]
+            paths += [self._path(s["file"]) for s in splits[name]["shards"]]
+        self._files = ranges.Files(paths)
         self._shard, self._offset, self._length, self.labels = (
             np.concatenate([index[key] for index in indices])
             for key in ("shard", "offset", "length", "label")
         )
+        # Absent in what earlier versions prepared: then records are read as a whole.
+        self._image: tuple[np.ndarray, np.ndarray] | None = None
+        if all("image_offset" in index for index in indices):
+            offset, length = (
+                np.concatenate([index[key] for index in indices])
+                for key in ("image_offset", "image_length")
+            )
+            self._image = offset, length
         self.num_examples = len(self.labels)
         self.class_names: list[str] | None = manifest["class_names"]
         self.num_classes = len(self.class_names) if self.class_names else None
@@ -69,42 +74,41 @@ class ShardSource:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`; neighbours in a shard are read together."""
-        records = storage.read_ranges(
-            self._paths,
-            self._shard[indices],
-            self._offset[indices],
-            self._length[indices],
+        offset, length = self._image or (self._offset, self._length)
+        records = self._files.read(
+            self._shard[indices], offset[indices], length[indices]
         )
-        for number, index in enumerate(indices):
-            try:
-                records[number] = _image_in(records[number])
-            except (IndexError, KeyError) as error:
-                raise DataError(
-                    f"{self.describe(int(index))}: holds no image"
-                ) from error
+        if self._image is None:
+            for number, index in enumerate(indices):
+                try:
+                    start, stop = find_image(records[number])
+                except (IndexError, KeyError) as error:
+                    raise DataError(
+                        f"{self.describe(int(index))}: holds no image"
+                    ) from error
+                records[number] = records[number][start:stop]
         return records, self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source`."""
-        path = self._paths[self._shard[index]]
+        path = self._files.path(self._shard[index])
         return f"record {index} of {self.name} (file {path})"
 
     def _path(self, name: str) -> str:
         return f"{self._folder.rstrip('/')}/{name}"
 
     def _check_sizes(self, files: list[dict[str, Any]]) -> None:
-        paths = [self._path(file["file"]) for file in files]
-        with ThreadPoolExecutor(16) as pool:
-            for path, file, size in zip(
-                paths, files, pool.map(storage.file_size, paths), strict=True
-            ):
-                if size is None:
-                    raise DataError(f"file {path}: is missing from the dataset")
-                if size != file["bytes"]:
-                    raise DataError(
-                        f"file {path}: has {size} bytes, must have {file['bytes']} as "
-                        f"{MANIFEST} says, so it is damaged or of another dataset"
-                    )
+        there = storage.files_in(self._folder)
+        for file in files:
+            path = self._path(file["file"])
+            size, _ = there.get(file["file"], (None, None))
+            if size is None:
+                raise DataError(f"file {path}: is missing from the dataset")
+            if size != file["bytes"]:
+                raise DataError(
+                    f"file {path}: has {size} bytes, must have {file['bytes']} as "
+                    f"{MANIFEST} says, so it is damaged or of another dataset"
+                )
 
     def _read_index(self, split: dict[str, Any]) -> dict[str, np.ndarray]:
         path = self._path(split["index"]["file"])
@@ -129,7 +133,12 @@ def read_manifest(folder: str) -> dict[str, Any]:
         it is unreadable.
     """
     path = f"{folder.rstrip('/')}/{MANIFEST}"
-    if storage.file_size(path) is None:
+    try:
+        missing = storage.file_size(path) is None
+    except PermissionError as error:
+        raise DataError(f"file {path}: cannot be read ({error.strerror})") from error
+    if missing:
+        storage.check_bucket(folder)
         raise DataError(
             f"dataset prepared:{folder}: has no {MANIFEST}, so "
             "`python -m simclr_jax.prepare` did not finish it; the same command resumes"
@@ -149,40 +158,58 @@ def read_manifest(folder: str) -> dict[str, Any]:
 
 
 def read_index(content: bytes) -> dict[str, np.ndarray]:
-    """The position of every record: shard, offset and length of its data, label."""
+    """The position of every record: shard, offset and length of its data, label.
+
+    And of the image inside, `image_offset` and `image_length`, if the index has them.
+    """
     with np.load(io.BytesIO(content)) as arrays:
-        return {key: arrays[key] for key in ("shard", "offset", "length", "label")}
+        for key in ("shard", "offset", "length", "label"):
+            arrays[key]  # raises a KeyError
+        return dict(arrays)
 
 
-def _image_in(example: bytes) -> bytes:
-    """The value of the feature `image` of a serialised `tf.train.Example`.
+def find_image(example: bytes) -> tuple[int, int]:
+    """Where the feature `image` lies in a serialised `tf.train.Example`.
+
+    Returns:
+      (its first byte, the byte after its last).
 
     Raises:
       IndexError, KeyError: there is none.
     """
     # Example.features, then a map from names (1) to Features (2), each of which is a
     # list of values: bytes (1), floats or integers.
-    for entry in _fields(_fields(example)[0][1]):
-        named = dict(_fields(entry[1]))
-        if named[1] == b"image":
-            return dict(_fields(dict(_fields(named[2]))[1]))[1]
+    features = _fields(example, 0, len(example))[1]
+    position = features.start
+    while position < features.stop:
+        _, entry, position = _field(example, position, features.stop)
+        named = _fields(example, entry.start, entry.stop)
+        if example[named[1].start : named[1].stop] == b"image":
+            feature = _fields(example, named[2].start, named[2].stop)[1]
+            value = _fields(example, feature.start, feature.stop)[1]
+            return value.start, value.stop
     raise KeyError("image")
 
 
-def _fields(message: bytes) -> list[tuple[int, bytes]]:
-    """(number, content) of the fields of a protocol buffer that have a length.
+def _fields(message: bytes, position: int, stop: int) -> dict[int, range]:
+    """Where the fields of a protocol buffer lie, by their numbers.
 
-    These are all fields of an Example down to its values.
+    All must have a length, as all fields of an Example down to its values.
     """
-    fields, position = [], 0
-    while position < len(message):
-        tag, position = _varint(message, position)
-        length, position = _varint(message, position)
-        if tag & 7 != 2 or position + length > len(message):
-            raise IndexError(f"no field of {length} bytes at {position}")
-        fields.append((tag >> 3, message[position : position + length]))
-        position += length
+    fields = {}
+    while position < stop:
+        number, place, position = _field(message, position, stop)
+        fields[number] = place
     return fields
+
+
+def _field(message: bytes, position: int, stop: int) -> tuple[int, range, int]:
+    """(number, place, position after it) of the field at a position."""
+    tag, position = _varint(message, position)
+    length, position = _varint(message, position)
+    if tag & 7 != 2 or position + length > stop:
+        raise IndexError(f"no field of {length} bytes at {position}")
+    return tag >> 3, range(position, position + length), position + length
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:

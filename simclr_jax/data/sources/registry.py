@@ -4,25 +4,31 @@ A new source is one class with the methods of `base.Source` and one line in
 `open_source`.
 """
 
-import os
+import io
 import zipfile
 from types import ModuleType
 
 import numpy as np
 
 from simclr_jax.data import optional
-from simclr_jax.data.sources import folder, photographs, prepared
+from simclr_jax.data.sources import folder, kept, photographs, prepared, storage
 from simclr_jax.data.sources.arrays import ArraySource, SyntheticSource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import DataError
 
 
 def _open_npz(path: str) -> ArraySource:
-    if not os.path.exists(path):
-        raise DataError(f"dataset npz:{path}: no such file")
     try:
-        with np.load(path) as file:
+        located = storage.expanded(path)
+        # On a disk each array is read when it is asked for.
+        there = (
+            io.BytesIO(storage.read_file(path)) if storage.is_remote(path) else located
+        )
+        with np.load(there) as file:
             arrays = dict(file)
+    except FileNotFoundError as error:
+        storage.check_bucket(path)
+        raise DataError(f"dataset npz:{path}: no such file") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"file {path}: is no .npz file of plain arrays ({error})"
@@ -41,6 +47,7 @@ def open_source(
     data_dir: str | None = None,
     image_key: str = "image",
     label_key: str = "label",
+    sharing: kept.Sharing = kept.ALONE,
 ) -> Source:
     """Opens a dataset by its name in the config.
 
@@ -53,13 +60,15 @@ def open_source(
       data_dir: where TFDS datasets are prepared.
       image_key: the image feature of a TFDS dataset.
       label_key: the label feature of a TFDS dataset.
+      sharing: the processes that open it at the same time, and share the work of the
+        first time.
 
     Raises:
       DataError: the dataset is missing, empty or unreadable.
     """
     kind, _, argument = dataset.partition(":")
     if kind == "folder":
-        return folder.FolderSource(argument, split=split)
+        return folder.FolderSource(argument, split=split, sharing=sharing)
     if kind == "prepared":
         return prepared.ShardSource(argument, split=split)
     if kind == "npz":
@@ -85,6 +94,7 @@ def open_source(
         split=split,
         image_key=image_key,
         label_key=label_key,
+        sharing=sharing,
     )
 
 

@@ -1,23 +1,27 @@
-"""Bytes of files on local disks and on stores that TensorFlow reads, such as gs://.
+"""Bytes of files on local and mounted disks and on stores (gs://, s3://).
 
 Stores and mounted disks fail now and then: requests with transient errors are retried.
+What happens at a distance happens side by side: see `each`.
 """
 
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import random
 import stat
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, TypeVar
 
-import numpy as np
-
+from simclr_jax import paths
+from simclr_jax.data.sources import object_store
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
 _LOG = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 # Errors of mounted disks (NFS, gcsfuse) while their server or network is down.
@@ -28,9 +32,11 @@ _PASSING = (
     # macOS does not have it.
     getattr(errno, "EREMOTEIO", errno.EIO),
 )
-# Between the data of two TFRecords there are a checksum, a length and its checksum:
-# reading them costs less than a request.
-_GAP_BYTES = 16
+# Requests of this process that are under way at a time. They wait, so that this may be
+# many more than there are cores; more than this, and stores answer 429.
+REQUESTS = 256
+# Of a request: larger files are read in pieces of this size, side by side.
+_PIECE_BYTES, _PIECES = 16 << 20, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,35 +64,50 @@ RETRIES = Retries()
 
 def is_remote(path: str) -> bool:
     """Whether a path names a store, not a local or mounted disk."""
-    return "://" in path
+    return paths.is_store(path)
 
 
-def gfile() -> Any:
-    """TensorFlow's file functions."""
-    # Imported here: local files do not wait for TensorFlow.
-    from simclr_jax.data.tf_cpu import tf
-
-    return tf.io.gfile
+def is_distant(path: str) -> bool:
+    """Whether a request takes long, however short it is: of a store or its mount."""
+    return is_remote(path) or paths.is_mounted_bucket(path)
 
 
-def _may_pass(error: Exception, path: str) -> bool:
-    if not is_remote(path):
-        return isinstance(error, OSError) and error.errno in _PASSING
-    from simclr_jax.data.tf_cpu import tf
+def expanded(path: str) -> str:
+    """The path with `~` expanded, without a slash at its end.
 
-    # For stores that TensorFlow itself retries, such as gs://, the final error is
-    # Aborted.
-    return isinstance(
-        error,
-        (
-            tf.errors.UnavailableError,
-            tf.errors.DeadlineExceededError,
-            tf.errors.AbortedError,
-            tf.errors.InternalError,
-            tf.errors.ResourceExhaustedError,
-            tf.errors.UnknownError,
-        ),
-    )
+    Raises:
+      DataError: no known store, or no bucket.
+    """
+    if is_remote(path):
+        object_store.split(path)
+        return path.rstrip("/")
+    return os.path.expanduser(path).rstrip("/") or "/"
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(REQUESTS, "store")
+
+
+@functools.cache
+def _pieces_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_PIECES, "store-pieces")
+
+
+def each(
+    function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[_Result]:
+    """The results of a function for some items, in order, from threads that wait.
+
+    The function must not call `each`, since its threads might all wait for one more.
+    """
+    return _pool().map(function, items)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, object_store.Unavailable):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def retried(path: str, request: Callable[[], _Result]) -> _Result:
@@ -106,7 +127,7 @@ def retried(path: str, request: Callable[[], _Result]) -> _Result:
         try:
             return request()
         except Exception as error:
-            if not _may_pass(error, path):
+            if not _may_pass(error):
                 raise
             # Without the path, which the message names already.
             cause = getattr(error, "strerror", None) or first_line(error)
@@ -129,8 +150,26 @@ def retried(path: str, request: Callable[[], _Result]) -> _Result:
 
 
 def is_folder(path: str) -> bool:
-    """Whether the path is a folder."""
-    return bool(gfile().isdir(path)) if is_remote(path) else os.path.isdir(path)
+    """Whether the path is a folder; on a store, whether there are objects below it.
+
+    Raises:
+      StoreFailed: its store does not answer.
+      DataError: there is no such bucket, or no permission.
+    """
+    if not is_remote(path):
+        return os.path.isdir(path)
+    check_bucket(path)
+    return retried(path, lambda: object_store.is_folder(path))
+
+
+def check_bucket(path: str) -> None:
+    """Checks that the bucket of a path on a store is there and can be listed.
+
+    Raises:
+      DataError: it is not.
+    """
+    if is_remote(path):
+        object_store.check_bucket(path)
 
 
 def file_size(path: str) -> int | None:
@@ -138,22 +177,45 @@ def file_size(path: str) -> int | None:
 
     Raises:
       StoreFailed: its disk or store does not answer.
+      PermissionError: a store refuses to say.
     """
     return retried(path, lambda: _file_size(path))
 
 
 def _file_size(path: str) -> int | None:
     if is_remote(path):
-        if not gfile().exists(path):
-            return None
-        return int(gfile().stat(path).length)
+        return object_store.size(path)
     try:
         status = os.stat(path)
     except OSError as error:
-        if _may_pass(error, path):
+        if _may_pass(error):
             raise
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def files_in(folder: str) -> dict[str, tuple[int, int]]:
+    """The files directly in a folder: name -> (bytes, time of the last change in ns).
+
+    Raises:
+      StoreFailed: its disk or store does not answer.
+      OSError: it cannot be listed, for another reason; on a store a folder that is not
+        there is empty.
+    """
+    return retried(folder, lambda: _files_in(folder))
+
+
+def _files_in(folder: str) -> dict[str, tuple[int, int]]:
+    if is_remote(folder):
+        _, objects = object_store.list_folder(folder)
+        return {o.path.rsplit("/", 1)[1]: (o.size, o.time) for o in objects}
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                status = entry.stat()
+                found[entry.name] = status.st_size, status.st_mtime_ns
+    return found
 
 
 def read_file(path: str) -> bytes:
@@ -161,91 +223,87 @@ def read_file(path: str) -> bytes:
 
     Raises:
       StoreFailed: its disk or store does not answer.
-      OSError, tf.errors.OpError: it cannot be read, for another reason.
+      OSError: it cannot be read, for another reason.
     """
     return retried(path, lambda: _read_file(path))
 
 
 def _read_file(path: str) -> bytes:
-    if is_remote(path):
-        with gfile().GFile(path, "rb") as file:
-            return bytes(file.read())
-    with open(path, "rb") as file:
-        return file.read()
+    if not is_remote(path):
+        with open(path, "rb") as file:
+            return file.read()
+    first, size = object_store.read_with_size(path, 0, _PIECE_BYTES)
+    if size <= _PIECE_BYTES:
+        return bytes(first)
+    # Not by `each`, whose threads may be what calls this.
+    rest = _pieces_pool().map(
+        lambda start: read_range(path, start, min(_PIECE_BYTES, size - start)),
+        range(_PIECE_BYTES, size, _PIECE_BYTES),
+    )
+    return b"".join([bytes(first), *rest])
+
+
+def copy(path: str, output: BinaryIO) -> None:
+    """Copies a file to an open one, piece by piece; several are read at a time.
+
+    Raises:
+      DataError: there is no such file.
+      StoreFailed: its disk or store does not answer.
+      OSError: it cannot be read, for another reason.
+    """
+    size = file_size(path)
+    if size is None:
+        raise DataError(f"file {path}: no such file")
+    step = _PIECE_BYTES * _PIECES
+    for first in range(0, size, step):
+        starts = range(first, min(first + step, size), _PIECE_BYTES)
+        for content in _pieces_pool().map(
+            lambda start: read_range(path, start, min(_PIECE_BYTES, size - start)),
+            starts,
+        ):
+            output.write(content)
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
-    """Some bytes of a file, in one request to a disk.
-
-    On a store TensorFlow first checks that `offset` exists, and then reads 512 KiB at a
-    time, one after the other.
+    """Some bytes of a file, in one request.
 
     Raises:
       DataError: the file ends before them.
       StoreFailed: its disk or store does not answer.
-      OSError, tf.errors.OpError: it cannot be read, for another reason.
+      OSError: it cannot be read, for another reason.
     """
     read = _read_remote_range if is_remote(path) else _read_local_range
     content = retried(path, lambda: read(path, offset, length))
-    if len(content) < length:
+    check_length(path, offset, length, len(content))
+    return content
+
+
+def check_length(path: str, offset: int, length: int, found: int) -> None:
+    """Raises DataError if fewer bytes were found than a file should have there."""
+    if found < length:
         raise DataError(
             f"file {path}: ends within bytes {offset} to {offset + length}, so it is "
             "damaged"
         )
-    return content
 
 
 def _read_remote_range(path: str, offset: int, length: int) -> bytes:
-    from simclr_jax.data.tf_cpu import tf
-
-    with gfile().GFile(path, "rb") as file:
-        try:
-            file.seek(offset)
-        except tf.errors.OutOfRangeError:
-            return b""
-        return bytes(file.read(length))
+    return bytes(object_store.read(path, offset, offset + length))
 
 
 def _read_local_range(path: str, offset: int, length: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
-        content = os.pread(file.fileno(), length, offset)
-        while 0 < len(content) < length:
-            # One call returns 2 GiB at most.
-            rest = length - len(content)
-            more = os.pread(file.fileno(), rest, offset + len(content))
-            if not more:
-                break
-            content += more
+        return read_descriptor(file.fileno(), offset, length)
+
+
+def read_descriptor(descriptor: int, offset: int, length: int) -> bytes:
+    """Some bytes of an open file, or as many as there are."""
+    content = os.pread(descriptor, length, offset)
+    while 0 < len(content) < length:
+        # One call returns 2 GiB at most.
+        rest = length - len(content)
+        more = os.pread(descriptor, rest, offset + len(content))
+        if not more:
+            break
+        content += more
     return content
-
-
-def read_ranges(
-    paths: Sequence[str], files: np.ndarray, offsets: np.ndarray, lengths: np.ndarray
-) -> np.ndarray:
-    """Reads many ranges, with one request for ranges that are adjacent in a file.
-
-    Args:
-      paths: of the files.
-      files: for each range the number of its file in `paths`, [n].
-      offsets: in bytes, [n].
-      lengths: in bytes, [n].
-
-    Returns:
-      The bytes of each range, in the order of the arguments, object [n].
-
-    Raises:
-      Exception: as `read_range`.
-    """
-    contents = np.empty(len(files), object)
-    order = np.lexsort((offsets, files))
-    files, starts = files[order], offsets[order].astype(np.int64)
-    stops = starts + lengths[order].astype(np.int64)
-    apart = (np.diff(files) != 0) | (starts[1:] - stops[:-1] > _GAP_BYTES)
-    for run in np.split(np.arange(len(order)), np.flatnonzero(apart) + 1):
-        if not len(run):
-            continue
-        start, stop = int(starts[run[0]]), int(stops[run].max())
-        content = read_range(paths[files[run[0]]], start, stop - start)
-        for i in run:
-            contents[order[i]] = content[starts[i] - start : stops[i] - start]
-    return contents

@@ -1,26 +1,19 @@
 """Datasets that TensorFlow Datasets has prepared, read at random."""
 
-import functools
-import itertools
-import os
-import struct
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from simclr_jax.data.sources import storage
+from simclr_jax.data.sources import kept, shards, storage
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.errors import DataError, NotPrepared
+from simclr_jax.errors import DataError, NotPrepared, first_line
 
 
 class TFDSSource:
-    """A dataset that TensorFlow Datasets has prepared on a local or mounted disk.
+    """A dataset that TensorFlow Datasets has prepared, on a disk or a store.
 
-    Records are read in any order: through an index of offsets, built at start from
-    TFRecord shards (one small read per record), or through ArrayRecord's index.
-    Neighbours in a TFRecord shard are read together.
+    Records are read in any order, neighbours in a shard together; see `shards.py`.
     """
 
     def __init__(
@@ -31,6 +24,7 @@ class TFDSSource:
         split: str,
         image_key: str = "image",
         label_key: str = "label",
+        sharing: kept.Sharing = kept.ALONE,
     ) -> None:
         """Opens a prepared dataset; nothing is downloaded.
 
@@ -41,6 +35,7 @@ class TFDSSource:
             'train+validation'.
           image_key: the feature with the image.
           label_key: the feature with the class label; may be absent.
+          sharing: the processes that open it too, and may share the search for records.
 
         Raises:
           NotPrepared: the dataset is not there.
@@ -48,20 +43,9 @@ class TFDSSource:
         """
         # Imported here: only this source needs it, and it takes a while.
         import tensorflow_datasets as tfds
-        from tensorflow_datasets.core import read_only_builder
 
-        where = data_dir or tfds.core.constants.DATA_DIR
         self.name = f"{dataset}/{split}"
-        try:
-            builder = read_only_builder.builder_from_files(
-                dataset, data_dir=os.path.expanduser(where)
-            )
-        except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-            raise NotPrepared(
-                f"data.dataset={dataset!r}: TFDS has no prepared copy under "
-                f"data.data_dir={where!r}; prepare one with `tfds build "
-                f"{dataset.split(':')[0]} --data_dir={where}`"
-            ) from error
+        builder = _builder(dataset, data_dir or tfds.core.constants.DATA_DIR)
         parts = [part.split("[")[0] for part in split.split("+")]
         if not set(parts) <= set(builder.info.splits):
             raise DataError(
@@ -97,19 +81,13 @@ class TFDSSource:
         self._label_key = label_key if self.num_classes else None
         self._features = features
         self._decoders = {image_key: tfds.decode.SkipDecoding()}
-        self._shards = _open_shards(info.file_instructions)
-        counts = [len(shard) for shard in self._shards]
-        self._starts = np.array([0, *itertools.accumulate(counts)])
+        self._records = shards.open_records(
+            info.file_instructions, what=self.name, sharing=sharing
+        )
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        records = np.empty(len(indices), object)
-        for shard in np.unique(shards):
-            chosen = shards == shard
-            within = indices[chosen] - self._starts[shard]
-            records[chosen] = self._shards[shard].read(within)
-        return records, np.full(len(indices), NO_LABEL, np.int32)
+        return self._records.read(indices), np.full(len(indices), NO_LABEL, np.int32)
 
     def unpack(
         self, record: tf.Tensor, label: tf.Tensor
@@ -182,88 +160,27 @@ class MultiLabelSource(TFDSSource):
         return example[self._image_key], tf.where(certain > 0, 1, -named)
 
 
-class _Shard(Protocol):
-    """Random access to records of one file."""
+def _builder(dataset: str, where: str) -> Any:
+    """TFDS's description of a prepared dataset.
 
-    def __len__(self) -> int: ...
+    Raises:
+      NotPrepared: it is not there.
+      DataError: the folder cannot be read.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
-    def read(self, indices: np.ndarray) -> np.ndarray: ...
-
-
-class TFRecordShard:
-    """Random access to part of a TFRecord file."""
-
-    # A record is: length (8 bytes), its checksum (4), the data, their checksum (4).
-    _HEADER, _FOOTER = 12, 4
-
-    def __init__(self, path: str, *, skip: int, take: int) -> None:
-        """Finds the offsets of records skip, ..., skip + take - 1."""
-        self._path = path
-        self._offsets = np.empty(take, np.int64)
-        self._lengths = np.empty(take, np.int64)
-        storage.retried(path, functools.partial(self._find, skip, take))
-
-    def _find(self, skip: int, take: int) -> None:
-        path = self._path
-        position, size = 0, os.path.getsize(path)
-        with open(path, "rb") as file:
-            for i in range(skip + take):
-                file.seek(position)
-                header = file.read(8)
-                length = struct.unpack("<Q", header)[0] if len(header) == 8 else size
-                end = position + self._HEADER + length + self._FOOTER
-                if end > size:
-                    raise DataError(
-                        f"file {path}: ends within record {i} of {skip + take}, so it "
-                        "is damaged or no TFRecord file"
-                    )
-                if i >= skip:
-                    self._offsets[i - skip] = position + self._HEADER
-                    self._lengths[i - skip] = length
-                position = end
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Some records, object [n]."""
-        files = np.zeros(len(indices), np.int64)
-        return storage.read_ranges(
-            [self._path], files, self._offsets[indices], self._lengths[indices]
-        )
-
-
-class _ArrayRecordShard:
-    """Random access to part of an ArrayRecord file."""
-
-    def __init__(self, path: str, *, skip: int, take: int) -> None:
-        from array_record.python import array_record_data_source
-
-        self._records = array_record_data_source.ArrayRecordDataSource(path)
-        self._skip, self._take = skip, take
-
-    def __len__(self) -> int:
-        return self._take
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        records = np.empty(len(indices), object)
-        for i, index in enumerate(indices):
-            records[i] = self._records[self._skip + int(index)]
-        return records
-
-
-def _open_shards(file_instructions: Sequence[Any]) -> list[_Shard]:
-    shards: list[_Shard] = []
-    for instruction in file_instructions:
-        path = os.fspath(instruction.filename)
-        if "://" in path or path.startswith("/gs/"):
-            raise DataError(
-                f"file {path}: has no index of its records, which reading from a store "
-                "needs; prepare the dataset with `python -m simclr_jax.prepare`, which "
-                "writes an index, or mount the bucket (gcsfuse)"
-            )
-        if not os.path.exists(path):
-            raise DataError(f"file {path}: is missing from the prepared dataset")
-        kind = _ArrayRecordShard if ".array_record" in path else TFRecordShard
-        shards.append(kind(path, skip=instruction.skip, take=instruction.take))
-    return shards
+    folder = storage.expanded(where)
+    storage.check_bucket(folder)
+    try:
+        return read_only_builder.builder_from_files(dataset, data_dir=folder)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise NotPrepared(
+            f"data.dataset={dataset!r}: TFDS has no prepared copy under "
+            f"data.data_dir={where!r}; prepare one with `tfds build "
+            f"{dataset.split(':')[0]} --data_dir={where}`"
+        ) from error
+    except Exception as error:  # stores' libraries have their own
+        raise DataError(
+            f"data.data_dir={where!r}: cannot be read ({first_line(error)})"
+        ) from error

@@ -1,0 +1,240 @@
+"""The image files below a folder, listed at each start and checked once."""
+
+import io
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from simclr_jax.data.progress import Progress
+from simclr_jax.data.sources import kept, object_store, storage
+from simclr_jax.errors import DataError, StoreFailed, first_line
+
+_LOG = logging.getLogger(__name__)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# What is checked faster than read is not kept.
+FEWEST_KEPT = 10_000
+_NAME = "checked-images"
+_THREADS = 16
+_MOST_FILES = 1 << 14  # in a part of the work
+# Pillow finds an image's size in the first bytes, unless a preview lies before it.
+_HEAD_BYTES = 1 << 15
+
+
+class Files(NamedTuple):
+    """Files below a folder.
+
+    Attributes:
+      paths: relative to it, with '/'.
+      sizes: in bytes, int64 [n].
+      times: of the last change, in ns, int64 [n].
+    """
+
+    paths: list[str]
+    sizes: np.ndarray
+    times: np.ndarray
+
+    def choose(self, numbers: list[int]) -> "Files":
+        """Some of them."""
+        paths = [self.paths[n] for n in numbers]
+        return Files(paths, self.sizes[numbers], self.times[numbers])
+
+    def keys(self) -> list[tuple[str, int, int]]:
+        """What a check holds for: path, size and time of each."""
+        columns = self.paths, self.sizes.tolist(), self.times.tolist()
+        return list(zip(*columns, strict=True))
+
+
+def find(root: str) -> Files:
+    """All files below a folder, in the order of their paths' parts.
+
+    Links to files are followed, links to folders are not.
+
+    Raises:
+      DataError: a folder cannot be read.
+    """
+    found = _find_objects(root) if storage.is_remote(root) else _find_local(root)
+    # As if paths were split at '/', which sorts before everything else.
+    order = sorted(range(len(found)), key=lambda i: found[i][0].replace("/", "\0"))
+    columns = zip(*(found[i] for i in order), strict=True) if found else ([], [], [])
+    paths, sizes, times = columns
+    return Files(list(paths), np.array(sizes, np.int64), np.array(times, np.int64))
+
+
+_Found = list[tuple[str, int, int]]
+
+
+def _find_local(root: str) -> _Found:
+    found: _Found = []
+    folders = [""]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while folders:
+            results = list(pool.map(lambda folder: _scan(root, folder), folders))
+            folders = [folder for inner, _ in results for folder in inner]
+            for _, files in results:
+                found += files
+    return found
+
+
+def _scan(root: str, folder: str) -> tuple[list[str], _Found]:
+    """The folders and the files directly in a folder, relative to the root."""
+    path = os.path.join(root, folder)
+    try:
+        return storage.retried(path, lambda: _scan_once(path, folder))
+    except OSError as error:
+        raise DataError(f"folder {path}: cannot be read ({error.strerror})") from error
+
+
+def _scan_once(path: str, folder: str) -> tuple[list[str], _Found]:
+    folders: list[str] = []
+    files: _Found = []
+    before = f"{folder}/" if folder else ""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != kept.FOLDER:
+                    folders.append(before + entry.name)
+            elif entry.is_file():
+                status = entry.stat()
+                files.append((before + entry.name, status.st_size, status.st_mtime_ns))
+    return folders, files
+
+
+def _find_objects(root: str) -> _Found:
+    """Lists the folders directly in the root side by side."""
+    start = len(root) + 1
+
+    def below(folder: str) -> list[object_store.Object]:
+        return storage.retried(folder, lambda: list(object_store.list_below(folder)))
+
+    try:
+        folders, objects = storage.retried(root, lambda: object_store.list_folder(root))
+        for more in storage.each(below, folders):
+            objects += more
+    except OSError as error:
+        raise DataError(f"folder {root}: cannot be read ({error.strerror})") from error
+    hidden = f"{root}/{kept.FOLDER}/"
+    return [
+        (o.path[start:], o.size, o.time)
+        for o in objects
+        if not o.path.startswith(hidden)
+    ]
+
+
+def check(root: str, files: Files, *, what: str, sharing: kept.Sharing) -> None:
+    """Reads the headers of images, so that a bad file is found before training.
+
+    Files that were checked in an earlier start and have not changed are not opened.
+
+    Args:
+      root: the folder.
+      files: the images below it.
+      what: they are, for messages.
+      sharing: the processes that open them.
+
+    Raises:
+      DataError: a file is no image.
+      StoreFailed: a disk or store does not answer.
+    """
+    if len(files.paths) < FEWEST_KEPT:
+        _check_all(root, files, None)
+        return
+    place = kept.Place(root)
+    arrays = _to_arrays(files)
+    before = place.load(_NAME)
+    if before is not None and all(
+        np.array_equal(before[key], values) for key, values in arrays.items()
+    ):
+        kept.forget_parts(place, _NAME)
+        return
+    todo = files
+    if before is not None:
+        known = set(_from_arrays(before).keys())
+        keys = files.keys()
+        todo = files.choose([n for n, key in enumerate(keys) if key not in known])
+    progress = Progress(_LOG, len(todo.paths), "files", what=f"Checking {what}: ")
+    count = min(-(-len(todo.paths) // (2 * sharing.count)), _MOST_FILES) or 1
+    parts = [
+        todo.choose(list(range(start, min(start + count, len(todo.paths)))))
+        for start in range(0, len(todo.paths), count)
+    ]
+
+    def check_part(number: int) -> kept.Arrays:
+        _check_all(root, parts[number], progress)
+        return {"num_checked": np.array(len(parts[number].paths))}
+
+    stamps = [kept.stamp(*part.keys()) for part in parts]
+    kept.in_parts(place, _NAME, stamps, check_part, sharing)
+    place.save(_NAME, arrays)
+
+
+def _to_arrays(files: Files) -> kept.Arrays:
+    text = "\0".join(files.paths).encode(errors="surrogateescape")
+    return {
+        "paths": np.frombuffer(text, np.uint8),
+        "sizes": files.sizes,
+        "times": files.times,
+    }
+
+
+def _from_arrays(arrays: kept.Arrays) -> Files:
+    text = arrays["paths"].tobytes().decode(errors="surrogateescape")
+    return Files(text.split("\0"), arrays["sizes"], arrays["times"])
+
+
+def _check_all(root: str, files: Files, progress: Progress | None) -> None:
+    check_one: Callable[[str], None] = _check_local
+    if storage.is_remote(root):
+        check_one = _check_object
+
+    def check_path(path: str) -> None:
+        check_one(f"{root}/{path}")
+        if progress:
+            progress.add()
+
+    if storage.is_distant(root):
+        for _ in storage.each(check_path, files.paths):
+            pass
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(check_path, files.paths):
+            pass
+
+
+_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def _check_local(path: str) -> None:
+    try:
+        storage.retried(path, lambda: Image.open(path).close())
+    except StoreFailed:
+        raise
+    except _BROKEN as error:
+        raise DataError(f"file {path}: is no readable image ({error})") from error
+
+
+def _check_object(path: str) -> None:
+    def read(stop: int) -> tuple[bytes, int]:
+        content, size = storage.retried(
+            path, lambda: object_store.read_with_size(path, 0, stop)
+        )
+        return bytes(content), size
+
+    try:
+        head, size = read(_HEAD_BYTES)
+        try:
+            Image.open(io.BytesIO(head)).close()
+        except _BROKEN:
+            if size <= len(head):
+                raise
+            Image.open(io.BytesIO(read(size)[0])).close()
+    except StoreFailed:
+        raise
+    except _BROKEN as error:
+        raise DataError(
+            f"file {path}: is no readable image ({first_line(error)})"
+        ) from error
