@@ -54,9 +54,9 @@ class Server:
             url or self.url
         )
 
-    def new_bucket(self) -> str:
+    def new_bucket(self, name: str | None = None) -> str:
         """Makes a bucket; returns 'gs://NAME' or 's3://NAME'."""
-        name = f"bucket-{os.getpid()}-{next(_numbers)}"
+        name = name or f"bucket-{os.getpid()}-{next(_numbers)}"
         if self.scheme == "gs":
             body = json.dumps({"name": name}).encode()
             request = urllib.request.Request(
@@ -139,20 +139,19 @@ def gcs_binary() -> str | None:
 
 @contextlib.contextmanager
 def gcs_server(folder: str | os.PathLike | None = None) -> Iterator[Server]:
-    """A server of gs:// objects.
+    """A server of gs:// objects, in memory.
 
     Args:
-      folder: keeps the objects; they are in memory when None.
+      folder: what is in it is there from the start; its sub-folders are buckets.
     """
     address = f"127.0.0.1:{free_port()}"
     url = f"http://{address}"
     host, port = address.split(":")
     command = [gcs_binary(), "-scheme", "http", "-host", host, "-port", port]
     command += ["-public-host", address, "-external-url", url, "-log-level", "error"]
-    if folder is None:
-        command += ["-backend", "memory"]
-    else:
-        command += ["-backend", "filesystem", "-filesystem-root", os.fspath(folder)]
+    command += ["-backend", "memory"]
+    if folder is not None:
+        command += ["-data", os.fspath(folder)]
     with _running(command, f"{url}/storage/v1/b?project=project"):
         yield Server("gs", url)
 

@@ -26,11 +26,11 @@ _LOG = logging.getLogger(__name__)
 TFRECORD_HEADER, TFRECORD_FOOTER = 12, 4
 # What is found faster than read is not kept.
 FEWEST_KEPT = 10_000
-# Small records are found in all bytes of a shard, large ones one request each. On a
-# disk a request costs what reading a few pages costs; on stores, where shards are read
-# side by side, see docs/input.md.
+# Small records are found in all bytes of a shard, large ones by one request each. On a
+# disk a request costs what reading a few pages costs. On stores hosts and stores make
+# ten thousand requests a second, or read a gigabyte; see docs/input.md.
 _SMALL_BYTES, _PIECE_BYTES = 1 << 14, 1 << 20
-_DISTANT_SMALL_BYTES, _DISTANT_PIECE_BYTES = 1 << 16, 4 << 20
+_DISTANT_SMALL_BYTES, _DISTANT_PIECE_BYTES = 1 << 17, 2 << 20
 _THREADS = 16
 _MOST_SHARDS = 256  # in a part of the work
 _NUMBERED = re.compile(r"-\d+-of-\d+$")

@@ -252,7 +252,8 @@ def test_what_is_not_there(tmp_path, local, remote, waits):
 def test_what_obstore_says_becomes_one_line():
     message = (
         "Generic GCS error: Error performing GET http://127.0.0.1:1/b/a in "
-        "923.71\u00b5s - Server returned non-2xx status code: 503 Service Unavailable: busy\n\nDebug"
+        "923.71\u00b5s - Server returned non-2xx status code: 503 Service "
+        "Unavailable: busy\n\nDebug"
     )
     assert object_store._shortened(message) == (
         "Server returned non-2xx status code: 503 Service Unavailable: busy"

@@ -1,0 +1,164 @@
+"""Listing folders, and checking their images once."""
+
+import io
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simclr_jax import paths
+from simclr_jax.data.sources import folder, folder_files, kept
+from simclr_jax.errors import DataError
+
+
+def _png(seed):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+NAMES = [
+    "a/z.png",
+    "a/b/c.png",
+    "a/b.d/c.png",
+    "a b/ä.png",
+    "b/0.PNG",
+    "b/1.png",
+]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_files, "FEWEST_KEPT", 1)
+    monkeypatch.setattr(folder_files, "_MOST_FILES", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def local(tmp_path):
+    root = tmp_path / "images"
+    for number, name in enumerate(NAMES):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(_png(number))
+    (root / "notes.txt").write_text("none")
+    (root / ".png").write_text("a hidden file")
+    return root
+
+
+@pytest.fixture
+def remote(local, gcs):
+    paths.upload(local, paths.as_path(f"{gcs}/images"))
+    return f"{gcs}/images"
+
+
+@pytest.fixture(params=["local", "remote"])
+def anywhere(request):
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """The names of the files that were opened to check them."""
+    names = []
+    for function in ("_check_local", "_check_object"):
+        check = getattr(folder_files, function)
+        monkeypatch.setattr(
+            folder_files,
+            function,
+            lambda path, check=check: names.append(path) or check(path),
+        )
+    return names
+
+
+def test_the_order_is_that_of_pathlib(local, remote):
+    expected = [
+        path.relative_to(local).as_posix()
+        for path in sorted(local.rglob("*"))
+        if path.is_file()
+    ]
+    assert folder_files.find(str(local)).paths == expected
+    assert folder_files.find(remote).paths == expected
+
+
+def test_a_store_gives_what_a_disk_gives(local, remote):
+    here, there = folder.FolderSource(str(local)), folder.FolderSource(remote)
+    assert there.num_examples == here.num_examples == len(NAMES)
+    assert there.class_names == here.class_names == ["a", "a b", "b"]
+    assert there.num_ignored == here.num_ignored == 2
+    indices = np.array([3, 0, 5, 5])
+    for found, expected in zip(there.read(indices), here.read(indices), strict=True):
+        assert found.tolist() == expected.tolist()
+    assert there.describe(0) == f"file {remote}/{NAMES[1]}"
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(local):
+    (local / "b" / "2.png").symlink_to(local / "b" / "1.png")
+    (local / "c").symlink_to(local / "b")
+    found = folder_files.find(str(local)).paths
+    assert "b/2.png" in found
+    assert not any(path.startswith("c/") for path in found)
+
+
+def test_the_second_start_opens_no_file(anywhere, checked):
+    first = folder.FolderSource(anywhere)
+    assert len(checked) == len(NAMES)
+    second = folder.FolderSource(anywhere)
+    assert len(checked) == len(NAMES)
+    assert second.num_ignored == first.num_ignored, "the listing is no other file"
+    assert second.class_names == first.class_names
+
+
+def test_only_changed_files_are_opened(anywhere, checked):
+    folder.FolderSource(anywhere)
+    del checked[:]
+    root = paths.as_path(anywhere)
+    (root / "b/1.png").write_bytes(_png(1000) + b"more")
+    (root / "b/new.png").write_bytes(_png(1001))
+    (root / "a/z.png").unlink()
+    source = folder.FolderSource(anywhere)
+    assert sorted(checked) == [f"{anywhere}/b/1.png", f"{anywhere}/b/new.png"]
+    assert source.num_examples == len(NAMES)
+
+
+def test_a_start_after_a_bad_file_continues(anywhere, checked):
+    root = paths.as_path(anywhere)
+    good = (root / "b/1.png").read_bytes()
+    (root / "b/1.png").write_bytes(b"\x89PNG no more")
+    with pytest.raises(DataError, match=r"b/1.png: is no readable image"):
+        folder.FolderSource(anywhere)
+    (root / "b/1.png").write_bytes(good)
+    del checked[:]
+    folder.FolderSource(anywhere)
+    assert sorted(checked) == [f"{anywhere}/b/0.PNG", f"{anywhere}/b/1.png"]
+
+
+def test_small_folders_keep_nothing(local, monkeypatch):
+    monkeypatch.setattr(folder_files, "FEWEST_KEPT", len(NAMES) + 1)
+    folder.FolderSource(str(local))
+    assert not (local / kept.FOLDER).exists()
+
+
+def test_headers_behind_a_large_preview(local, remote, monkeypatch):
+    monkeypatch.setattr(folder_files, "_HEAD_BYTES", 20)
+    assert folder.FolderSource(remote).num_examples == len(NAMES)
+
+
+def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"folder .*images.*Permission denied"):
+        folder_files.find(str(tmp_path / "images"))
+
+
+def test_a_folder_in_the_home_folder(local, monkeypatch):
+    monkeypatch.setenv("HOME", str(local.parent))
+    source = folder.FolderSource("~/images")
+    assert source.name == f"folder:{local}"
+    assert pathlib.Path(source.describe(0).removeprefix("file ")).exists()
