@@ -1,12 +1,16 @@
 """Batches by threads of this process, without TensorFlow; see `pipeline.py`.
 
 For images in memory, and for files that Pillow decodes. Python's lock is released while
-views are computed and files decoded, so the threads run side by side.
+views are computed and files decoded, so the threads run side by side. Files are read by
+other threads, ahead of those, which never wait for a disk or store that keeps up.
 """
 
 import collections
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,26 +23,57 @@ from simclr_jax.data.step_sampler import StepSampler, chunk_size
 
 _CHUNK = 128  # images of one task
 _EVAL_BATCHES_AHEAD = 2
+_Read = TypeVar("_Read")
+_Fetched = tuple[pixels.Images, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pools:
+    """Threads that compute, and threads that read; the same for images in memory."""
+
+    computing: ThreadPoolExecutor
+    reading: ThreadPoolExecutor
+
+    @classmethod
+    def start(cls, source: Source, threads: int, parallel_reads: int) -> "_Pools":
+        computing = ThreadPoolExecutor(threads)
+        if pixels.are_held(source):
+            return cls(computing, computing)
+        return cls(computing, ThreadPoolExecutor(parallel_reads))
+
+    def ahead(self, function: Callable[..., _Read], *args: Any) -> Callable[[], _Read]:
+        """Starts to read; returns a function that waits for it.
+
+        What is in memory is read only then, by the thread that computes.
+        """
+        if self.reading is self.computing:
+            return functools.partial(function, *args)
+        return self.reading.submit(function, *args).result
+
+    def shutdown(self) -> None:
+        # Those that read first: the others may be waiting for them.
+        self.reading.shutdown(cancel_futures=True)
+        self.computing.shutdown(cancel_futures=True)
+
 
 # Starts the tasks of a batch; returns a function that waits for them.
-_Begin = Callable[[ThreadPoolExecutor, int], Callable[[], Batch]]
+_Begin = Callable[[_Pools, int], Callable[[], Batch]]
 
 
 def _in_order(
-    begin: _Begin, numbers: range, *, threads: int, ahead: int
+    begin: _Begin, numbers: range, *, pools: _Pools, ahead: int
 ) -> Iterator[Batch]:
     """The batches of some numbers, of which `ahead` are computed in advance."""
-    pool = ThreadPoolExecutor(threads)
     waiting: collections.deque[Callable[[], Batch]] = collections.deque()
     try:
         for number in numbers:
-            waiting.append(begin(pool, number))
+            waiting.append(begin(pools, number))
             if len(waiting) > ahead:
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pools.shutdown()
 
 
 def train_batches(
@@ -59,9 +94,16 @@ def train_batches(
     size, side = sampler.size, composition.image_size
     chunk = chunk_size(size, _CHUNK)
 
-    def fill(sampled: Future, part: slice, batch: Batch) -> None:
+    def fill(
+        sampled: Future,
+        fetched: Callable[[], _Fetched],
+        part: slice,
+        batch: Batch,
+    ) -> None:
         indices, crops, draws = (array[part] for array in sampled.result())
-        images, batch["labels"][part] = pixels.read(sampler.source, indices)
+        images, batch["labels"][part] = pixels.decode(
+            sampler.source, indices, *fetched()
+        )
         if sampler.source.encoded:
             shapes = np.array([image.shape[:2] for image in images])
             crops = composition.boxes_of_files(crops, shapes)
@@ -76,7 +118,7 @@ def train_batches(
             one = slice(n, n + 1)
             compute(image[None], crops[one], draws[one], views[one])
 
-    def begin(pool: ThreadPoolExecutor, step: int) -> Callable[[], Batch]:
+    def begin(pools: _Pools, step: int) -> Callable[[], Batch]:
         shape = (size, sampler.num_views)
         batch: Batch = {
             "images": np.empty((*shape, side, side, 3), np.uint8),
@@ -84,10 +126,12 @@ def train_batches(
         }
         if host_crop:
             batch["draws"] = np.empty((*shape, composition.num_draws), np.float32)
-        sampled = pool.submit(sampler, step)
+        sampled = pools.reading.submit(sampler, step)
+        parts = [slice(start, start + chunk) for start in range(0, size, chunk)]
+        fetched = [pools.ahead(_fetch, sampler.source, sampled, part) for part in parts]
         tasks = [
-            pool.submit(fill, sampled, slice(start, start + chunk), batch)
-            for start in range(0, size, chunk)
+            pools.computing.submit(fill, sampled, wait, part, batch)
+            for wait, part in zip(fetched, parts, strict=True)
         ]
 
         def finish() -> Batch:
@@ -100,9 +144,14 @@ def train_batches(
     return _in_order(
         begin,
         range(start_step, stop_step),
-        threads=buffers.threads,
+        pools=_Pools.start(sampler.source, buffers.threads, buffers.parallel_reads),
         ahead=buffers.prefetch,
     )
+
+
+def _fetch(source: Source, sampled: Future, part: slice) -> _Fetched:
+    """What a part of a batch needs, once it is known which images are in it."""
+    return pixels.fetch(source, sampled.result()[0][part])
 
 
 def eval_batches(
@@ -121,13 +170,19 @@ def eval_batches(
       threads: for decoding and preparing; when None as many as can run at a time.
     """
 
-    def prepare(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = pixels.read(source, part)
+    def prepare(
+        part: np.ndarray, fetched: Callable[[], _Fetched]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = pixels.decode(source, part, *fetched())
         return preprocessing(images), labels
 
-    def begin(pool: ThreadPoolExecutor, number: int) -> Callable[[], Batch]:
+    def begin(pools: _Pools, number: int) -> Callable[[], Batch]:
         chunks = np.split(indices[number], range(_CHUNK, indices.shape[1], _CHUNK))
-        tasks = [pool.submit(prepare, part) for part in chunks]
+        fetched = [pools.ahead(pixels.fetch, source, part) for part in chunks]
+        tasks = [
+            pools.computing.submit(prepare, part, wait)
+            for part, wait in zip(chunks, fetched, strict=True)
+        ]
 
         def finish() -> Batch:
             images, labels = zip(*(task.result() for task in tasks), strict=True)
@@ -135,9 +190,10 @@ def eval_batches(
 
         return finish
 
+    threads = threads or host_resources.num_cpus()
     return _in_order(
         begin,
         range(len(indices)),
-        threads=threads or host_resources.num_cpus(),
+        pools=_Pools.start(source, threads, threads),
         ahead=_EVAL_BATCHES_AHEAD,
     )

@@ -184,6 +184,15 @@ def others_are_waiting() -> bool:
     return _num_processes > 1
 
 
+def place() -> tuple[int, int]:
+    """(number of this process, number of all) as of start-up; touches no device."""
+    # JAX has no public function for it that does not start a backend.
+    from jax._src import distributed
+
+    state = distributed.global_state
+    return state.process_id, state.num_processes or 1
+
+
 def is_main() -> bool:
     """Whether this is process 0, the one that writes files and prints."""
     return jax.process_index() == 0

@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.data import optional, pipeline
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.sources import in_memory, registry
+from simclr_jax.data.sources import in_memory, kept, registry
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.views import host_form
@@ -24,13 +24,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def open_source(config: config_dict.ConfigDict, split: str) -> Source:
-    """Opens a split of the config's dataset; see `sources.open_source`."""
+    """Opens a split of the config's dataset; see `sources.open_source`.
+
+    No collective, but processes that open it at the same time share the work.
+    """
     return registry.open_source(
         config.data.dataset,
         split=split,
         data_dir=config.data.data_dir,
         image_key=config.data.image_key,
         label_key=config.data.label_key,
+        sharing=kept.Sharing(*processes.place()),
     )
 
 

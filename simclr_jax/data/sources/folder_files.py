@@ -220,7 +220,7 @@ def _check_local(path: str) -> None:
 def _check_object(path: str) -> None:
     def read(stop: int) -> tuple[bytes, int]:
         content, size = storage.retried(
-            path, lambda: object_store.read_with_size(path, 0, stop)
+            path, lambda: object_store.read_start(path, stop)
         )
         return bytes(content), size
 

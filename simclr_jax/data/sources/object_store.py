@@ -97,23 +97,32 @@ def read(path: str, start: int, stop: int) -> Any:
     Raises:
       FileNotFoundError, PermissionError, Unavailable, DataError: as above.
     """
-    return read_with_size(path, start, stop)[0]
+
+    def request(store: Any, name: str) -> Any:
+        import obstore
+
+        return obstore.get_range(store, name, start=start, end=stop)
+
+    if stop <= start:
+        return b""
+    try:
+        return _requested(path, request)
+    except _BeyondTheEnd:
+        return b""
 
 
-def read_with_size(path: str, start: int, stop: int) -> tuple[Any, int]:
-    """As `read`, and the size of the object; that is 0 if it ends before `start`."""
+def read_start(path: str, stop: int) -> tuple[Any, int]:
+    """The first bytes of an object, at most `stop`, and its size."""
 
     def request(store: Any, name: str) -> tuple[Any, int]:
         import obstore
 
-        result = obstore.get(store, name, options={"range": (start, stop)})
+        result = obstore.get(store, name, options={"range": (0, stop)})
         return result.bytes(), result.meta["size"]
 
-    if stop <= start:
-        return b"", 0
     try:
         return _requested(path, request)
-    except _BeyondTheEnd:
+    except _BeyondTheEnd:  # it is empty
         return b"", 0
 
 

@@ -40,11 +40,31 @@ def read(source: Source, indices: np.ndarray) -> tuple[Images, np.ndarray]:
       DataError: an image cannot be read or decoded; the message names it.
       StoreFailed: a disk or store does not answer.
     """
+    return decode(source, indices, *fetch(source, indices))
+
+
+def fetch(source: Source, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+    """Some records of a source, and their labels [n]; what `decode` takes.
+
+    Raises:
+      DataError, StoreFailed: as `read`.
+    """
     if isinstance(source, HeldFiles):
         return source.pixels(indices), source.labels[indices]
-    records, labels = _records(source, indices)
-    if not source.encoded:
+    return _records(source, indices)
+
+
+def decode(
+    source: Source, indices: np.ndarray, records: Images, labels: np.ndarray
+) -> tuple[Images, np.ndarray]:
+    """What `read` returns, of what `fetch` returned.
+
+    Raises:
+      DataError: as `read`.
+    """
+    if isinstance(source, HeldFiles) or not source.encoded:
         return records, labels
+    assert isinstance(records, np.ndarray)
     if source.unpack is not None:
         # Imported here, since it needs TensorFlow.
         from simclr_jax.data.sources import reading

@@ -232,7 +232,7 @@ def _read_file(path: str) -> bytes:
     if not is_remote(path):
         with open(path, "rb") as file:
             return file.read()
-    first, size = object_store.read_with_size(path, 0, _PIECE_BYTES)
+    first, size = object_store.read_start(path, _PIECE_BYTES)
     if size <= _PIECE_BYTES:
         return bytes(first)
     # Not by `each`, whose threads may be what calls this.

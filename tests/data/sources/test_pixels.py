@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -129,7 +130,10 @@ def test_records_of_others_are_read_and_damage_is_named(images, stored, monkeypa
     def read(record):
         found = np.empty(1, object)
         found[0] = record
-        monkeypatch.setattr(prepared.storage, "read_ranges", lambda *_: found)
+        files = types.SimpleNamespace(read=lambda *_: found, path=lambda _: "shard")
+        monkeypatch.setattr(source, "_files", files)
+        # As in a dataset whose index does not say where images lie.
+        monkeypatch.setattr(source, "_image", None)
         return source.read(np.array([3]))[0][0]
 
     assert read(whole) == b"x" * 300

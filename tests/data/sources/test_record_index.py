@@ -1,5 +1,6 @@
 """Finding the records of shards once, and keeping what was found."""
 
+import itertools
 import os
 import time
 import types
@@ -60,6 +61,10 @@ def _part(path, count, skip=0, take=None):
     )
 
 
+def _joined(records):
+    return list(itertools.chain.from_iterable(records))
+
+
 def _read_all(parts, **kwargs):
     records = shards.open_records(parts, what="noise/train", **kwargs)
     count = sum(part.take for part in parts)
@@ -81,7 +86,7 @@ def found(monkeypatch):
 def test_every_record_is_found(piece, dataset, monkeypatch):
     monkeypatch.setattr(record_index, "_PIECE_BYTES", piece)
     parts, records = dataset
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
 
 
 def test_large_records_are_found_by_their_headers(tmp_path, monkeypatch):
@@ -103,10 +108,10 @@ def test_the_second_start_looks_for_none(dataset, found):
     parts, records = dataset
     _read_all(parts)
     assert len(found) == 4
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert len(found) == 4
     # And the start after the parts of the work have gone.
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     folder = os.path.dirname(parts[0].filename)
     assert os.listdir(f"{folder}/{kept.FOLDER}") == ["records-noise-train.tfrecord.npz"]
 
@@ -119,7 +124,7 @@ def test_slices_and_other_shards_share_an_index(dataset, found):
     some += [_part(parts[2].filename, 8, skip=7, take=1)]
     assert _read_all(some) == [*records[0][1:4], records[2][7]]
     assert len(found) == 2
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert len(found) == 4
 
 
@@ -135,7 +140,7 @@ def test_a_changed_shard_is_noticed(change, dataset, found):
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
         assert os.stat(path).st_size == status.st_size
     del found[:]
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert found == [os.path.basename(path)]
 
 
@@ -146,7 +151,7 @@ def test_where_the_dataset_cannot_be_written_the_cache_is(dataset, found, tmp_pa
     open(f"{folder}/{kept.FOLDER}", "w").close()
     _read_all(parts)
     assert list((tmp_path / "cache").rglob("records-noise-train.tfrecord.npz"))
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert len(found) == 4
 
 
@@ -154,7 +159,7 @@ def test_where_nothing_can_be_written_a_warning_says_so(dataset, tmp_path, caplo
     parts, records = dataset
     open(f"{os.path.dirname(parts[0].filename)}/{kept.FOLDER}", "w").close()
     (tmp_path / "cache").touch()
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert "cannot be kept" in caplog.text
 
 
@@ -165,7 +170,7 @@ def test_a_damaged_index_is_made_anew(dataset, found, caplog):
     folder = os.path.dirname(parts[0].filename)
     with open(f"{folder}/{kept.FOLDER}/records-noise-train.tfrecord.npz", "r+b") as f:
         f.truncate(100)
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert len(found) == 8
     assert "cannot be used" in caplog.text
 
@@ -186,7 +191,7 @@ def test_processes_share_the_work(processes, dataset, found, monkeypatch):
             lambda index: _read_all(parts, sharing=kept.Sharing(index, processes)),
             range(processes),
         )
-        assert list(results) == [sum(records, [])] * processes
+        assert list(results) == [_joined(records)] * processes
     assert sorted(found) == sorted(os.path.basename(p.filename) for p in parts)
 
 
@@ -194,7 +199,7 @@ def test_a_process_does_what_others_leave_undone(dataset, monkeypatch):
     parts, records = dataset
     monkeypatch.setattr(kept, "_PATIENCE_SECS", 0.1)
     monkeypatch.setattr(kept, "_POLL_SECS", 0.01)
-    assert _read_all(parts, sharing=kept.Sharing(1, 3)) == sum(records, [])
+    assert _read_all(parts, sharing=kept.Sharing(1, 3)) == _joined(records)
 
 
 def test_a_start_after_a_kill_continues(dataset, found, monkeypatch):
@@ -212,7 +217,7 @@ def test_a_start_after_a_kill_continues(dataset, found, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             _read_all(parts)
     assert len(found) == 2
-    assert _read_all(parts) == sum(records, [])
+    assert _read_all(parts) == _joined(records)
     assert len(found) == 4
 
 

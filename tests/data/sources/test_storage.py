@@ -100,7 +100,7 @@ def fail_disk(monkeypatch, name, times, suffix=""):
 
 def fail_store(monkeypatch, error, times, suffix=""):
     faults = []
-    for name in ("read_with_size", "size"):
+    for name in ("read", "read_start", "size"):
         fault = Faults(getattr(object_store, name), error, times, suffix)
         monkeypatch.setattr(object_store, name, fault)
         faults.append(fault)
@@ -501,14 +501,13 @@ def stored(dataset, gcs):
 def test_a_prepared_dataset_on_a_store(dataset, stored, waits, requests, monkeypatch):
     there = prepared.ShardSource(str(dataset), split="train")
     error = object_store.Unavailable(errno.EIO, "503", "somewhere")
-    read, size = fail_store(monkeypatch, error, 1)
+    read, start, size = fail_store(monkeypatch, error, 1)
     source = prepared.ShardSource(stored, split="train")
-    assert (read.calls, size.calls) == (3, 2)
+    assert (read.calls, start.calls, size.calls) == (0, 3, 2)
     assert len(waits) == 2, "the size of the manifest, and its content"
     indices = np.array([7, 2, 6, 5])
     expected, _ = there.read(indices)
     del requests[:]
-    read.calls = 0
     found, _ = source.read(indices)
     assert found.tolist() == expected.tolist()
     assert len(waits) == 3
@@ -522,7 +521,7 @@ def test_a_manifest_that_a_store_does_not_deliver(stored, monkeypatch):
         with pytest.raises(StoreFailed, match=r"index-train.npz: could not .*503"):
             prepared.ShardSource(stored, split="train")
     denied = PermissionError(errno.EACCES, "not yours", stored)
-    opening, asking = fail_store(monkeypatch, denied, 1000, "manifest.json")
+    _, opening, asking = fail_store(monkeypatch, denied, 1000, "manifest.json")
     with pytest.raises(DataError, match=r"manifest.json: cannot be read \(not yours"):
         prepared.ShardSource(stored, split="train")
     assert (opening.calls, asking.calls) == (0, 1)

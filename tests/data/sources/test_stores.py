@@ -89,7 +89,7 @@ def test_batches_survive_a_store_that_fails_now_and_then(
         with caplog.at_level(logging.WARNING, "simclr_jax"):
             found = list(_batches(source))
         counts = proxy.counts()
-    assert counts["failed"] and counts["reset"]
+    assert min(counts["failed"], counts["reset"]) > 0
     assert "try 1 of 6 failed" in caplog.text
     for batch, correct in zip(found, expected, strict=True):
         np.testing.assert_array_equal(batch["images"], correct["images"])
