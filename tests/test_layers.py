@@ -44,6 +44,7 @@ SAME_LAYER = {("rehearse", "doctor")}
 RESERVED = {
     "tensorflow": {"data", "weights"},
     "tensorflow_datasets": {"data"},
+    "obstore": {"data"},
     "flax": {"models"},
     "ml_collections": {
         "bench",

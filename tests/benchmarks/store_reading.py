@@ -8,7 +8,8 @@ Server and proxy share the machine with what is measured, so the rates are a low
 for what a host reaches.
 
 `records` reads what batches need and does nothing with it: as many chunks at a time as
-the pipeline would have under way (--parallel_reads), each of 16 records or one block.
+the pipeline would have under way (--parallel_reads), each of 16 records or one block;
+`us of a core` is the processor time that a record costs the reading process.
 `images` is the training pipeline: reading, decoding, two crops at 64 pixels, on the
 cores at hand. Each cell is the median of --rounds.
 """
@@ -69,9 +70,19 @@ def make_dataset(args: argparse.Namespace, folder: pathlib.Path) -> pathlib.Path
     return folder / "dataset"
 
 
+class Counting(ShardSource):
+    """Counts what is read."""
+
+    num_read = 0
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        Counting.num_read += len(indices)
+        return super().read(indices)
+
+
 def record_rate(dataset: str, block_size: int, args: argparse.Namespace) -> float:
     """Records a second that `args.parallel_reads` chunks at a time deliver."""
-    source = ShardSource(dataset, split="train")
+    source = Counting(dataset, split="train")
     chunk = max(CHUNK, block_size)
 
     def chunks():
@@ -149,8 +160,11 @@ def main() -> None:
         )
         places: list[tuple[str, float | None]] = [("local disk", None)]
         places += [(f"store, {ms:g} ms", ms / 1000) for ms in args.latency_ms]
-        print("| block_size | from | requests an image | records/s | images/s |")
-        print("|---" * 5 + "|")
+        print(
+            "| block_size | from | requests an image | records/s | images/s "
+            "| us of a core |"
+        )
+        print("|---" * 6 + "|")
         for block_size in args.block_size:
             for place, latency_secs in places:
                 measure(
@@ -167,17 +181,21 @@ def measure(place, latency_secs, block_size, server, local, store, args) -> None
             proxy = stack.enter_context(Proxy(server.url, latency_secs=latency_secs))
             os.environ.update(server.variables(proxy.url))
             dataset = store
-        requests = "-"
+        requests, costs = "-", []
         for _ in range(args.rounds):
             for rate, results in rates.items():
                 before = proxy.counts()["requests"] if proxy else 0
+                Counting.num_read, cpu = 0, time.process_time()
                 results.append(rate(dataset, block_size, args))
-                if proxy and rate is record_rate:
-                    # Those before and after the clock ran are counted too.
-                    count = proxy.counts()["requests"] - before
-                    requests = f"{count / results[-1] / (args.secs + 1):.3f}"
-    cells = [f"{statistics.median(results):.0f}" for results in rates.values()]
-    print(f"| {block_size} | {place} | {requests} | {' | '.join(cells)} |", flush=True)
+                if rate is record_rate:
+                    cpu = time.process_time() - cpu
+                    costs.append(cpu / Counting.num_read * 1e6)
+                    if proxy:
+                        count = proxy.counts()["requests"] - before
+                        requests = f"{count / Counting.num_read:.3f}"
+    cells = [requests, *(f"{statistics.median(r):.0f}" for r in rates.values())]
+    cells.append(f"{statistics.median(costs):.0f}")
+    print(f"| {block_size} | {place} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 
 import numpy as np
 from PIL import Image
@@ -13,6 +12,7 @@ from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
+_HIDDEN = tuple(f"/{suffix}" for suffix in IMAGE_SUFFIXES)
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
@@ -48,11 +48,7 @@ class FolderSource:
             raise DataError(f"dataset {self.name}: no such folder{hint}")
         everything = folder_files.find(root)
         images = everything.choose(
-            [
-                n
-                for n, path in enumerate(everything.paths)
-                if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
-            ]
+            [n for n, path in enumerate(everything.paths) if _is_named_image(path)]
         )
         self.num_ignored = len(everything.paths) - len(images.paths)
         if self.num_ignored:
@@ -98,6 +94,12 @@ class FolderSource:
 
     def _path(self, index: int) -> str:
         return f"{self._root.rstrip('/')}/{self._paths[index]}"
+
+
+def _is_named_image(path: str) -> bool:
+    lower = f"/{path.lower()}"
+    # A name that is nothing but a suffix is that of a hidden file.
+    return lower.endswith(IMAGE_SUFFIXES) and not lower.endswith(_HIDDEN)
 
 
 def read_image_file(path: str) -> bytes:

@@ -67,6 +67,8 @@ class TFDSSource:
                 f"{', '.join(features)}"
             )
         self.num_examples = info.num_examples
+        if not self.num_examples:
+            raise DataError(f"split {split!r} of {dataset}: holds no image")
         label_feature = dict(features).get(label_key)
         # The other features that have classes are lists of them.
         self.num_classes: int | None = None
