@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
@@ -75,7 +76,8 @@ class PretrainedEncoder:
             is applied.
           layer: 0 for h, i for the output of layer i of the projection head (SimCLRv2
             fine-tunes from a middle layer), -1 for z.
-          batch_size: number of images on the device at a time.
+          batch_size: number of images on the devices at a time, split over those of
+            this process.
 
         Returns:
           h [N, D] float32, or the output of another `layer`.
@@ -84,22 +86,36 @@ class PretrainedEncoder:
           ValueError: the head has no such layer, or an image has a wrong shape, type
             or range.
         """
-        encode = self.layer(layer)
-        return encode_in_batches(encode, self.preprocessing(images), batch_size)
+        return self._in_batches(self.layer(layer), images, batch_size)
 
     def classify(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
         """Logits [N, classes] float32 of the linear classifier.
 
         Args:
           images: as for `encode`.
-          batch_size: number of images on the device at a time.
+          batch_size: number of images on the devices at a time, split over those of
+            this process.
 
         Raises:
           ValueError: the weights have no classifier, or an image has a wrong shape,
             type or range.
         """
-        classifier = self.classifier()
-        return encode_in_batches(classifier, self.preprocessing(images), batch_size)
+        return self._in_batches(self.classifier(), images, batch_size)
+
+    def _in_batches(
+        self, function: jax.tree_util.Partial, images: Any, batch_size: int
+    ) -> np.ndarray:
+        """Applies a function of prepared images on all devices of this process."""
+        mesh = parallel.create_mesh(jax.local_devices())
+        function = _on_devices(function, mesh)
+        put = functools.partial(jax.device_put, device=parallel.batch_sharding(mesh))
+        return encode_in_batches(
+            lambda batch: function(put(batch)),
+            self.preprocessing,
+            images,
+            batch_size=batch_size,
+            num_devices=mesh.size,
+        )
 
     def classifier(self) -> jax.tree_util.Partial:
         """The function from preprocessed images to logits [N, classes]; see `layer`.
@@ -112,8 +128,13 @@ class PretrainedEncoder:
         """
         if self.model.num_classes is None:
             raise ValueError("these weights have no classifier")
-        layer = self.layer(-1 if self.model.fine_tuned else 0)
+        layer = self.layer(self.classifier_layer)
         return jax.tree_util.Partial(_logits, layer, self.heads["params"]["probe"])
+
+    @property
+    def classifier_layer(self) -> int:
+        """The layer that the classifier takes."""
+        return -1 if self.model.fine_tuned else 0
 
     def layer(self, layer: int) -> jax.tree_util.Partial:
         """The function from preprocessed images [N, S, S, 3] in [0, 1] to a layer.
@@ -127,31 +148,97 @@ class PretrainedEncoder:
         Raises:
           ValueError: the head has no such layer.
         """
+        head = self._head(layer)
+        encode = functools.partial(_encode, self.model, layer)
+        return jax.tree_util.Partial(encode, self.variables, head)
+
+    def layer_of_h(self, layer: int) -> jax.tree_util.Partial:
+        """The function from h [N, D] to a layer; its leaves are the head's weights.
+
+        Args:
+          layer: as for `encode`.
+
+        Raises:
+          ValueError: the head has no such layer.
+        """
+        head = self._head(layer)
+        return jax.tree_util.Partial(
+            functools.partial(_apply_head, self.model, layer), head
+        )
+
+    def _head(self, layer: int) -> Tree:
+        """The variables of the projection head, if it has such a layer."""
         num_layers = self.head.num_outputs
         if not -num_layers <= layer < num_layers:
             raise ValueError(
                 f"layer={layer}: must be between 0 (h) and {num_layers - 1}, or -1, "
                 f"for a projection head of {num_layers - 1} layers"
             )
-        head = {
+        return {
             name: parts["head"] for name, parts in self.heads.items() if "head" in parts
         }
-        encode = functools.partial(_encode, self.model, layer)
-        return jax.tree_util.Partial(encode, self.variables, head)
 
 
 def encode_in_batches(
-    encode: Callable[[jax.Array], jax.Array], inputs: np.ndarray, batch_size: int
+    encode: Callable[[np.ndarray], jax.Array],
+    preprocessing: Preprocessing,
+    images: Any,
+    *,
+    batch_size: int,
+    num_devices: int = 1,
 ) -> np.ndarray:
-    """Applies `encode` to preprocessed images [N, S, S, 3] in batches."""
-    outputs = []
-    for start in range(0, len(inputs), batch_size):
-        images = inputs[start : start + batch_size]
-        # The last batch is padded, so that there is one compilation.
-        batch = np.zeros((min(batch_size, len(inputs)), *images.shape[1:]), "f4")
-        batch[: len(images)] = images
-        outputs.append(np.asarray(encode(jnp.asarray(batch)))[: len(images)])
-    return np.concatenate(outputs)
+    """Prepares and encodes images batch by batch.
+
+    Args:
+      encode: prepared images [B, S, S, 3] -> [B, D].
+      preprocessing: of the images.
+      images: as for `PretrainedEncoder.encode`.
+      batch_size: B is this, or the number of images if that is smaller, rounded up to
+        a multiple of `num_devices`.
+      num_devices: that `encode` splits a batch over.
+
+    Returns:
+      [N, D].
+    """
+    if not isinstance(images, list | tuple):
+        images = np.atleast_1d(np.asarray(images))
+        images = images[None] if images.ndim == 3 else images
+    size = -(-min(batch_size, len(images)) // num_devices) * num_devices
+    if not size:
+        preprocessing(images)  # raises: there is none
+    outputs, previous = np.empty(0), None
+    for start in range(0, len(images), size):
+        prepared = preprocessing(images[start : start + size])
+        # The last batch is filled up, so that there is one compilation.
+        batch = np.zeros((size, *prepared.shape[1:]), np.float32)
+        batch[: len(prepared)] = prepared
+        # While it is encoded, the next batch is prepared.
+        encoded = encode(batch)
+        if previous is None:
+            outputs = np.empty((len(images), *encoded.shape[1:]), encoded.dtype)
+        else:
+            outputs[start - size : start] = previous
+        previous = encoded
+    done = (len(images) - 1) // size * size
+    outputs[done:] = np.asarray(previous)[: len(images) - done]
+    return outputs
+
+
+def _on_devices(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays, whole on every device of a mesh of this process."""
+    sharding = parallel.replicated(mesh)
+
+    def one(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+            held = {shard.device: shard.data for shard in leaf.addressable_shards}
+            if held.keys() >= {*mesh.devices.flat}:
+                copies = [held[device] for device in mesh.devices.flat]
+                return jax.make_array_from_single_device_arrays(
+                    leaf.shape, sharding, copies
+                )
+        return jax.device_put(np.asarray(leaf), sharding)
+
+    return jax.tree.map(one, tree)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -159,8 +246,13 @@ def _encode(
     model: SimCLR, layer: int, variables: Tree, head: Tree, images: jax.Array
 ) -> jax.Array:
     h = model.encoder.apply(variables, images, train=False)
+    return _apply_head(model, layer, head, cast(jax.Array, h))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_head(model: SimCLR, layer: int, head: Tree, h: jax.Array) -> jax.Array:
     if layer == 0:
-        return cast(jax.Array, h)
+        return h
     outputs = model.head.apply(head, h, train=False, method="layers")
     return cast(list[jax.Array], outputs)[layer].astype(jnp.float32)
 

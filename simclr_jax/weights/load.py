@@ -43,8 +43,9 @@ class EncoderProgram:
 
     def encode(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
         """Turns images into h [N, D] float32; as `PretrainedEncoder.encode`."""
-        inputs = self.preprocessing(images)
-        return encoders.encode_in_batches(self.program.call, inputs, batch_size)
+        return encoders.encode_in_batches(
+            self.program.call, self.preprocessing, images, batch_size=batch_size
+        )
 
     @property
     def variables(self) -> NoReturn:

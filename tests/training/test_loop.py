@@ -9,6 +9,7 @@ from pretraining import pretrain
 
 from simclr_jax import load, parallel
 from simclr_jax.configs import smoke
+from simclr_jax.data import preprocessing
 from simclr_jax.errors import (
     CheckpointError,
     CheckpointNotFound,
@@ -147,6 +148,38 @@ def test_load_encodes_images_of_any_size_and_batch(finished_run):
     prepared = pretrained.preprocessing(images)
     direct = pretrained.encoder.apply(pretrained.variables, prepared, train=False)
     np.testing.assert_allclose(h, direct, rtol=1e-5, atol=1e-6)
+
+
+def test_images_are_prepared_batch_by_batch_and_split_over_the_devices(
+    finished_run, monkeypatch
+):
+    pretrained = load(str(finished_run[0]))
+    images = np.random.default_rng(0).integers(0, 256, (21, 9, 9, 3), np.uint8)
+    whole = pretrained.encode(images)
+    prepared, encoded = [], []
+    prepare, layer = preprocessing.Preprocessing.__call__, pretrained.layer(0)
+
+    def watched_prepare(self, images):
+        prepared.append(len(images))
+        return prepare(self, images)
+
+    def watched_layer(batch):
+        encoded.append({shard.data.shape[0] for shard in batch.addressable_shards})
+        return layer(batch)
+
+    monkeypatch.setattr(preprocessing.Preprocessing, "__call__", watched_prepare)
+    watched = jax.tree_util.Partial(watched_layer)
+    monkeypatch.setattr(type(pretrained), "layer", lambda *_: watched)
+    # Rounded up to the 8 devices, with the last batch filled up.
+    h = pretrained.encode(images, batch_size=10)
+    assert prepared == [16, 5]
+    assert encoded == [{2}, {2}]
+    np.testing.assert_allclose(h, whole, rtol=1e-5, atol=1e-6)
+    listed = pretrained.encode([*images], batch_size=8)
+    np.testing.assert_allclose(listed, whole, rtol=1e-5, atol=1e-6)
+    for none in ([], images[:0]):
+        with pytest.raises(ValueError, match=r"array|shape"):
+            pretrained.encode(none)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
