@@ -2,6 +2,7 @@ r"""Evaluates the encoder of a run.
 
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn
     python -m simclr_jax.evaluate --workdir=RUN --protocol=knn,linear --baselines
+    python -m simclr_jax.evaluate --workdir=RUN --protocol=layers --keep_features
 
 On a dataset other than the run's (a folder, a TFDS dataset), and on the transfer suite:
 
@@ -12,7 +13,8 @@ On a dataset other than the run's (a folder, a TFDS dataset), and on the transfe
         --set=evaluation.test_split=test
     python -m simclr_jax.evaluate --workdir=RUN --protocol=transfer --datasets=dtd,pets
 
-Protocols (evaluation/protocols.py); each writes RUN/eval/<protocol>.json:
+Protocols (evaluation/protocols.py); each writes RUN/eval/<protocol>.json, on another
+dataset than the run's RUN/eval/<dataset>/<protocol>.json:
 
     knn           weighted nearest neighbours, for several numbers of neighbours
     linear        logistic regression by L-BFGS; held-out training images select its
@@ -47,6 +49,12 @@ _STEP = flags.DEFINE_integer(
 _BASELINES = flags.DEFINE_bool(
     "baselines", False, "Also measure raw pixels and the untrained encoder."
 )
+_KEEP_FEATURES = flags.DEFINE_bool(
+    "keep_features",
+    False,
+    "Keep the features h in RUN/eval/features, and use those that an earlier command "
+    "kept of the same encoder and images, which are then not read again.",
+)
 _DATASETS = flags.DEFINE_list(
     "datasets",
     [],
@@ -76,6 +84,7 @@ def main() -> None:
         step=_STEP.value,
         overrides=_SET.value,
         baselines=_BASELINES.value,
+        keep_features=_KEEP_FEATURES.value,
         transfer_datasets=_DATASETS.value,
         adapt=finetune.adapt,
     )

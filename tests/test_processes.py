@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import TINY
 
+from simclr_jax.evaluation import loop
 from simclr_jax.runs import metrics_writer
 
 RUN = [
@@ -70,38 +71,100 @@ def test_one_process_told_to_stop_stops_all_after_the_same_step(tmp_path):
         assert (tmp_path / "run" / "checkpoints" / step).is_dir()
 
 
+EVALUATE = [
+    "-m",
+    "simclr_jax.evaluate",
+    "--set=evaluation.sgd_epochs=1",
+    "--set=evaluation.l2_penalties=[1e-3, 1e-1]",
+    "--set=evaluation.lbfgs_steps=30",
+    "--set=schedule.train_steps=3",
+    "--compilation_cache=",
+]
+
+
+def evaluate(run, copy, protocols, *flags, num_processes):
+    """The receipts, by protocol, of a copy of a run."""
+    shutil.copytree(run, copy, dirs_exist_ok=True)
+    command = [*EVALUATE, f"--workdir={copy}", f"--protocol={','.join(protocols)}"]
+    results = jobs.run([*command, *flags], num_processes=num_processes, devices_each=2)
+    for code, text in results:
+        assert code == 0, text[-3000:]
+    tables = [text.count("representation") for _, text in results]
+    assert tables == [1] + [0] * (num_processes - 1)
+    receipts = {
+        path.stem: json.loads(path.read_text())
+        for path in (copy / "eval").glob("*.json")
+    }
+    for name, receipt in receipts.items():
+        # No multiple of the 64 in a batch, and all of them were counted.
+        assert receipt["num_test"] == 1080
+        right = receipt["value"] * 1080
+        assert right == pytest.approx(round(right), abs=1e-6), name
+    return receipts
+
+
+def test_two_processes_fine_tune_to_evaluate(run_of_two, tmp_path):
+    run, _ = run_of_two
+    flags = ["--set=batch.batch_size=16"]
+    receipts = evaluate(run, tmp_path, ["finetune_1pct"], *flags, num_processes=2)
+    assert 0 <= receipts["finetune_1pct"]["value"] <= 1
+    folder = tmp_path / "eval" / "finetune_1pct" / "pretrained"
+    assert (folder / "checkpoints" / "3").is_dir()
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
-    workdir, _ = run_of_two
-    values = {}
-    for number in (2, 1):
-        copy = tmp_path / str(number)
-        shutil.copytree(workdir, copy)
-        command = [
-            "-m",
-            "simclr_jax.evaluate",
-            f"--workdir={copy}",
-            "--protocol=knn,linear,linear_10pct,linear_sgd",
-            "--set=evaluation.sgd_epochs=1",
-            "--compilation_cache=",
-        ]
-        results = jobs.run(command, num_processes=number, devices_each=2)
-        for code, text in results:
-            assert code == 0, text[-3000:]
-        tables = [text.count("representation") for _, text in results]
-        assert tables == [1] + [0] * (number - 1)
-        for path in (copy / "eval").iterdir():
-            receipt = json.loads(path.read_text())
-            values.setdefault(path.name, []).append(receipt["value"])
-            # No multiple of the 64 in a batch, and all of them were counted.
-            assert receipt["num_test"] == 1080
-            right = receipt["value"] * 1080
-            assert right == pytest.approx(round(right), abs=1e-6)
-    names = ("knn", "linear", "linear_10pct", "linear_sgd")
-    assert sorted(values) == [f"{name}.json" for name in names]
-    for name, (two, one) in values.items():
-        # Of 1080 test images; L-BFGS, cut short here, multiplies rounding.
-        assert two == pytest.approx(one, abs=1e-2), name
+    """Every protocol, and the baselines, from features that were kept and not."""
+    run, _ = run_of_two
+    names = [name for name in loop.NAMES if name != "transfer"]
+    flags = ["--baselines", "--keep_features", "--set=batch.batch_size=16"]
+    two, one, kept = (
+        evaluate(run, tmp_path / copy, names, *flags, num_processes=number)
+        for copy, number in (("two", 2), ("one", 1), ("two", 1))
+    )
+    assert set(two) == set(names)
+    for name in names:
+        # Of 1080 test images; L-BFGS and training, cut short here, multiply rounding.
+        assert two[name]["value"] == pytest.approx(one[name]["value"], abs=1e-2), name
+        for baseline, value in one[name]["baselines"].items():
+            assert two[name]["baselines"][baseline] == pytest.approx(value, abs=1e-2)
+        for figure, value in one[name]["values"].items():
+            assert two[name]["values"][figure] == pytest.approx(value, abs=1e-2)
+    assert kept["knn"] == two["knn"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_fine_tunes_stops_and_resumes(run_of_two, tmp_path):
+    run, _ = run_of_two
+    shutil.copytree(run, tmp_path / "run")
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from simclr_jax import cli, evaluate, parallel\n"
+        "seen, shard = 0, parallel.shard_batch\n"
+        "def watched(mesh, local):\n"
+        "    global seen\n"
+        "    seen += 1\n"
+        "    if seen == 4 and '--process_id=1' in sys.argv:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return shard(mesh, local)\n"
+        "parallel.shard_batch = watched\n"
+        "cli.run(evaluate.main, required=('workdir', 'protocol'))\n"
+    )
+    flags = [f"--workdir={tmp_path / 'run'}", "--protocol=finetune"]
+    flags += ["--set=batch.batch_size=16", "--set=schedule.train_steps=300"]
+    command = [str(script), *EVALUATE[2:], *flags]
+    for code, text in jobs.run(command, num_processes=2, devices_each=1):
+        assert code == 143, text[-3000:]
+        (step,) = re.findall(r"error: stopped after step (\d+) of 300", text)
+    folder = tmp_path / "run" / "eval" / "finetune" / "pretrained" / "checkpoints"
+    assert (folder / step).is_dir()
+    (_, text), *_ = results = jobs.run(
+        [*EVALUATE, *flags], num_processes=2, devices_each=1
+    )
+    assert [code for code, _ in results] == [0, 0], text[-3000:]
+    assert f"Resuming from the checkpoint of step {step}" in text
+    assert (tmp_path / "run" / "eval" / "finetune.json").exists()
 
 
 @pytest.mark.slow

@@ -116,21 +116,27 @@ def eval_batches(
     batch_size: int,
     host_index: int = 0,
     num_hosts: int = 1,
+    num_parts: int = 1,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """All images once, in order, in batches of one size.
+    """All images once, in batches of one size.
+
+    The dataset is divided into `num_parts` consecutive parts. Slice i of each batch has
+    the next images of part i; with one part, batches are in the order of the dataset.
 
     Args:
       source: what to read.
       preprocessing: of the images.
-      batch_size: images in the global batch; the last one is filled up.
+      batch_size: images in the global batch; the last part is filled up.
       host_index: this host's number.
       num_hosts: hosts that share the global batch.
+      num_parts: divides `batch_size`; such as the number of devices, which then get
+        consecutive images each.
       threads: for reading and decoding; when None as many as can run at a time.
 
     Yields:
       This host's slice: images float32 [B / num_hosts, S, S, 3], labels int32, and
-      `mask` bool, False at the entries that fill up the last batch.
+      `mask` bool, False at the entries that fill up the last part.
 
     Raises:
       DataError: a record cannot be read, and the message names it; or the dataset needs
@@ -138,7 +144,12 @@ def eval_batches(
     """
     host_slice = slice_of_host(batch_size, host_index, num_hosts)
     num_batches = math.ceil(source.num_examples / batch_size)
-    positions = np.arange(num_batches * batch_size).reshape(num_batches, batch_size)
+    positions = (
+        np.arange(num_batches * batch_size)
+        .reshape(num_parts, num_batches, -1)
+        .transpose(1, 0, 2)
+        .reshape(num_batches, batch_size)
+    )
     mask = (positions < source.num_examples)[:, host_slice]
     # Filled up with the last image, which is decoded again and then masked out.
     indices = np.minimum(positions, source.num_examples - 1)[:, host_slice]

@@ -2,15 +2,14 @@
 
 import functools
 import logging
-import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 
+from etils import epath
 from ml_collections import config_dict
 
 from simclr_jax.config import identity
 from simclr_jax.errors import ConfigError
-from simclr_jax.evaluation import metrics
+from simclr_jax.evaluation import linear, metrics, receipts
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.overrides import with_training_overrides
 from simclr_jax.evaluation.receipts import Result
@@ -18,7 +17,6 @@ from simclr_jax.parallel import processes
 from simclr_jax.runs import directory
 from simclr_jax.training import finetuning, loop
 from simclr_jax.weights import encoder as encoders
-from simclr_jax.weights.encoder import PretrainedEncoder
 
 _LOG = logging.getLogger(__name__)
 # (a run's config, a share of the labels) -> the config of its fine-tuning.
@@ -30,22 +28,27 @@ SHARES = {"finetune": 1.0, "finetune_10pct": 0.1, "finetune_1pct": 0.01}
 def classifier(context: Context) -> Result:
     """The run's classifier: fine-tuned, distilled, or the online probe."""
     assert context.network is not None
-    value = _accuracy(context, context.network)
+    value = _accuracy(context)
     layer = (
         "the fine-tuned network" if context.network.model.fine_tuned else "h, a probe"
     )
     return Result(value, {"classifier": layer})
 
 
-def _accuracy(context: Context, network: PretrainedEncoder) -> float:
-    num_classes = context.dataset.test.num_classes
-    if network.model.num_classes != num_classes:
+def _accuracy(context: Context) -> float:
+    """Of the classifier of the context's network, on the test images."""
+    network, test = context.network, context.dataset.test
+    assert network is not None
+    if network.model.num_classes != test.num_classes:
         raise ConfigError(
             f"--protocol: the weights have a classifier of {network.model.num_classes} "
-            f"classes, and {context.dataset.test.name} has {num_classes}"
+            f"classes, and {test.name} has {test.num_classes}"
         )
-    logits, labels = context.with_encode(network.classifier()).test_features
-    return metrics.top1(logits, labels)
+    number, weights = network.classifier_layer, network.heads["params"]["probe"]
+    layer = network.layer_of_h(number) if number else None
+    features = context.with_layer(layer).test_features
+    classifier = linear.Classifier(weights["kernel"], weights["bias"])
+    return metrics.top1(linear.predict(classifier, features), features.labels)
 
 
 def make_protocols(
@@ -90,7 +93,7 @@ def _finetune(
     config.data.split = context.dataset.train_split
     config.finetune.init_checksum = encoders.checksum(network.variables)
     job = finetuning.make_job(config, network)
-    folder = pathlib.Path(context.workdir) / "eval" / name / context.name
+    folder = receipts.folder(context) / name / context.name
     _remove_if_changed(folder, job.config)
     loop.run(job, str(folder))
     trained = encoders.load(str(folder))
@@ -100,10 +103,11 @@ def _finetune(
         if key.startswith(("finetune.", "optimizer.", "batch.", "schedule."))
     }
     train = f"{job.source.num_examples} of {context.dataset.train.name}"
-    return Result(_accuracy(context, trained), {"train_images": train, **settings})
+    value = _accuracy(context.with_network(trained))
+    return Result(value, {"train_images": train, **settings})
 
 
-def _remove_if_changed(folder: pathlib.Path, config: config_dict.ConfigDict) -> None:
+def _remove_if_changed(folder: epath.Path, config: config_dict.ConfigDict) -> None:
     """Removes an earlier training if its encoder or settings were different."""
     with processes.all_or_none():
         if not processes.is_main() or not (folder / directory.CONFIG).exists():
@@ -113,4 +117,4 @@ def _remove_if_changed(folder: pathlib.Path, config: config_dict.ConfigDict) -> 
             _LOG.info(
                 "%s: the encoder or settings have changed; starting from step 0", folder
             )
-            shutil.rmtree(folder)
+            folder.rmtree()

@@ -1,6 +1,8 @@
 """Classification by weighted nearest neighbours (Wu et al., 2018), in blocks."""
 
 import functools
+import logging
+import time
 from collections.abc import Sequence
 
 import jax
@@ -9,106 +11,136 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simclr_jax import parallel
+from simclr_jax.evaluation import blocks
+from simclr_jax.evaluation.blocks import Block
+from simclr_jax.evaluation.features import Features
 from simclr_jax.losses import l2_normalize
+from simclr_jax.parallel import SPLIT, WHOLE
 
+_LOG = logging.getLogger(__name__)
+_SECS_BETWEEN_LINES = 20.0
+# Similarities of so many queries and entries are held at a time, on each device: 128
+# MiB.
 _QUERY_BLOCK = 4096
-_BANK_BLOCK = 65536
+_BANK_BLOCK = 8192
+
+# Similarities and labels [Q, k] of the nearest entries, nearest first.
+_Neighbours = tuple[jax.Array, jax.Array]
 
 
 def knn_accuracies(
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    *,
-    ks: Sequence[int],
-    temperature: float,
-    mesh: Mesh,
+    bank: Features, queries: Features, *, ks: Sequence[int], temperature: float
 ) -> dict[int, float]:
     """Share of queries whose k nearest bank entries vote for the right class.
 
-    A neighbour of cosine similarity s votes with weight exp(s / temperature).
+    A neighbour of cosine similarity s votes with weight exp(s / temperature). The bank
+    stays where it is: each device searches its own part for all queries of a block.
 
     Args:
-      bank: [N, D] features with known labels.
-      bank_labels: [N] integers of at least 0.
-      queries: [M, D] features to classify.
-      query_labels: [M] their true classes.
+      bank: N features with known labels [N], integers of at least 0.
+      queries: M features to classify.
       ks: numbers of neighbours, each at most N; one search serves all.
       temperature: of the votes.
-      mesh: queries are split over it; bank blocks go to every device, so the memory
-        needed does not grow with the bank.
 
     Returns:
       Accuracies in [0, 1] by k.
     """
-    num_classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    hits = dict.fromkeys(ks, 0)
-    for start in range(0, len(queries), _QUERY_BLOCK):
-        block = queries[start : start + _QUERY_BLOCK]
-        answers = query_labels[start : start + _QUERY_BLOCK]
-        similarities, labels = _nearest(bank, bank_labels, block, k=max(ks), mesh=mesh)
-        votes = np.exp((similarities - similarities[:, :1]) / temperature)
+    mesh = bank.mesh
+    num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
+    bank_labels = bank.by_row(bank.labels, fill=-1)
+    predicted = {k: np.full(len(queries), -1) for k in ks}
+    positions = queries.positions.reshape(mesh.size, -1)
+    size = min(positions.shape[1], -(-_QUERY_BLOCK // mesh.size))
+    last_line = time.monotonic()
+    for first in range(0, positions.shape[1], size):
+        # The last block has rows of the one before it: blocks have one size.
+        start = min(first, positions.shape[1] - size)
+        found = _nearest(
+            bank.x, bank_labels, queries.x, start, size=size, k=max(ks), mesh=mesh
+        )
+        similarities, labels = parallel.fetch(mesh, found)
+        images = positions[:, start : start + size].reshape(-1)
+        filled = images >= 0
         for k in ks:
-            scores = np.zeros((len(block), num_classes), np.float64)
-            rows = np.arange(len(block))[:, None]
-            np.add.at(scores, (rows, labels[:, :k]), votes[:, :k])
-            hits[k] += int(np.sum(np.argmax(scores, axis=1) == answers))
-    return {k: count / len(queries) for k, count in hits.items()}
+            predicted[k][images[filled]] = _vote(
+                similarities[filled, :k], labels[filled, :k], num_classes, temperature
+            )
+        if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            done = (start + size) / positions.shape[1]
+            _LOG.info("knn: classified %.0f %% of %d images", 100 * done, len(queries))
+    return {k: float(np.mean(predicted[k] == queries.labels)) for k in ks}
 
 
+def _vote(
+    similarities: np.ndarray, labels: np.ndarray, num_classes: int, temperature: float
+) -> np.ndarray:
+    """The classes [Q] that neighbours [Q, k] vote for."""
+    scores = np.zeros((len(labels), num_classes), np.float64)
+    votes = np.exp((similarities - similarities[:, :1]) / temperature)
+    np.add.at(scores, (np.arange(len(labels))[:, None], labels), votes)
+    return np.argmax(scores, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "k", "mesh"))
 def _nearest(
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    queries: np.ndarray,
+    bank: jax.Array,
+    labels: jax.Array,
+    queries: jax.Array,
+    start: int,
     *,
+    size: int,
     k: int,
     mesh: Mesh,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and labels [M, k] of the nearest entries, nearest first."""
-    split, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
-    count = len(queries)
-    filled = np.pad(queries, ((0, -count % mesh.size), (0, 0)))
-    sharded, *best = parallel.put(
-        split,
-        (
-            filled,
-            np.full((len(filled), k), -np.inf, np.float32),
-            np.zeros((len(filled), k), np.int32),
-        ),
-    )
-    size = min(_BANK_BLOCK, len(bank))
-    for start in range(0, len(bank), size):
-        block = bank[start : start + size]
-        missing = size - len(block)
-        block = np.pad(block, ((0, missing), (0, 0)))
-        labels = np.pad(bank_labels[start : start + size], (0, missing))
-        block, labels = parallel.put(whole, (block, labels))
-        best = _merge((best[0], best[1]), sharded, block, labels, size - missing, k=k)
-        jax.block_until_ready(best)  # so that only one block is in flight
-    similarities, neighbours = parallel.fetch(mesh, best)
-    return similarities[:count], neighbours[:count]
+) -> _Neighbours:
+    """The neighbours of `size` queries of each device, which are split like them."""
+
+    def search(
+        bank: jax.Array, labels: jax.Array, queries: jax.Array, start: jax.Array
+    ) -> _Neighbours:
+        own = jax.lax.dynamic_slice_in_dim(queries, start, size)
+        everyones = jax.lax.all_gather(own, "data", tiled=True)
+        best = _search_part(bank, labels, l2_normalize(everyones), k)
+        # From all queries in one part of the bank to own queries in all parts.
+        similarities, found = jax.lax.all_to_all(
+            best, "data", split_axis=0, concat_axis=1, tiled=True
+        )
+        return _top(similarities, found, k)
+
+    in_specs = (SPLIT, SPLIT, SPLIT, WHOLE)
+    run = parallel.on_each_device(search, mesh, in_specs, (SPLIT, SPLIT))
+    return run(bank, labels, queries, start)
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _merge(
-    best: tuple[jax.Array, jax.Array],
-    queries: jax.Array,
-    block: jax.Array,
-    labels: jax.Array,
-    num_valid: int,
-    *,
-    k: int,
-) -> tuple[jax.Array, jax.Array]:
-    """The k best of those kept so far and of one block of the bank."""
-    similarities = jnp.matmul(
-        l2_normalize(queries),
-        l2_normalize(block).T,
-        precision=jax.lax.Precision.HIGHEST,
+def _search_part(
+    bank: jax.Array, labels: jax.Array, queries: jax.Array, k: int
+) -> _Neighbours:
+    """The neighbours of queries [Q, D], of length 1, in one device's part."""
+
+    def search(block: Block, best: _Neighbours) -> _Neighbours:
+        similarities = jnp.matmul(
+            queries,
+            l2_normalize(block.of(bank)).T,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        block_labels = block.of(labels)
+        valid = block.is_new & (block_labels >= 0)
+        block_best, indices = jax.lax.top_k(
+            jnp.where(valid, similarities, -jnp.inf), min(k, len(valid))
+        )
+        return _top(
+            jnp.concatenate([best[0], block_best], axis=1),
+            jnp.concatenate([best[1], block_labels[indices]], axis=1),
+            k,
+        )
+
+    nothing = (
+        jnp.full((len(queries), k), -jnp.inf, jnp.float32),
+        jnp.zeros((len(queries), k), labels.dtype),
     )
-    similarities = jnp.where(jnp.arange(len(block)) < num_valid, similarities, -jnp.inf)
-    block_best, indices = jax.lax.top_k(similarities, min(k, len(block)))
-    all_similarities = jnp.concatenate([best[0], block_best], axis=1)
-    all_labels = jnp.concatenate([best[1], labels[indices]], axis=1)
-    top, places = jax.lax.top_k(all_similarities, k)
-    return top, jnp.take_along_axis(all_labels, places, axis=1)
+    return blocks.fold(search, nothing, len(bank), _BANK_BLOCK)
+
+
+def _top(similarities: jax.Array, labels: jax.Array, k: int) -> _Neighbours:
+    top, places = jax.lax.top_k(similarities, k)
+    return top, jnp.take_along_axis(labels, places, axis=1)

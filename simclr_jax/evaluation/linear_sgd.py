@@ -39,10 +39,13 @@ def train_classifier(
       batches: global ones of one view, from `input_pipeline.global_batches`.
       views: computes the views from them on the devices; None where the host did.
       num_classes: the number of classes.
-      num_steps: the number of batches.
+      num_steps: the number of batches, at least 1.
       learning_rate: the initial rate, already scaled with the batch size.
       momentum: the decay of the momentum buffer.
       mesh: batches are split over it.
+
+    Returns:
+      The classifier, replicated.
     """
     optimizer = optax.sgd(
         optax.cosine_decay_schedule(learning_rate, num_steps),
@@ -74,8 +77,8 @@ def train_classifier(
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
             _LOG.info("linear_sgd: step %d/%d, loss %.3f", number + 1, num_steps, loss)
             last_line = time.monotonic()
-    assert carry is not None
-    return parallel.fetch(mesh, carry[0])
+    assert carry is not None, "num_steps is at least 1"
+    return carry[0]
 
 
 def _see(
@@ -101,7 +104,10 @@ def _step(
     features, labels = see(batch, encode, number)
 
     def objective(classifier: Classifier) -> jax.Array:
-        logits = features @ classifier.weights + classifier.bias
+        logits = jnp.matmul(
+            features, classifier.weights, precision=jax.lax.Precision.HIGHEST
+        )
+        logits += classifier.bias
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     loss, gradient = jax.value_and_grad(objective)(classifier)

@@ -2,15 +2,24 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.config import rules
 from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
-from simclr_jax.evaluation import datasets, finetune_protocols, receipts, transfer
+from simclr_jax.evaluation import (
+    datasets,
+    features,
+    finetune_protocols,
+    receipts,
+    room,
+    transfer,
+)
 from simclr_jax.evaluation.context import Context, make_contexts
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.evaluation.finetune_protocols import Adapt
@@ -40,6 +49,7 @@ def evaluate(
     step: int | None = None,
     overrides: Sequence[str] = (),
     baselines: bool = False,
+    keep_features: bool = False,
     transfer_datasets: Sequence[str] = (),
     adapt: Adapt | None = None,
 ) -> dict[str, Results]:
@@ -51,6 +61,7 @@ def evaluate(
       step: the checkpoint's step; the newest when None.
       overrides: 'key=value' for keys of the run's config or of fine-tuning.
       baselines: whether to measure raw pixels and the untrained encoder too.
+      keep_features: whether to keep features in `eval/features/`, and use kept ones.
       transfer_datasets: names in the transfer suite; all when empty.
       adapt: builds the configs of the protocols that fine-tune.
 
@@ -82,50 +93,96 @@ def evaluate(
         mesh,
         workdir,
         with_baselines=baselines,
+        keep_features=keep_features,
     )
 
+    _log_pixels(contexts)
+    with processes.all_or_none():
+        for context in contexts.values():
+            room.check(context, protocols)
+
     results: dict[str, Results] = {}
-    for protocol in protocols:
-        if protocol == _TRANSFER:
+    for group in _in_groups(protocols):
+        if group == [_TRANSFER]:
             suite = {name: opened[name] for name in opened if name in DATASETS}
-            results[protocol] = transfer.measure(
+            results[_TRANSFER] = transfer.measure(
                 contexts, suite, measure, PROTOCOLS["linear"]
             )
             continue
-        applicable = _applicable(protocol, contexts)
-        if protocol in SHARES:
-            train = opened[protocol].train
-            applicable = {k: c.with_train(train) for k, c in applicable.items()}
-        results[protocol] = measure(protocol, functions[protocol], applicable)
-    return results
+        chosen = {name: functions[name] for name in group}
+        trains = {name: opened[name].train for name in group if name in SHARES}
+        results |= measure(chosen, contexts, trains)
+    return {protocol: results[protocol] for protocol in protocols}
+
+
+def _in_groups(protocols: Sequence[str]) -> list[list[str]]:
+    """Protocols in the order in which they run; features are held within a group.
+
+    Those of shares come after those of all images, whose features they use. Training
+    comes last, since it needs the memory.
+    """
+    trained = [p for p in protocols if p in finetune_protocols.SHARES]
+    frozen = [p for p in protocols if p not in trained and p != _TRANSFER]
+    frozen.sort(key=lambda protocol: protocol in SHARES)
+    suite = [p for p in protocols if p == _TRANSFER]
+    return [group for group in (frozen, suite, trained) if group]
 
 
 def measure(
-    name: str, protocol: Callable[[Context], Result], contexts: dict[str, Context]
-) -> Results:
-    """Runs a protocol on every representation and writes `eval/<name>.json`.
+    protocols: dict[str, Callable[[Context], Result]],
+    contexts: dict[str, Context],
+    trains: Mapping[str, Source] = types.MappingProxyType({}),
+) -> dict[str, Results]:
+    """Runs protocols on every representation and writes `<name>.json` for each.
+
+    One representation comes after the other, so that the features of one are held at a
+    time.
+
+    Args:
+      protocols: by name.
+      contexts: by representation; the pretrained encoder's is the last.
+      trains: the training images of protocols that do not use those of the contexts.
+
+    Returns:
+      Results by protocol and representation.
 
     Raises:
-      EncoderChanged: the protocol changed the encoder; nothing is written.
+      EncoderChanged: a protocol changed the encoder; its receipt is not written.
     """
-    before = receipts.encoder_checksum(contexts["pretrained"])
-    results = {}
+    pretrained = contexts["pretrained"]
+    checksum = receipts.encoder_checksum(pretrained)
+    results: dict[str, Results] = {name: {} for name in protocols}
     for representation, context in contexts.items():
-        _LOG.info("%s of %s ...", name, representation)
-        results[representation] = protocol(context)
-        value = 100 * results[representation].value
-        _LOG.info("%s of %s: %.2f %%", name, representation, value)
-    receipts.write(name, results, contexts["pretrained"], before)
+        for name, protocol in protocols.items():
+            if not _is_applicable(name, context):
+                continue
+            _LOG.info("%s of %s ...", name, representation)
+            on_images = context.with_train(trains.get(name, context.dataset.train))
+            result = results[name][representation] = protocol(on_images)
+            _LOG.info("%s of %s: %.2f %%", name, representation, 100 * result.value)
+            if context is pretrained:
+                receipts.write(name, results[name], on_images, checksum)
+            else:
+                receipts.check_unchanged(name, pretrained, checksum)
+        context.cache.clear()
     return results
 
 
-def _applicable(protocol: str, contexts: dict[str, Context]) -> dict[str, Context]:
-    """The representations that a protocol can measure."""
+def _is_applicable(protocol: str, context: Context) -> bool:
+    """Whether a protocol can measure a representation."""
     if protocol == "classifier":
-        return {"pretrained": contexts["pretrained"]}
-    if protocol in finetune_protocols.SHARES:
-        return {name: context for name, context in contexts.items() if context.network}
-    return contexts
+        return context.name == "pretrained"
+    return protocol not in finetune_protocols.SHARES or context.network is not None
+
+
+def _log_pixels(contexts: dict[str, Context]) -> None:
+    size = contexts["pretrained"].preprocessing.image_size
+    if "pixels" in contexts and size > features.MAX_PIXELS_SIDE:
+        _LOG.info(
+            "pixels are those of images shrunk from %d x %d to %d x %d",
+            *(size, size),
+            *(features.MAX_PIXELS_SIDE, features.MAX_PIXELS_SIDE),
+        )
 
 
 def _check_names(protocols: Sequence[str], transfer_datasets: Sequence[str]) -> None:

@@ -1,35 +1,35 @@
-"""Metrics of a classifier, from its scores and the labels."""
+"""Metrics of a classifier, from what it says of images and from their labels."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-# Scores [N, classes] and labels -> a share in [0, 1].
+# (the predicted classes [N], or the scores [N, classes] if an image may have several;
+# labels) -> a share in [0, 1].
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
-def top1(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows whose largest score is the label's.
+def top1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Share of images whose predicted class is their label.
 
     Args:
-      scores: [N, classes].
-      labels: [N] integers in [0, classes).
+      predicted: [N] integers.
+      labels: [N] integers.
     """
-    return float(np.mean(np.argmax(scores, axis=1) == labels))
+    return float(np.mean(predicted == labels))
 
 
-def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over classes of the share of a class's rows that are recognised.
+def mean_per_class(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the share of a class's images that are recognised.
 
-    Classes without rows do not count.
+    Classes without images do not count.
 
     Args:
-      scores: [N, classes].
-      labels: [N] integers in [0, classes).
+      predicted: [N] integers of at least 0.
+      labels: [N] integers of at least 0.
     """
-    hits = np.argmax(scores, axis=1) == labels
     sizes = np.bincount(labels)
-    recognised = np.bincount(labels, weights=hits)
+    recognised = np.bincount(labels, weights=predicted == labels)
     return float(np.mean(recognised[sizes > 0] / sizes[sizes > 0]))
 
 

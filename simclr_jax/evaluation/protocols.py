@@ -9,10 +9,12 @@ setting.
 
 from collections.abc import Callable
 
+import jax
 from ml_collections import config_dict
 
 from simclr_jax.evaluation import finetune_protocols, knn, linear, linear_sgd, metrics
 from simclr_jax.evaluation.context import Context
+from simclr_jax.evaluation.features import Encode
 from simclr_jax.evaluation.receipts import Result
 from simclr_jax.training import device_views, input_pipeline
 
@@ -21,11 +23,10 @@ def _knn(context: Context) -> Result:
     """Weighted nearest neighbours (Wu et al., 2018)."""
     evaluation = context.config.evaluation
     accuracies = knn.knn_accuracies(
-        *context.train_features,
-        *context.test_features,
+        context.train_features,
+        context.test_features,
         ks=evaluation.knn_k,
         temperature=evaluation.knn_temperature,
-        mesh=context.mesh,
     )
     return Result(
         accuracies[evaluation.knn_k[0]],
@@ -38,12 +39,11 @@ def linear_evaluation(context: Context) -> Result:
     """Logistic regression by L-BFGS; held-out training images select its penalty."""
     evaluation = context.config.evaluation
     value, chosen = linear.linear_evaluation(
-        *context.train_features,
-        *context.test_features,
+        context.train_features,
+        context.test_features,
         l2_penalties=evaluation.l2_penalties,
         max_steps=evaluation.lbfgs_steps,
         metric=metrics.METRICS[context.dataset.metric],
-        mesh=context.mesh,
         seed=context.config.seed,
     )
     train = context.dataset.train
@@ -62,8 +62,8 @@ def linear_evaluation(context: Context) -> Result:
 def _layers(context: Context) -> Result:
     """Linear evaluation of h and of each layer of the head."""
     results = {
-        name: linear_evaluation(context.with_encode(encode))
-        for name, encode in context.layers.items()
+        name: linear_evaluation(context.with_layer(layer))
+        for name, layer in context.layers.items()
     }
     return Result(
         results["h"].value,
@@ -85,8 +85,11 @@ def _linear_sgd(context: Context) -> Result:
     }
     config = _crops_and_flips(context, num_steps=steps)
     images = input_pipeline.hold_in_memory(config, train, num_views=1)
+    encode = context.encode
+    if context.layer is not None:
+        encode = Encode(_both, encode, context.layer)
     classifier = linear_sgd.train_classifier(
-        context.encode,
+        encode,
         input_pipeline.global_batches(config, images, 0, context.mesh, num_views=1),
         views=device_views.from_config(config, context.mesh, num_views=1),
         num_classes=train.num_classes or 0,
@@ -95,8 +98,13 @@ def _linear_sgd(context: Context) -> Result:
         momentum=settings["momentum"],
         mesh=context.mesh,
     )
-    x, labels = context.test_features
-    return Result(metrics.top1(linear.logits(classifier, x), labels), settings)
+    test = context.test_features
+    predicted = linear.predict(classifier, test)
+    return Result(metrics.top1(predicted, test.labels), settings)
+
+
+def _both(encode: Encode, layer: Encode, images: jax.Array) -> jax.Array:
+    return layer(encode(images))
 
 
 def _crops_and_flips(context: Context, *, num_steps: int) -> config_dict.ConfigDict:

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import logging
-import pathlib
+import re
 from typing import Any
 
+from etils import epath
+
+from simclr_jax import paths
 from simclr_jax.errors import EncoderChanged
-from simclr_jax.evaluation import metrics
+from simclr_jax.evaluation import features, metrics
 from simclr_jax.evaluation.context import Context
 from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic
@@ -43,26 +46,27 @@ def encoder_checksum(context: Context) -> str:
     return encoders.checksum(context.network.variables)
 
 
-def write(
-    name: str,
-    results: Results,
-    context: Context,
-    checksum_before: str,
-    *,
-    data: dict[str, Any] | None = None,
-) -> None:
-    """Writes `eval/<name>.json`, on process 0.
+def folder(context: Context) -> epath.Path:
+    """The folder of what is measured on a dataset.
+
+    `eval/` for the run's own; `eval/<dataset>/` for another one, with other characters
+    than letters, digits, '.', '_' and '-' replaced by '-'.
+    """
+    network = context.network
+    assert network is not None
+    root = paths.as_path(context.workdir) / "eval"
+    if context.dataset.name == network.config["data"]["dataset"]:
+        return root
+    return root / re.sub(r"[^A-Za-z0-9._-]+", "-", context.dataset.name).strip("-.")
+
+
+def check_unchanged(name: str, context: Context, checksum_before: str) -> None:
+    """Raises EncoderChanged if a protocol has changed the encoder.
 
     Args:
       name: the protocol's name.
-      results: by representation.
       context: the context of the pretrained encoder.
       checksum_before: from `encoder_checksum`, before the protocol ran.
-      data: the receipt's entries about the images; from the context's dataset when
-        None.
-
-    Raises:
-      EncoderChanged: the protocol changed the encoder; nothing is written.
     """
     after = encoder_checksum(context)
     if after != checksum_before:
@@ -70,6 +74,31 @@ def write(
             f"--protocol={name}: changed the encoder (checksum {checksum_before[:12]} "
             f"to {after[:12]}), so its figure is invalid; nothing was written"
         )
+
+
+def write(
+    name: str,
+    results: Results,
+    context: Context,
+    checksum_before: str,
+    *,
+    is_summary: bool = False,
+) -> None:
+    """Writes `<name>.json` into `folder(context)`, on process 0.
+
+    Those of the transfer suite go into `eval/`, since their names contain the dataset.
+
+    Args:
+      name: the protocol's name.
+      results: by representation.
+      context: the context of the pretrained encoder.
+      checksum_before: from `encoder_checksum`, before the protocol ran.
+      is_summary: of several datasets.
+
+    Raises:
+      EncoderChanged: the protocol changed the encoder; nothing is written.
+    """
+    check_unchanged(name, context, checksum_before)
     network, result = context.network, results["pretrained"]
     assert network is not None
     receipt = {
@@ -81,18 +110,26 @@ def write(
         "baselines": {
             other: results[other].value for other in results if other != "pretrained"
         },
+        **({"pixels": _describe_pixels(context)} if "pixels" in results else {}),
         "layer": context.config.evaluation.layer,
         "preprocessing": dataclasses.asdict(context.preprocessing),
-        **(data or _describe_data(context)),
+        **({"dataset": "transfer"} if is_summary else _describe_data(context)),
         "checkpoint_step": network.step,
         "config_hash": network.config_hash,
         "encoder_checksum_before": checksum_before,
-        "encoder_checksum_after": after,
+        "encoder_checksum_after": checksum_before,
     }
     if processes.is_main():
-        path = pathlib.Path(context.workdir) / "eval" / f"{name}.json"
+        in_suite = name.partition("/")[0] == "transfer"
+        root = paths.as_path(context.workdir) / "eval" if in_suite else folder(context)
+        path = root / f"{name}.json"
         atomic.write_file(path, json.dumps(receipt, indent=2) + "\n")
         _LOG.info("wrote %s", path)
+
+
+def _describe_pixels(context: Context) -> dict[str, int]:
+    side = context.preprocessing.image_size
+    return {"image_size": side, "shrunk_to": min(side, features.MAX_PIXELS_SIDE)}
 
 
 def _describe_data(context: Context) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _how_to_prepare(missing: Sequence[str], data_dir: str | None) -> str:
 def measure(
     contexts: dict[str, Context],
     suite: dict[str, Dataset],
-    run: Callable[..., Results],
+    run: Callable[..., dict[str, Results]],
     protocol: Callable[[Context], Result],
 ) -> Results:
     """Measures every dataset, with one receipt each, then writes a summary.
@@ -116,7 +116,8 @@ def measure(
     by_dataset = {}
     for name, dataset in suite.items():
         on_dataset = {k: c.with_dataset(dataset) for k, c in contexts.items()}
-        by_dataset[name] = run(f"transfer/{name}", protocol, on_dataset)
+        receipt = f"transfer/{name}"
+        by_dataset[name] = run({receipt: protocol}, on_dataset)[receipt]
     before = receipts.encoder_checksum(contexts["pretrained"])
     summary = {}
     for representation in contexts:
@@ -131,6 +132,6 @@ def measure(
             metric="mean over the datasets",
             values=values,
         )
-    data = {"dataset": "transfer"}
-    receipts.write("transfer", summary, contexts["pretrained"], before, data=data)
+    pretrained = contexts["pretrained"]
+    receipts.write("transfer", summary, pretrained, before, is_summary=True)
     return summary

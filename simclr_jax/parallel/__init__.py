@@ -2,9 +2,12 @@
 
 from simclr_jax.parallel import processes
 from simclr_jax.parallel.mesh import (
+    SPLIT,
+    WHOLE,
     batch_sharding,
     create_mesh,
     fetch,
+    on_each_device,
     put,
     replicated,
     shard_batch,
@@ -12,9 +15,12 @@ from simclr_jax.parallel.mesh import (
 )
 
 __all__ = [
+    "SPLIT",
+    "WHOLE",
     "batch_sharding",
     "create_mesh",
     "fetch",
+    "on_each_device",
     "processes",
     "put",
     "replicated",

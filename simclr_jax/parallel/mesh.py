@@ -1,11 +1,14 @@
 """One mesh axis, 'data', over all devices of all hosts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Partition specs: split on the leading axis, and whole on every device.
+SPLIT, WHOLE = PartitionSpec("data"), PartitionSpec()
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -21,12 +24,12 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis over 'data'; the other axes are whole."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, SPLIT)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, WHOLE)
 
 
 # Smaller arrays (BatchNorm, biases) stay whole: gathering each costs a message.
@@ -92,6 +95,24 @@ def put(sharding: NamedSharding, arrays: Any) -> Any:
         )
 
     return jax.tree.map(one, arrays)
+
+
+def on_each_device(
+    function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """A function that runs on each device with that device's part of its arguments.
+
+    Args:
+      function: of arrays; may call collectives over 'data'.
+      mesh: from `create_mesh`.
+      in_specs: `SPLIT` or `WHOLE` for each argument.
+      out_specs: the same for the result.
+    """
+    # Loops begin with constants, which are the same on all devices, and end with
+    # values that are not; the check would refuse them.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 def fetch(mesh: Mesh, arrays: Any) -> Any:

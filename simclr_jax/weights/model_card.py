@@ -132,10 +132,14 @@ def _training(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
 
 def _figures(workdir: epath.Path, checksum: str) -> str:
     rows = []
-    for path in sorted((workdir / "eval").glob("*.json")):
+    folder = workdir / "eval"
+    # Those on other datasets are in folders of their own.
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         receipt = json.loads(path.read_text(encoding="utf-8"))
-        # Only receipts of these weights and of h.
+        # Only receipts of these weights and of h, and not the mean over datasets.
         if receipt.get("encoder_checksum_after") != checksum or receipt.get("layer", 0):
+            continue
+        if "test_split" not in receipt:
             continue
         rows.append(
             f"| {receipt['protocol']} | {receipt['metric']} | "

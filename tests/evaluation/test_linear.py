@@ -1,5 +1,7 @@
 """The fits of linear evaluation against another solver in float64."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ import scipy.optimize
 import scipy.special
 
 from simclr_jax import parallel
-from simclr_jax.evaluation import linear, metrics
+from simclr_jax.evaluation import features, linear, logistic, metrics
+from simclr_jax.evaluation.logistic import Classifier, Data
 
 CLASSES, WIDTH = 4, 12
 
@@ -75,49 +78,82 @@ def scipy_fit(x, labels, penalty, loss):
     return found.fun, weights.reshape(WIDTH, CLASSES), bias
 
 
+def as_data(x, labels, mesh):
+    """(data of all rows, second moments) as `linear_evaluation` makes them."""
+    train = features.put(x, labels, mesh)
+    scale = linear._standardise(train)
+    weights = linear._row_weights(train, np.arange(len(x)))
+    moments = linear._second_moments(train, scale)
+    return Data(train.x, train.by_row(labels, fill=0), weights, scale), moments
+
+
+def fit(start, data, moments, penalty, **settings):
+    return logistic.fit(
+        start, data, moments, penalty, mesh=data.x.sharding.mesh, **settings
+    )
+
+
+def objective(classifier, data, penalty):
+    mesh = data.x.sharding.mesh
+    return float(logistic.objective(classifier, data, penalty, mesh=mesh))
+
+
 @pytest.mark.parametrize("penalty", [1e-4, 1e-1])
 @pytest.mark.parametrize("widest", [8192, 1])
 @pytest.mark.parametrize("several", [False, True])
 def test_the_fit_is_the_minimum(mesh, monkeypatch, penalty, widest, several):
-    # With and without the preconditioner; not divisible by the devices.
+    # With and without the preconditioner; in blocks that do not divide the 202 rows of
+    # a device, which are not divisible by the devices either.
     monkeypatch.setattr(linear, "_MAX_WIDTH", widest)
+    monkeypatch.setattr(logistic, "_BLOCK_BYTES", 60 * 4 * WIDTH)
     x, labels = (several_labels if several else clusters)(403, seed=0)
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
-    data, moments = linear._shard(x, labels, mesh), linear._second_moments(x, mesh)
+    data, moments = as_data(x, labels, mesh)
     assert (moments is None) == (widest == 1)
-    fitted = linear._fit(
-        linear._zeros(WIDTH, CLASSES), data, moments, penalty, max_steps=300
-    )
-    reached = float(linear._objective(fitted, data, penalty))
+    start = logistic.zeros(WIDTH, CLASSES)
+    fitted = fit(start, data, moments, penalty, max_steps=300)
+    reached = objective(fitted, data, penalty)
     loss = binary_loss if several else softmax_loss
-    best, weights, bias = scipy_fit(x, labels, penalty, loss)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    best, weights, bias = scipy_fit((x - mean) / deviation, labels, penalty, loss)
     assert best * (1 - 1e-6) < reached < best * (1 + 1e-4)
     # Predictions: probabilities of images that it has not seen.
-    unseen, _ = clusters(200, seed=1)
-    unseen = unseen / unseen.std(axis=0)
+    unseen = (clusters(200, seed=1)[0] - mean) / deviation
     to_p = scipy.special.expit if several else scipy.special.softmax
     axis = {} if several else {"axis": 1}
     expected = to_p(unseen @ weights + bias, **axis)
-    found = to_p(linear.logits(fitted, unseen), **axis)
+    found = to_p(unseen @ np.asarray(fitted.weights) + np.asarray(fitted.bias), **axis)
     np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_predictions_are_those_of_the_scores(mesh, monkeypatch, several):
+    monkeypatch.setattr(logistic, "_BLOCK_BYTES", 60 * 4 * WIDTH)
+    x, labels = (several_labels if several else clusters)(403, seed=0)
+    rng = np.random.default_rng(0)
+    classifier = Classifier(
+        rng.normal(size=(WIDTH, CLASSES)).astype(np.float32),
+        rng.normal(size=CLASSES).astype(np.float32),
+    )
+    train = features.put(x, labels, mesh)
+    standard = (x - x.mean(axis=0)) / x.std(axis=0)
+    for rows, scale in ((x, None), (standard, linear._standardise(train))):
+        scores = rows @ classifier.weights + classifier.bias
+        found = linear.predict(classifier, train, scale)
+        if several:
+            np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-3)
+        else:
+            np.testing.assert_array_equal(found, np.argmax(scores, axis=1))
 
 
 def test_the_preconditioner_saves_steps(mesh):
     x, labels = clusters(403, seed=0)
+    data, moments = as_data(x, labels, mesh)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
-    data, moments = linear._shard(x, labels, mesh), linear._second_moments(x, mesh)
     rows = x[::3]  # the 10 for each of the 12 features, and some
     np.testing.assert_allclose(moments, rows.T @ rows / len(rows), atol=1e-5)
+    start = logistic.zeros(WIDTH, CLASSES)
     losses = {
-        name: float(
-            linear._objective(
-                linear._fit(
-                    linear._zeros(WIDTH, CLASSES), data, known, 1e-3, max_steps=8
-                ),
-                data,
-                1e-3,
-            )
-        )
+        name: objective(fit(start, data, known, 1e-3, max_steps=8), data, 1e-3)
         for name, known in (("with", moments), ("without", None))
     }
     best, _, _ = scipy_fit(x, labels, 1e-3, softmax_loss)
@@ -125,63 +161,101 @@ def test_the_preconditioner_saves_steps(mesh):
 
 
 def test_a_fit_begins_where_the_last_one_ended(mesh):
-    x, labels = clusters(403, seed=0)
-    data, moments = linear._shard(x, labels, mesh), linear._second_moments(x, mesh)
+    data, moments = as_data(*clusters(403, seed=0), mesh)
     rng = np.random.default_rng(0)
-    start = linear.Classifier(
+    start = Classifier(
         rng.normal(size=(WIDTH, CLASSES)).astype(np.float32),
         rng.normal(size=CLASSES).astype(np.float32),
     )
-    same = linear._fit(start, data, moments, 1e-2, max_steps=0)
+    same = fit(start, data, moments, 1e-2, max_steps=0)
     np.testing.assert_allclose(same.weights, start.weights, atol=1e-4)
     np.testing.assert_array_equal(same.bias, start.bias)
 
 
+def test_held_out_images_judge_fits_without_them(mesh, monkeypatch):
+    x, labels = clusters(403, seed=0)
+    train = features.put(x, labels, mesh)
+    held_out = np.random.default_rng(7).permutation(403)[:40]
+    weights, judged = [], []
+    fit = logistic.fit
+
+    def watched_fit(start, data, *arguments, **settings):
+        weights.append(train.by_image(np.asarray(data.row_weights)))
+        return fit(start, data, *arguments, **settings)
+
+    def watched_metric(predicted, of_images):
+        judged.append(of_images)
+        return metrics.top1(predicted, of_images)
+
+    monkeypatch.setattr(logistic, "fit", watched_fit)
+    linear.linear_evaluation(
+        train,
+        train,
+        l2_penalties=(1e-3, 1.0),
+        max_steps=3,
+        metric=watched_metric,
+        seed=7,
+    )
+    kept = np.ones(403, bool)
+    kept[held_out] = False
+    np.testing.assert_allclose(weights[0], kept / 363, rtol=1e-6)
+    np.testing.assert_array_equal(weights[1], weights[0])
+    np.testing.assert_allclose(weights[2], np.full(403, 1 / 403), rtol=1e-6)
+    for of_images in judged[:2]:
+        np.testing.assert_array_equal(of_images, labels[held_out])
+    np.testing.assert_array_equal(judged[2], labels)
+
+
+def put(draw, mesh):
+    """(features to train on, features to test on)."""
+    return [features.put(*draw(n, seed=i), mesh) for i, n in enumerate((400, 200))]
+
+
 def test_the_penalty_is_chosen_without_the_test_labels(mesh):
-    train, test = clusters(400, seed=0), clusters(200, seed=1)
-    settings = {"l2_penalties": (1e-4, 1e-2, 10.0), "max_steps": 100, "mesh": mesh}
-    value, chosen = linear.linear_evaluation(*train, *test, **settings)
+    train, test = put(clusters, mesh)
+    settings = {"l2_penalties": (1e-4, 1e-2, 10.0), "max_steps": 100}
+    value, chosen = linear.linear_evaluation(train, test, **settings)
     assert value > 0.7
     assert set(chosen["held_out_values"]) == {"0.0001", "0.01", "10"}
     assert chosen["held_out_values"]["10"] < chosen["held_out_values"]["0.01"]
-    wrong = (test[0], (test[1] + 1) % 4)
-    _, chosen_for_wrong = linear.linear_evaluation(*train, *wrong, **settings)
+    wrong = dataclasses.replace(test, labels=(test.labels + 1) % 4)
+    _, chosen_for_wrong = linear.linear_evaluation(train, wrong, **settings)
     assert chosen_for_wrong == chosen
 
 
 def test_one_penalty_is_taken_as_it_is(mesh):
-    train, test = clusters(400, seed=0), clusters(200, seed=1)
-    settings = {"max_steps": 100, "mesh": mesh}
+    train, test = put(clusters, mesh)
+    settings = {"max_steps": 100}
     value, chosen = linear.linear_evaluation(
-        *train, *test, l2_penalties=(1e-2,), **settings
+        train, test, l2_penalties=(1e-2,), **settings
     )
     assert chosen == {"l2_penalty": 1e-2, "held_out_values": {}}
-    weak, _ = linear.linear_evaluation(*train, *test, l2_penalties=(1e9,), **settings)
+    weak, _ = linear.linear_evaluation(train, test, l2_penalties=(1e9,), **settings)
     assert weak < value
 
 
 def test_scale_and_offset_make_no_difference(mesh):
-    train, test = clusters(400, seed=0), clusters(200, seed=1)
-    settings = {"l2_penalties": (1e-3,), "max_steps": 100, "mesh": mesh}
-    value, _ = linear.linear_evaluation(*train, *test, **settings)
+    train, test = put(clusters, mesh)
+    settings = {"l2_penalties": (1e-3,), "max_steps": 100}
+    value, _ = linear.linear_evaluation(train, test, **settings)
     moved, _ = linear.linear_evaluation(
-        train[0] * 100 + 7, train[1], test[0] * 100 + 7, test[1], **settings
+        *(dataclasses.replace(part, x=part.x * 100 + 7) for part in (train, test)),
+        **settings,
     )
     assert moved == pytest.approx(value, abs=0.01)
 
 
 def test_several_labels_are_judged_by_their_metric(mesh):
-    train, test = several_labels(400, seed=0), several_labels(200, seed=1)
+    train, test = put(several_labels, mesh)
     value, chosen = linear.linear_evaluation(
-        *train,
-        *test,
+        train,
+        test,
         l2_penalties=(1e-3, 10.0),
         max_steps=100,
-        mesh=mesh,
         metric=metrics.mean_average_precision,
     )
     chance = metrics.mean_average_precision(
-        np.random.default_rng(0).random(test[1].shape), test[1]
+        np.random.default_rng(0).random(test.labels.shape), test.labels
     )
     assert value > chance + 0.2
     assert len(chosen["held_out_values"]) == 2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from unittest import mock
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from tfds_files import prepare_labelled
 
 from simclr_jax import parallel
 from simclr_jax.configs import base
+from simclr_jax.data import pipeline
 from simclr_jax.data.sources import registry, subsets
 from simclr_jax.errors import ConfigError, DataError, NotPrepared
 from simclr_jax.evaluation import (
@@ -19,6 +21,8 @@ from simclr_jax.evaluation import (
     linear,
     loop,
     metrics,
+    receipts,
+    room,
     transfer,
 )
 from simclr_jax.evaluation.transfer_datasets import DATASETS
@@ -95,11 +99,11 @@ def evaluate(data_dir, monkeypatch, tmp_path):
             transfer_datasets=chosen,
             **settings,
         )
-        receipts = {
+        written = {
             str(path.relative_to(tmp_path / "eval")): json.loads(path.read_text())
             for path in (tmp_path / "eval").rglob("*.json")
         }
-        return results, receipts
+        return results, written
 
     return run
 
@@ -115,15 +119,15 @@ def check_receipt(receipt, *, num_train, num_test):
 
 def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog):
     with caplog.at_level(logging.INFO, "simclr_jax"):
-        results, receipts = evaluate("transfer")
-    assert set(receipts) == {
+        results, written = evaluate("transfer")
+    assert set(written) == {
         "transfer.json",
         "transfer/cifar10.json",
         "transfer/flowers.json",
         "transfer/voc2007.json",
     }
-    of = {name: receipts[f"transfer/{name}.json"] for name in ("cifar10", "flowers")}
-    voc = of["voc2007"] = receipts["transfer/voc2007.json"]
+    of = {name: written[f"transfer/{name}.json"] for name in ("cifar10", "flowers")}
+    voc = of["voc2007"] = written["transfer/voc2007.json"]
     check_receipt(of["cifar10"], num_train=60, num_test=31)
     check_receipt(of["flowers"], num_train=20 + 21, num_test=22)
     check_receipt(voc, num_train=20 + 21, num_test=22)
@@ -136,7 +140,7 @@ def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog
     for receipt in of.values():
         assert receipt["value"] > 0.9
 
-    summary = receipts["transfer.json"]
+    summary = written["transfer.json"]
     values = {name: receipt["value"] for name, receipt in of.items()}
     assert summary["values"] == values
     assert summary["value"] == pytest.approx(np.mean([*values.values()]))
@@ -151,8 +155,8 @@ def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog
 
 
 def test_datasets_can_be_chosen(evaluate, caplog):
-    _, receipts = evaluate("transfer", chosen=["flowers"])
-    assert set(receipts) == {"transfer.json", "transfer/flowers.json"}
+    _, written = evaluate("transfer", chosen=["flowers"])
+    assert set(written) == {"transfer.json", "transfer/flowers.json"}
     with pytest.raises(NotPrepared, match=r"no dataset .*tfds build dtd --data_dir="):
         evaluate("transfer", chosen=["dtd"])
 
@@ -172,8 +176,8 @@ def test_unknown_names_are_refused(evaluate, names, chosen, message):
 
 
 def test_the_suite_needs_nothing_of_the_runs_dataset(evaluate):
-    _, receipts = evaluate("transfer", dataset="folder:/none", chosen=["cifar10"])
-    assert "transfer/cifar10.json" in receipts
+    _, written = evaluate("transfer", dataset="folder:/none", chosen=["cifar10"])
+    assert "transfer/cifar10.json" in written
 
 
 def test_every_dataset_has_a_known_metric_and_split():
@@ -190,18 +194,18 @@ def test_layers_have_a_figure_each(evaluate, monkeypatch):
     widths = []
     fit = linear.linear_evaluation
 
-    def watched(train_x, *arguments, **settings):
-        widths.append(train_x.shape[1])
-        return fit(train_x, *arguments, **settings)
+    def watched(train, *arguments, **settings):
+        widths.append(train.width)
+        return fit(train, *arguments, **settings)
 
     monkeypatch.setattr(linear, "linear_evaluation", watched)
-    results, receipts = evaluate("linear", "layers", baselines=True)
-    receipt = receipts["layers.json"]
-    # Of pixels and h by `linear`, of pixels and three layers by `layers`.
-    assert widths == [192, 32, 192, 32, 32, 128]
+    results, written = evaluate("linear", "layers", baselines=True)
+    receipt = written["cifar10/layers.json"]
+    # Of pixels by `linear` and by `layers`, of h by `linear`, of three layers.
+    assert widths == [192, 192, 32, 32, 32, 128]
     assert list(receipt["values"]) == ["h", "layer 1", "z"]
     assert receipt["value"] == receipt["values"]["h"]
-    assert receipt["value"] == receipts["linear.json"]["value"]
+    assert receipt["value"] == written["cifar10/linear.json"]["value"]
     assert results["layers"]["pixels"].values.keys() == {"h"}
     rows = [line.split() for line in loop.table(results).splitlines()]
     header = rows.index(["layers", "pixels", "pretrained"])
@@ -214,28 +218,92 @@ def test_layers_are_those_of_the_encoder():
     pretrained = make_pretrained()
     z, layers = context.network_layers(pretrained, -1)
     images = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
-    for number, encode in enumerate(layers.values()):
+    h = pretrained.encode(images)
+    assert list(layers) == ["h", "layer 1", "z"]
+    assert layers.pop("h") is None
+    for number, layer in enumerate(layers.values(), start=1):
         expected = pretrained.encode(images, layer=number)
-        np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(z(images), layers["z"](images))
+        np.testing.assert_allclose(layer(h), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(z(h), layers["z"](h))
 
 
 def test_several_k_are_in_one_receipt(evaluate):
-    _, receipts = evaluate("knn")
-    receipt = receipts["knn.json"]
+    _, written = evaluate("knn")
+    receipt = written["cifar10/knn.json"]
     check_receipt(receipt, num_train=60, num_test=31)
     assert receipt["settings"]["k"] == [5, 2]
     assert list(receipt["values"]) == ["k=5", "k=2"]
     assert receipt["value"] == receipt["values"]["k=5"]
 
 
+def test_images_are_encoded_once_for_all_protocols(evaluate, monkeypatch):
+    encoded = []
+    eval_batches = pipeline.eval_batches
+
+    def watched(source, *arguments, **settings):
+        encoded.append(source.name)
+        return eval_batches(source, *arguments, **settings)
+
+    monkeypatch.setattr(pipeline, "eval_batches", watched)
+    names = ("linear_10pct", "knn", "layers")
+    results, _ = evaluate(*names, keep_features=True)
+    assert encoded == ["cifar10/train", "cifar10/test"]
+    assert list(results) == list(names)
+    again, _ = evaluate(*names, keep_features=True)
+    assert len(encoded) == 2
+    # Without the flag features are computed again: the shares from images of their own.
+    alone, _ = evaluate("linear_10pct")
+    assert encoded[2:] == ["10 % of cifar10/train", "cifar10/test"]
+    assert again == results
+    assert alone["linear_10pct"]["pretrained"] == results["linear_10pct"]["pretrained"]
+
+
+def test_another_dataset_has_receipts_of_its_own(evaluate, monkeypatch):
+    _, written = evaluate("knn")
+    assert set(written) == {"cifar10/knn.json"}
+    pretrained = make_pretrained()
+    pretrained.config["data"]["dataset"] = "cifar10"
+    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: pretrained)
+    _, written = evaluate("knn", baselines=True)
+    assert set(written) == {"knn.json", "cifar10/knn.json"}
+    assert "pixels" not in written["cifar10/knn.json"]
+    assert written["knn.json"]["pixels"] == {"image_size": 8, "shrunk_to": 8}
+
+
+def test_names_of_datasets_make_folders(tmp_path):
+    pretrained = make_pretrained()
+    dataset = mock.Mock()
+    dataset.name = "folder:/data/my flowers"
+    of = mock.Mock(network=pretrained, dataset=dataset, workdir=str(tmp_path))
+    folder = receipts.folder(of)
+    assert folder == tmp_path / "eval" / "folder-data-my-flowers"
+
+
+def test_features_that_do_not_fit_are_refused_before_the_work(evaluate, monkeypatch):
+    # Of 60 + 31 images. h has 32 features, the widest layer 128.
+    free = 91 * 4 * 32
+    monkeypatch.setattr(room, "_free_bytes", lambda _: free)
+    evaluate("knn")
+    message = r"60 training and 31 test images x {} .* on each of 1 devices, .*; use "
+    with pytest.raises(ConfigError, match=message.format(160)):
+        evaluate("knn", "layers")
+    free -= 1
+    with pytest.raises(ConfigError, match=message.format(32)):
+        evaluate("knn")
+    monkeypatch.undo()
+    assert room._free_bytes(parallel.create_mesh()) > 2**20
+
+
 def test_shares_of_the_labels_are_balanced_and_named(evaluate):
-    results, receipts = evaluate("linear", "linear_10pct")
-    check_receipt(receipts["linear.json"], num_train=60, num_test=31)
-    receipt = receipts["linear_10pct.json"]
+    results, written = evaluate("linear", "linear_10pct")
+    check_receipt(written["cifar10/linear.json"], num_train=60, num_test=31)
+    receipt = written["cifar10/linear_10pct.json"]
     check_receipt(receipt, num_train=6, num_test=31)
     assert receipt["settings"]["train_images"] == "6 of 10 % of cifar10/train"
-    assert receipts["linear.json"]["settings"]["train_images"] == "60 of cifar10/train"
+    assert (
+        written["cifar10/linear.json"]["settings"]["train_images"]
+        == "60 of cifar10/train"
+    )
     assert set(results) == {"linear", "linear_10pct"}
 
 

@@ -116,7 +116,8 @@ def test_run_can_be_evaluated_and_not_pretrained(imported, tmp_path):
     )
     assert code == 0, err
     assert "pretrained" in out
-    receipt = json.loads((imported[0] / "eval" / "knn.json").read_text())
+    (path,) = (imported[0] / "eval").glob("npz-*/knn.json")
+    receipt = json.loads(path.read_text())
     assert receipt["preprocessing"]["resize"] == "bicubic_legacy"
     assert receipt["checkpoint_step"] == google_files.STEP
     assert receipt["layer"] == 1

@@ -504,6 +504,11 @@ def test_figures_are_those_of_the_exported_weights(tmp_path):
     for name, checksum in (("knn", own), ("linear", "0" * 64)):
         content = {**receipt, "protocol": name, "encoder_checksum_after": checksum}
         (tmp_path / f"run/eval/{name}.json").write_text(json.dumps(content))
+    other = {**receipt, "dataset": "cifar100", "encoder_checksum_after": own}
+    (tmp_path / "run" / "eval" / "cifar100").mkdir()
+    (tmp_path / "run/eval/cifar100/knn.json").write_text(json.dumps(other))
+    mean = {key: other[key] for key in other if key not in ("test_split", "num_test")}
+    (tmp_path / "run/eval/transfer.json").write_text(json.dumps(mean))
     # A killed export may leave this folder.
     (tmp_path / ".out.unfinished" / "stale").mkdir(parents=True)
     (tmp_path / "out").mkdir()
@@ -513,6 +518,8 @@ def test_figures_are_those_of_the_exported_weights(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     row = "| knn | top-1 accuracy | 66.7 % | photographs, test (1080 images) |"
     assert row in card
+    assert row.replace("photographs", "cifar100") in card
+    assert card.count("| knn |") == 2
     assert "| linear" not in card
 
 

@@ -15,7 +15,12 @@ from simclr_jax.errors import DataError
 
 
 class Subset:
-    """Some images of another source, with its labels or other ones."""
+    """Some images of another source, with its labels or other ones.
+
+    Attributes beside those of `Source`:
+      of: the other source.
+      indices: the images' numbers in it.
+    """
 
     def __init__(
         self,
@@ -44,11 +49,11 @@ class Subset:
         if new_labels is None and source.labels is not None:
             self.labels = source.labels[indices]
         self.unpack = source.unpack and self._with_label(source.unpack)
-        self._source = source
+        self.of = source
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
-        records, labels = self._source.read(self.indices[indices])
+        records, labels = self.of.read(self.indices[indices])
         return records, labels if self.labels is None else self.labels[indices]
 
     def _with_label(self, unpack: Unpack) -> Unpack:
@@ -62,7 +67,7 @@ class Subset:
 
     def describe(self, index: int) -> str:
         """See `Source`."""
-        return self._source.describe(int(self.indices[index]))
+        return self.of.describe(int(self.indices[index]))
 
 
 def labels(source: Source) -> np.ndarray:
