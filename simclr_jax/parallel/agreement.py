@@ -11,6 +11,7 @@ Kept because JAX's preemption service, which agrees in this way, does so once fo
 signal, and takes SIGTERM from everybody else.
 """
 
+import atexit
 import contextlib
 import logging
 import threading
@@ -23,7 +24,10 @@ _LOG = logging.getLogger(__name__)
 
 _KEY = "simclr_jax/requests"
 _LEFT = "left: "
-_WAIT_MS = 60_000
+# How long a thread waits for a request at a time, and so for how long it can keep the
+# process from its end: Python ends badly while one is inside a library.
+_WAIT_MS = 1000
+_END_SECS = 10.0
 # Only threads take part, which nothing keeps long.
 _AGREE_MS = 300_000
 
@@ -53,8 +57,14 @@ class Agreement:
         self._due: dict[int, set[str]] = {}
         self._next_request = 0
         self._others_know = client is None
+        self._closing = False
         if client is not None:
-            threading.Thread(target=self._listen, daemon=True, name="requests").start()
+            self._thread = threading.Thread(
+                target=self._listen, daemon=True, name="requests"
+            )
+            self._thread.start()
+            # Before JAX leaves the coordination service, which registered earlier.
+            atexit.register(self.close)
 
     def ask(self, what: str) -> None:
         """Asks for something on all processes; returns without waiting for them."""
@@ -101,6 +111,12 @@ class Agreement:
             self._others_know = True
             self._announce(_LEFT + reason)
 
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._client is not None:
+            self._closing = True
+            self._thread.join(_END_SECS)
+
     def _announce(self, text: str) -> None:
         number = self._next_request
         while True:
@@ -113,7 +129,7 @@ class Agreement:
                 number += 1
 
     def _listen(self) -> None:
-        while True:
+        while not self._closing:
             try:
                 text = self._client.blocking_key_value_get(
                     f"{_KEY}/{self._next_request}", _WAIT_MS

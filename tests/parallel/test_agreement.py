@@ -1,10 +1,12 @@
 """Requests are due after the same step on all processes, whichever of them asks."""
 
 import random
+import re
 import threading
 import time
 
 import jax
+import jobs
 import pytest
 
 from simclr_jax.parallel.agreement import Agreement
@@ -102,6 +104,32 @@ def test_requests_are_due_at_one_step_everywhere(seed):
     assert len(found) == 5
     for what, step in found.items():
         assert step > int(what.rpartition(" ")[2]) - 2
+
+
+def test_two_real_processes_agree_and_end_well(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import time\n"
+        "from simclr_jax import cli\n"
+        "cli.define_processes()\n"
+        "def main():\n"
+        "    cli.start_processes(None)\n"
+        "    from simclr_jax.parallel import processes\n"
+        "    agreement, due = processes.agreement(), []\n"
+        "    for number in range(20):\n"
+        "        processes.barrier()\n"
+        "        if number == 5 and processes.is_main():\n"
+        "            agreement.ask('save')\n"
+        "        time.sleep(0.02)\n"
+        "        due += [number] * len(agreement.due())\n"
+        "    print('due', due)\n"
+        "cli.run(main)\n"
+    )
+    command = [str(script), "--compilation_cache="]
+    results = jobs.run(command, num_processes=2, devices_each=1)
+    assert [code for code, _ in results] == [0, 0], results
+    due = [re.search(r"^due (\[\d+\])$", text, re.M)[1] for _, text in results]
+    assert due[0] == due[1]
 
 
 def test_two_that_ask_at_once_are_both_heard():
