@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from simclr_jax.data.sources import object_store, storage
+from simclr_jax.data.sources import kept, object_store, storage
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder import SPLITS
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
@@ -110,6 +110,8 @@ def list_images(source: Input) -> Listing:
     found = {}
     by_name = source.class_names is None
     for entry in source.entries():
+        if f"/{kept.FOLDER}/" in f"/{entry.path}":
+            continue  # what training keeps about a folder of images
         name = entry.path.rsplit("/", 1)[-1]
         suffix = pathlib.PurePosixPath(name).suffix.lower()
         # What macOS adds to archives is named like the images.
