@@ -384,7 +384,7 @@ def test_bad_configs_are_refused_in_one_line_that_names_them(
         ("convert", "--workdir"),
         ("doctor", "--coordinator_address"),
         ("plan", "--topology"),
-        ("rehearse", "--keep"),
+        ("rehearse", "--[no]keep"),
         ("finetune", "--init_from"),
         ("distill", "--teacher"),
     ],

@@ -34,7 +34,9 @@ CREATE_MESH = parallel.create_mesh
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """What is trained does not depend on devices, and one is fast."""
-    monkeypatch.setattr(parallel, "create_mesh", lambda: CREATE_MESH(jax.devices()[:1]))
+    monkeypatch.setattr(
+        parallel, "create_mesh", lambda *_: CREATE_MESH(jax.devices()[:1])
+    )
 
 
 @dataclasses.dataclass
@@ -390,7 +392,7 @@ def test_eight_devices_make_the_step_of_one(data, monkeypatch):
     found = []
     for number in (1, 8):
         mesh = CREATE_MESH(jax.devices()[:number])
-        monkeypatch.setattr(parallel, "create_mesh", lambda mesh=mesh: mesh)
+        monkeypatch.setattr(parallel, "create_mesh", lambda *_, mesh=mesh: mesh)
         job = distillation.make_job(config, teacher, weights)
         whole = parallel.replicated(mesh)
         state = compiling.compile_init(job.parts, mesh, image_size=SIZE)(
