@@ -11,8 +11,10 @@ from commands import ROOT
 # A call that lasts hours, in C and without the interpreter's lock.
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 PROGRAM = """
-import hashlib, os, time
+import hashlib, os, signal, time
 from simclr_jax import signals
+# Shells start programs in the background deaf to SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def say(text): print(text, flush=True)
 with signals.listening(), signals.before_ending(lambda reason: say(reason)):
     {body}
