@@ -88,7 +88,10 @@ def live(root, images, *, killed=False):
     run(
         "simclr_jax.finetune",
         f"--init_from={root}/run",
-        "--config=finetune:full",
+        "--config=finetune:folder,1",
+        "--config.image_size=8",
+        f"--config.data.dataset=prepared:{root}/data",
+        "--config.data.split=train",
         f"--workdir={root}/tuned",
         *[f"--config.{setting}" for setting in TUNED],
     )

@@ -306,10 +306,16 @@ def table(results: dict[str, Results]) -> str:
 
 def _format(title: str, rows: dict[str, dict[str, float]]) -> str:
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [title.ljust(16) + "".join(name.rjust(14) for name in columns)]
-    lines += [
-        name.ljust(16)
-        + "".join(f"{100 * row[c]:>13.1f}%" if c in row else " " * 14 for c in columns)
-        for name, row in rows.items()
+    widths = [max(14, len(name) + 2) for name in columns]
+    lines = [
+        [title, *columns],
+        *(
+            [name, *(f"{100 * row[c]:.1f}%" if c in row else "" for c in columns)]
+            for name, row in rows.items()
+        ),
     ]
-    return "\n".join(lines)
+    return "\n".join(
+        first.ljust(16)
+        + "".join(cell.rjust(n) for cell, n in zip(cells, widths, strict=True))
+        for first, *cells in lines
+    )

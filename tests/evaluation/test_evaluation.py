@@ -274,6 +274,13 @@ def test_the_table_has_a_row_for_each_representation():
     )
     lines = [line.split() for line in text.splitlines()]
     assert lines[1] == ["pixels", "30.0%", "25.0%"]
+    long = loop.table(
+        {
+            name: {"pixels": receipts.Result(1, {})} | {"pretrained": layers}
+            for name in ("linear_sgd", "finetune_10pct")
+        }
+    )
+    assert long.split()[:3] == ["representation", "linear_sgd", "finetune_10pct"]
     assert lines[2] == ["pretrained", "50.0%", "100.0%"]
     assert lines[4:] == [
         ["linear", "pixels", "pretrained"],
