@@ -103,6 +103,7 @@ def evaluate(run, copy, protocols, *flags, num_processes):
     return receipts
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune_to_evaluate(run_of_two, tmp_path):
     run, _ = run_of_two
     flags = ["--set=batch.batch_size=16"]

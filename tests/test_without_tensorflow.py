@@ -69,7 +69,7 @@ def data(tmp_path_factory):
     [
         pytest.param("npz", "host", TENSORFLOW, marks=pytest.mark.slow),
         ("npz", "accelerator", EVERYTHING),
-        ("files", "host_crop", TENSORFLOW),
+        pytest.param("files", "host_crop", TENSORFLOW, marks=pytest.mark.slow),
     ],
 )
 def test_pretraining_is_that_with_tensorflow(

@@ -324,16 +324,17 @@ def test_stop_leaves_other_programs_of_the_checkout_alone(ready, capsys):
         words = ["-S", "-E", "-c", "import time; time.sleep(60)", "-m", module]
         return subprocess.Popen([sys.executable, *words], cwd=checkout)
 
-    spared = [by_hand("simclr_jax.evaluate"), by_hand("simclr_jax.pretrainer")]
-    ended = [by_hand("simclr_jax.pretrain"), by_hand("simclr_jax.doctor")]
+    spared = [by_hand("simclr_jax.preview"), by_hand("simclr_jax.pretrainer")]
+    names = ("pretrain", "doctor", "evaluate", "rehearse")
+    ended = [by_hand(f"simclr_jax.{name}") for name in names]
     try:
         capsys.readouterr()
         assert run("check") == 1
         said = capsys.readouterr().err
         assert all(f"process {process.pid} " in said for process in ended)
-        assert said.count("left over") == 2
+        assert said.count("left over") == len(ended)
         assert run("stop") == 0
-        assert [process.wait(10) for process in ended] == [-signal.SIGTERM] * 2
+        assert [process.wait(10) for process in ended] == [-signal.SIGTERM] * 4
         assert [process.poll() for process in spared] == [None, None]
         assert second in ready.programs(0)
         assert run("status") == 1

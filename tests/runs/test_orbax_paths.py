@@ -1,10 +1,11 @@
 """Which checkpoints are complete, on each kind of path."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import paths
+from simclr_jax import parallel, paths
 from simclr_jax.errors import CheckpointNotFound
 from simclr_jax.runs import checkpoints, orbax_paths
 from simclr_jax.runs.checkpoints import Checkpoints
@@ -100,3 +101,20 @@ def test_no_checkpoint(workdir):
         checkpoints.open_for_reading(workdir, None)
     folder = paths.absolute(workdir) / checkpoints.FOLDER
     assert orbax_paths.complete_steps(folder) == []
+
+
+@pytest.mark.parametrize(("size", "programs"), [(1 << 10, 0), (1 << 22, 8)])
+def test_small_arrays_are_saved_without_compiling_anything(tmp_path, size, programs):
+    """Large ones are divided among the devices, each of which cuts its part out."""
+    mesh = parallel.create_mesh()
+    weights = parallel.put(parallel.replicated(mesh), {"w": np.arange(size * 1.0)})
+    compiled = []
+
+    def count(event, _secs, **_):
+        compiled.extend([event] if event.endswith("backend_compile_duration") else [])
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    saved = Checkpoints(str(tmp_path), keep_last=1, keep_every_steps=None)
+    saved.save_weights(1, {"encoder": weights}, {"encoder": {}}, {})
+    saved.close()
+    assert len(compiled) == programs

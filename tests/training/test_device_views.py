@@ -188,7 +188,11 @@ def test_micro_batches_train_on_the_same_views():
 
 @pytest.mark.parametrize(
     ("device", "micro_batch_size"),
-    [("host_crop", None), ("accelerator", None), ("accelerator", 8)],
+    [
+        ("accelerator", None),
+        pytest.param("host_crop", None, marks=pytest.mark.slow),
+        pytest.param("accelerator", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_no_collective_moves_images(device, micro_batch_size):
     text = run(device, 8, micro_batch_size).text

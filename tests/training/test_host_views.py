@@ -34,6 +34,7 @@ def _pretrain_without_numba(workdir, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_pretraining_without_numba_works_and_warns_once(tmp_path):
     result = _pretrain_without_numba(tmp_path)
     assert result.returncode == 0, result.stderr

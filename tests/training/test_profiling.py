@@ -15,7 +15,7 @@ def tiny():
     config = smoke.get_config()
     config.image_size, config.encoder.width = 8, 0.0625
     config.batch.batch_size = 16
-    config.schedule.warmup_steps, config.schedule.train_steps = 0, 5
+    config.schedule.warmup_steps, config.schedule.train_steps = 0, 4
     return config
 
 
@@ -41,7 +41,7 @@ def _steps(content: bytes) -> set[int]:
     }
 
 
-@pytest.mark.parametrize("text", ["10", "a:b", "0:2", "3:2", "2:6", "2:3:4", ""])
+@pytest.mark.parametrize("text", ["10", "a:b", "0:2", "3:2", "2:5", "2:3:4", ""])
 def test_a_range_that_the_run_does_not_have_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=f"--profile_steps={text}: must be"):
         pretrain(tiny(), str(tmp_path / "run"), profile_steps=text)
