@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from simclr_jax import host_resources
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.features import Encode
@@ -66,4 +67,6 @@ def _free_bytes(mesh: Mesh) -> int | None:
     except OSError:  # not Linux
         return None
     (available,) = (line.split()[1] for line in lines if line.startswith("MemAvail"))
-    return int(available) * 1024 // len(devices)
+    return min(int(available) * 1024, host_resources.mine().memory_bytes) // len(
+        devices
+    )
