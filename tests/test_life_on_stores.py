@@ -103,7 +103,10 @@ def live(root, images, *, killed=False):
     for receipt in (paths.as_path(root) / "run" / "eval").glob("*.json"):
         found[receipt.name] = json.loads(receipt.read_text())["value"]
     metrics = (paths.as_path(root) / "run" / "metrics.jsonl").read_text()
-    found["losses"] = [json.loads(line)["loss"] for line in metrics.splitlines()]
+    losses = {r["step"]: r["loss"] for r in map(json.loads, metrics.splitlines())}
+    # The first step after a start is logged too.
+    assert (21 in losses) == killed
+    found["losses"] = {step: losses[step] for step in range(5, NUM_STEPS + 1, 5)}
     return found
 
 
