@@ -473,6 +473,7 @@ def test_start_needs_a_workdir(ready, capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_starts(ready, capsys):
     (ready.root / "gs:/bucket").mkdir(parents=True)
     assert run("start", program=["--workdir=gs://bucket/runs/a"]) == 0

@@ -109,6 +109,7 @@ def of_the_same_model(params, stats, batch, parts):
     return value, (mean, metrics)
 
 
+@pytest.mark.slow
 def test_with_batch_statistics_it_is_the_gradient_of_the_same_model():
     parts = make_parts(2)
     params, stats, batch = start()
@@ -121,6 +122,7 @@ def test_with_batch_statistics_it_is_the_gradient_of_the_same_model():
     np.testing.assert_allclose(found_metrics["loss"], metrics["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_micro_batches_and_not_of_the_batch():
     whole, _, _ = gradients(make_parts(1))
     parts, _, _ = gradients(make_parts(4))

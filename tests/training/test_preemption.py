@@ -119,7 +119,8 @@ def test_a_real_compilation_does_not_keep_it(tmp_path):
     assert (process.returncode, out) == (143, "error: ended by SIGTERM\n")
 
 
-@pytest.mark.parametrize("first", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 0])
 def test_before_the_first_step_one_process_ends_the_others(tmp_path, first):
     """The others are in a collective that would wait until JAX misses the process."""
     processes = start(tmp_path, _only_in(first, COMPILING), num_processes=2)
