@@ -185,6 +185,7 @@ def test_a_store_that_goes_away_ends_a_run_with_one_line(gcs, gcs_running, monke
     assert str(gcs) in log.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_store_resumes(gcs):
     command = ["pretrain", *commands.TINY, "--config.schedule.train_steps=4"]
     command += ["--config.checkpoint.every_steps=2", f"--workdir={gcs}/run"]
