@@ -46,12 +46,12 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     assert names == {"config", "metrics", "events", "checkpoints"}
 
 
-@pytest.mark.slow
-def test_one_process_told_to_stop_stops_all_after_the_same_step(tmp_path):
-    script = tmp_path / "job.py"
+def told_to_stop(folder, command, *required):
+    """A program that runs a command; process 1 gets SIGTERM with its fourth batch."""
+    script = folder / "job.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from simclr_jax import cli, parallel, pretrain\n"
+        f"from simclr_jax import cli, parallel, {command}\n"
         "seen, shard = 0, parallel.shard_batch\n"
         "def watched(mesh, local):\n"
         "    global seen\n"
@@ -60,8 +60,14 @@ def test_one_process_told_to_stop_stops_all_after_the_same_step(tmp_path):
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return shard(mesh, local)\n"
         "parallel.shard_batch = watched\n"
-        "cli.run(pretrain.main, required=('config', 'workdir'))\n"
+        f"cli.run({command}.main, required={required})\n"
     )
+    return script
+
+
+@pytest.mark.slow
+def test_one_process_told_to_stop_stops_all_after_the_same_step(tmp_path):
+    script = told_to_stop(tmp_path, "pretrain", "config", "workdir")
     settings = [*RUN[2:], "--config.schedule.train_steps=3000"]
     settings += ["--config.checkpoint.every_steps=3000", "--config.log.every_steps=100"]
     command = [str(script), *settings, f"--workdir={tmp_path / 'run'}"]
@@ -138,20 +144,7 @@ def test_two_processes_evaluate_as_one_does(run_of_two, tmp_path):
 def test_an_evaluation_that_fine_tunes_stops_and_resumes(run_of_two, tmp_path):
     run, _ = run_of_two
     shutil.copytree(run, tmp_path / "run")
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "from simclr_jax import cli, evaluate, parallel\n"
-        "seen, shard = 0, parallel.shard_batch\n"
-        "def watched(mesh, local):\n"
-        "    global seen\n"
-        "    seen += 1\n"
-        "    if seen == 4 and '--process_id=1' in sys.argv:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return shard(mesh, local)\n"
-        "parallel.shard_batch = watched\n"
-        "cli.run(evaluate.main, required=('workdir', 'protocol'))\n"
-    )
+    script = told_to_stop(tmp_path, "evaluate", "workdir", "protocol")
     flags = [f"--workdir={tmp_path / 'run'}", "--protocol=finetune"]
     flags += ["--set=batch.batch_size=16", "--set=schedule.train_steps=300"]
     command = [str(script), *EVALUATE[2:], *flags]

@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 NUM_STEPS = 3
 # Time to measure the input pipeline.
 _INPUT_SECS = 5.0
-# What schedulers and spot machines leave between SIGTERM and the end.
+# Time from SIGTERM to SIGKILL that schedulers and spot machines give.
 _GRACE_SECS = 30.0
 
 

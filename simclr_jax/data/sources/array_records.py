@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data import optional
+from simclr_jax.data.sources.protobuf import varint
 from simclr_jax.errors import DataError
 
 _BLOCK = 1 << 16
@@ -87,7 +88,7 @@ def chunk(content: bytes, begin: int) -> list[bytes]:
         raise ValueError("ends within a chunk")
     data = memoryview(content)[_CHUNK_HEADER : _CHUNK_HEADER + size]
     compression = data[0]
-    sizes_size, position = _varint(data, 1)
+    sizes_size, position = varint(data, 1)
     values = _decompress(compression, data[position + sizes_size :])
     if len(values) != values_size:
         raise ValueError(f"has a chunk of {len(values)} bytes, must be {values_size}")
@@ -96,7 +97,7 @@ def chunk(content: bytes, begin: int) -> list[bytes]:
     sizes = _decompress(compression, data[position : position + sizes_size])
     records, start, position = [], 0, 0
     for _ in range(count):
-        length, position = _varint(sizes, position)
+        length, position = varint(sizes, position)
         records.append(values[start : start + length])
         start += length
     return records
@@ -126,7 +127,7 @@ def _decompress(compression: int, content: Any) -> bytes:
         import zstandard
 
         _local.zstd, _local.error = zstandard.ZstdDecompressor(), zstandard.ZstdError
-    size, position = _varint(content, 0)
+    size, position = varint(content, 0)
     try:
         return _local.zstd.decompress(content[position:], max_output_size=size)
     except _local.error as error:
@@ -137,20 +138,8 @@ def _fields(message: bytes) -> dict[int, int]:
     """The integers of a protocol buffer that has nothing else, by their numbers."""
     fields, position = {}, 0
     while position < len(message):
-        tag, position = _varint(message, position)
+        tag, position = varint(message, position)
         if tag & 7 != 0:  # a message: that of the footer about itself
             return {}
-        fields[tag >> 3], position = _varint(message, position)
+        fields[tag >> 3], position = varint(message, position)
     return fields
-
-
-def _varint(message: Any, position: int) -> tuple[int, int]:
-    """An integer in seven bits a byte, lowest first, and the position after it."""
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7

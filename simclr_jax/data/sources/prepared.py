@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.sources import ranges, storage
+from simclr_jax.data.sources.protobuf import varint
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
 MANIFEST = "manifest.json"
@@ -205,23 +206,11 @@ def _fields(message: bytes, position: int, stop: int) -> dict[int, range]:
 
 def _field(message: bytes, position: int, stop: int) -> tuple[int, range, int]:
     """(number, place, position after it) of the field at a position."""
-    tag, position = _varint(message, position)
-    length, position = _varint(message, position)
+    tag, position = varint(message, position)
+    length, position = varint(message, position)
     if tag & 7 != 2 or position + length > stop:
         raise IndexError(f"no field of {length} bytes at {position}")
     return tag >> 3, range(position, position + length), position + length
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """An integer in seven bits a byte, lowest first, and the position after it."""
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
 
 
 def _content(path: str) -> bytes:
