@@ -202,7 +202,8 @@ def test_max_pool_windows(padding, first):
     encoder = create_encoder(depth=18, width=0.1, max_pool_padding=padding)
     variables, _ = shapes(encoder)
     apply = functools.partial(encoder.apply, capture_intermediates=in_stem)
-    _, state = jax.jit(apply)(by_formula(variables), IMAGES)
+    # Not under `jit`, where the two may round the BatchNorm that both see differently.
+    _, state = apply(by_formula(variables), IMAGES)
     stem = state["intermediates"]["stem"]
     before = np.maximum(stem["bn1"]["__call__"][0], 0)
     windows = [np.arange(2 * i + first, 2 * i + first + 3) for i in range(8)]
