@@ -94,7 +94,7 @@ def get_config() -> config_dict.ConfigDict:
 
     # The encoder f.
     config.encoder = encoder = config_dict.ConfigDict()
-    encoder.depth = 50  # 18, 34, 50, 101, 152 or 200
+    encoder.depth = 50  # 10, 18, 34, 50, 101, 152 or 200
     encoder.width = 1.0  # multiplies every layer's filters; any positive number
     encoder.sk_ratio = 0.0  # 0.0625: SimCLRv2's selective kernels
     encoder.se_ratio = 0.0  # above 0: squeeze-and-excitation of that ratio

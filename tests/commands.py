@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = (
     "--config=configs/smoke.py",
     "--config.image_size=8",
+    "--config.encoder.depth=10",
     "--config.encoder.width=0.0625",
     "--config.batch.batch_size=16",
     "--config.evaluation.batch_size=64",
@@ -29,6 +30,7 @@ def start(module: str, *arguments: str, optimized: bool = False) -> subprocess.P
         "PYTHONPATH": str(ROOT),
         "JAX_NUM_CPU_DEVICES": "2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if optimized else "1",
+        **({"XLA_FLAGS": ""} if optimized else {}),
     }
     return subprocess.Popen(
         [sys.executable, "-m", f"simclr_jax.{module}", *arguments],

@@ -230,6 +230,7 @@ def test_a_flat_folder_without_labels_pretrains(tmp_path):
         f"--workdir={run}",
         "--config.image_size=16",
         "--config.encoder.depth=18",
+        "--config.encoder.depth=10",
         "--config.encoder.width=0.0625",
         "--config.encoder.compute_dtype=float32",
         "--config.batch.batch_size=16",

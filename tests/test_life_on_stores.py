@@ -16,6 +16,7 @@ NUM_STEPS = 60
 SETTINGS = (
     "--config=folder",
     "--config.image_size=8",
+    "--config.encoder.depth=10",
     "--config.encoder.width=0.0625",
     "--config.batch.batch_size=16",
     "--config.evaluation.batch_size=16",

@@ -143,6 +143,7 @@ def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
         "distill",
         "--config=configs/distill.py:smoke",
         *common,
+        "--config.encoder.depth=10",
         "--config.encoder.width=0.0625",
         f"--teacher={tuned}",
         f"--workdir={student}",

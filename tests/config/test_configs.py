@@ -200,6 +200,7 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
         {
             "data.dataset": f"npz:{tmp_path}/{{split}}.npz",
             "image_size": 8,
+            "encoder.depth": 10,
             "encoder.width": 0.0625,
             "batch.batch_size": 16,
             "schedule.train_steps": None,

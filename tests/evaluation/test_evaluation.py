@@ -115,7 +115,7 @@ def test_linear_sgd_learns_what_can_be_learnt(mesh):
 def tiny_config():
     config = smoke.get_config()
     config.image_size = 8
-    config.encoder.width = 0.0625
+    config.encoder.depth, config.encoder.width = 10, 0.0625
     config.batch.batch_size = 16
     return config
 

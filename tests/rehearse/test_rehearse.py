@@ -27,6 +27,7 @@ PARTS = (
 def tiny():
     config = smoke.get_config()
     config.image_size, config.encoder.width = 8, 0.0625
+    config.encoder.depth = 10
     config.batch.batch_size, config.evaluation.batch_size = 16, 64
     config.schedule.warmup_steps = 0
     return config

@@ -27,6 +27,7 @@ def make_config(device, micro_batch_size=None):
         {
             "image_size": SIZE,
             "augment.placement": device,
+            "encoder.depth": 10,
             "encoder.width": 0.0625,
             "encoder.stem": "cifar",
             "batch.batch_size": BATCH,

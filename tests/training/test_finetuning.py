@@ -52,7 +52,7 @@ class Weights:
 def make_weights(**head):
     """Weights without zeros, and statistics that are not those of a fresh net."""
     model = models.SimCLR(
-        models.create_encoder(depth=18, width=0.0625, stem="cifar"),
+        models.create_encoder(depth=10, width=0.0625, stem="cifar"),
         models.create_projection_head(**{"num_layers": 3, "output_dim": 5} | head),
     )
     rng = np.random.default_rng(0)
@@ -324,7 +324,7 @@ def distilling(data, **changes):
     def adapt(config):
         config.distill = distill_config.get_config("smoke").distill
         config.head.kind = "none"
-        config.encoder.depth, config.encoder.width = 18, 0.0625
+        config.encoder.depth, config.encoder.width = 10, 0.0625
         config.augment.operations = ("flip",)
         config.optimizer.name, config.optimizer.scaling = "adamw", "none"
         config.optimizer.learning_rate = 3e-3
@@ -476,7 +476,7 @@ def test_frozen_parts_have_no_optimiser_state():
 def run(data, tmp_path):
     """A run of a drawn encoder with a projection head."""
     config = make_config(data, lambda config: config)
-    config.encoder.depth, config.encoder.width = 18, 0.0625
+    config.encoder.depth, config.encoder.width = 10, 0.0625
     config.head.output_dim = 5
     config.schedule.train_steps = 1
     config.evaluation.knn_k = (5,)

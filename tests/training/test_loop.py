@@ -25,6 +25,7 @@ def tiny_config(**overrides):
     config.update_from_flattened_dict(
         {
             "image_size": 8,
+            "encoder.depth": 10,
             "encoder.width": 0.0625,
             "batch.batch_size": 16,
             "evaluation.batch_size": 64,

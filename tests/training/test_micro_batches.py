@@ -25,7 +25,7 @@ class Frozen(SimCLR):
 
 def make_parts(num_micro_batches, *, frozen=False, **changes):
     model = (Frozen if frozen else SimCLR)(
-        encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
+        encoder=models.create_encoder(depth=10, width=0.125, stem="cifar"),
         head=models.create_projection_head(num_layers=2, output_dim=16),
         num_classes=CLASSES,
     )

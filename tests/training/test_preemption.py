@@ -233,6 +233,7 @@ def test_a_run_resumes_from_a_checkpoint_by_the_clock(tmp_path, monkeypatch):
     """To the same bits as a run that was saved at its end alone."""
     config = smoke.get_config()
     config.image_size, config.encoder.width = 8, 0.0625
+    config.encoder.depth = 10
     config.batch.batch_size = 16
     config.schedule.warmup_steps, config.schedule.train_steps = 0, 6
     whole = pretrain(config, str(tmp_path / "whole"))

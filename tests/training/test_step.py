@@ -17,7 +17,7 @@ NUM_IMAGES, SIZE, CLASSES = 16, 16, 5
 
 def make_parts(optimizer: optax.GradientTransformation) -> step.StepParts:
     model = models.SimCLR(
-        encoder=models.create_encoder(depth=18, width=0.125, stem="cifar"),
+        encoder=models.create_encoder(depth=10, width=0.125, stem="cifar"),
         head=models.create_projection_head(num_layers=2, output_dim=16),
         num_classes=CLASSES,
     )
@@ -175,8 +175,9 @@ def test_computing_activations_again_changes_nothing(remat):
 
 def test_no_collective_moves_images():
     _, advance = compiled(SGD, 8)
-    state = jax.eval_shape(lambda: initial_state(SGD))
-    batch = jax.eval_shape(lambda: make_batch(0))
+    state, batch = jax.eval_shape(
+        lambda *trees: trees, initial_state(SGD), make_batch(0)
+    )
     text = advance.lower(state, batch).compile().as_text()
     collectives = [line for line in text.splitlines() if "all-" in line]
     assert collectives, "a program for 8 devices without any collective"
@@ -185,8 +186,9 @@ def test_no_collective_moves_images():
 
 def test_only_the_diagnostics_sum_covariances_over_the_devices():
     _, advance = compiled(SGD, 8)
-    state = jax.eval_shape(lambda: initial_state(SGD))
-    batch = jax.eval_shape(lambda: make_batch(0))
+    state, batch = jax.eval_shape(
+        lambda *trees: trees, initial_state(SGD), make_batch(0)
+    )
     _, _, outputs = jax.eval_shape(advance, state, batch)
     width = outputs.z.shape[1]
 

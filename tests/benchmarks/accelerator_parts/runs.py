@@ -17,6 +17,7 @@ from accelerator_parts.record import Record, Settings
 ROOT = pathlib.Path(__file__).parents[3]
 TINY = (
     "--config.image_size=8",
+    "--config.encoder.depth=10",
     "--config.encoder.width=0.0625",
     "--config.batch.batch_size=16",
     "--config.augment.operations=('crop','flip')",
