@@ -16,7 +16,11 @@ from simclr_jax.runs import directory, format_version
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 # What the recorded run was started with; see tests/golden/README.md.
-SETTINGS = (*commands.TINY, "--config.schedule.train_steps=6")
+SETTINGS = (
+    *commands.TINY,
+    "--config.encoder.depth=18",
+    "--config.schedule.train_steps=6",
+)
 SETTINGS += ("--config.checkpoint.every_steps=3",)
 
 

@@ -59,7 +59,7 @@ def _pretrain(command: list[str], settings: Settings) -> None:
 
 def resume(record: Record, settings: Settings) -> None:
     """A run killed by SIGKILL and resumed, against one that was left alone."""
-    total, every, log = (80, 10, 2) if settings.toy else (300, 100, 20)
+    total, every, log = (60, 20, 2) if settings.toy else (300, 100, 20)
     # The price is known before the proof: two runs that differ in the key alone.
     workdirs = {
         name: settings.workdir / "resume" / name
