@@ -217,6 +217,7 @@ def test_from_pretraining_to_a_distilled_student(tmp_path):
     assert receipt["encoder_checksum_before"] == receipt["encoder_checksum_after"]
 
 
+@pytest.mark.slow
 def test_a_flat_folder_without_labels_pretrains(tmp_path):
     generator = np.random.default_rng(0)
     for i in range(20):

@@ -53,6 +53,7 @@ def test_a_run_of_the_first_format_loads(recorded, expected):
     np.testing.assert_allclose(h, expected["h_step3"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_the_first_format_resumes_and_is_evaluated(recorded, expected):
     receipt = json.loads((recorded / "eval" / "knn.json").read_text())
     code, _, err = commands.run(

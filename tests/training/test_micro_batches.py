@@ -137,6 +137,7 @@ def test_devices_do_not_change_the_micro_batches():
     assert error(eight_stats, one_stats) < 1e-5
 
 
+@pytest.mark.slow
 def test_it_takes_less_memory_and_moves_no_images():
     batch = {
         "images": jax.ShapeDtypeStruct((128, 2, SIZE, SIZE, 3), np.uint8),
