@@ -230,7 +230,6 @@ def test_a_flat_folder_without_labels_pretrains(tmp_path):
         f"--config=configs/folder.py:{tmp_path}",
         f"--workdir={run}",
         "--config.image_size=16",
-        "--config.encoder.depth=18",
         "--config.encoder.depth=10",
         "--config.encoder.width=0.0625",
         "--config.encoder.compute_dtype=float32",

@@ -20,8 +20,8 @@ SETTINGS = (
     *commands.TINY,
     "--config.encoder.depth=18",
     "--config.schedule.train_steps=6",
+    "--config.checkpoint.every_steps=3",
 )
-SETTINGS += ("--config.checkpoint.every_steps=3",)
 
 
 @pytest.fixture

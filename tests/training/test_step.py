@@ -173,11 +173,14 @@ def test_computing_activations_again_changes_nothing(remat):
     np.testing.assert_allclose(metrics["loss"], once_metrics["loss"], rtol=1e-6)
 
 
+def shapes():
+    """Those of the step's arguments: a state and a batch."""
+    return jax.eval_shape(lambda *trees: trees, initial_state(SGD), make_batch(0))
+
+
 def test_no_collective_moves_images():
     _, advance = compiled(SGD, 8)
-    state, batch = jax.eval_shape(
-        lambda *trees: trees, initial_state(SGD), make_batch(0)
-    )
+    state, batch = shapes()
     text = advance.lower(state, batch).compile().as_text()
     collectives = [line for line in text.splitlines() if "all-" in line]
     assert collectives, "a program for 8 devices without any collective"
@@ -186,9 +189,7 @@ def test_no_collective_moves_images():
 
 def test_only_the_diagnostics_sum_covariances_over_the_devices():
     _, advance = compiled(SGD, 8)
-    state, batch = jax.eval_shape(
-        lambda *trees: trees, initial_state(SGD), make_batch(0)
-    )
+    state, batch = shapes()
     _, _, outputs = jax.eval_shape(advance, state, batch)
     width = outputs.z.shape[1]
 
