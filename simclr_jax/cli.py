@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from simclr_jax import signals
 from simclr_jax.config import renamed, shipped
-from simclr_jax.errors import InvalidInput, RunFailed, RunStopped
+from simclr_jax.errors import CheckpointError, InvalidInput, RunFailed, RunStopped
 
 # The flags defined here show in the --help of the command that asks for them.
 flags.disclaim_key_flags()
@@ -190,6 +190,10 @@ def _guarded(main: Callable[[], None]) -> None:
         _exit(error, _USAGE_ERROR)
     except RunStopped as error:
         _exit(error, signals.EXIT_CODES[signals.received() or signals.SIGTERM])
+    except CheckpointError as error:
+        # A save that failed leaves threads that would keep the process for minutes.
+        _print(error)
+        _leave(_FAILED)
     except RunFailed as error:
         _exit(error, _FAILED)
     except KeyboardInterrupt:
@@ -225,10 +229,14 @@ def _label_log_lines(process_index: int) -> None:
             handler.setFormatter(logging.Formatter(layout, "%H:%M:%S"))
 
 
-def _exit(error: Exception | str, code: int) -> NoReturn:
+def _print(error: Exception | str) -> None:
     # Key errors quote their message; flag errors may have several lines.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     print("error:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def _exit(error: Exception | str, code: int) -> NoReturn:
+    _print(error)
     if _others_are_waiting():
         _leave(code)
     sys.exit(code)

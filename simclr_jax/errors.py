@@ -25,6 +25,10 @@ class CheckpointNotFound(InvalidInput, FileNotFoundError):
     """A folder that lacks the requested checkpoint."""
 
 
+class RunOwned(InvalidInput):
+    """A run directory that another process is writing."""
+
+
 class RunFailed(RuntimeError):
     """A run that cannot continue, although its input is valid."""
 
@@ -43,6 +47,10 @@ class TrainingDiverged(RunFailed):
 
 class CheckpointError(RunFailed):
     """A checkpoint that cannot be read."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """A checkpoint whose files are not what was saved."""
 
 
 class EncoderChanged(RunFailed):

@@ -19,7 +19,7 @@ def write_file(path: pathlib.Path | epath.Path, text: str) -> None:
       ConfigError: it cannot be written.
     """
     path = epath.Path(path)
-    with _one_line(f"file {path}: cannot be written"):
+    with one_line(f"file {path}: cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if paths.is_store(path):
             # An object appears when all of it was sent.
@@ -37,7 +37,7 @@ def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
     """
     paths.check_reachable(workdir, flag=flag)
     folder = paths.as_path(workdir)
-    with _one_line(f"--{flag}={workdir}: cannot be read"):
+    with one_line(f"--{flag}={workdir}: cannot be read"):
         is_file = folder.exists() and not folder.is_dir()
     if is_file:
         raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
@@ -69,7 +69,7 @@ def filled(path: str, *, flag: str) -> Iterator[epath.Path]:
     if not in_place:
         target = epath.Path(os.path.realpath(target))
     unfinished = target if in_place else target.with_name(f".{target.name}.unfinished")
-    with _one_line(f"--{flag}={path}: cannot be written"):
+    with one_line(f"--{flag}={path}: cannot be written"):
         if in_place:
             check_free(path, flag=flag)
         else:
@@ -104,7 +104,7 @@ def filled_locally(path: str, *, flag: str) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def one_line(what: str) -> Iterator[None]:
     """Turns the errors of disks and of the stores' libraries into one line."""
     try:
         yield

@@ -3,8 +3,9 @@
 A checkpoint has four items: `state` (everything a run needs to resume), `encoder`
 (parameters and BatchNorm statistics of the encoder alone), `heads` (those of the
 projection head and the probe) and `description` (JSON: how to build them, the
-preprocessing, the config's hash). Users of pretrained weights read the last three;
-imported weights have no state.
+preprocessing, the config's hash, a checksum of each array and of itself). Users of
+pretrained weights read the last three; imported weights have no state. Checksums are
+compared whenever arrays are read.
 
 A checkpoint on a local disk is written under another name and renamed when it is
 complete. Stores and mounted buckets cannot rename a folder in one step: there it is
@@ -14,6 +15,7 @@ file `.commit_by_file`, which says so wherever the folder is copied to.
 
 import contextlib
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -24,10 +26,15 @@ from etils import epath
 from jax.sharding import Sharding
 
 from simclr_jax import paths
-from simclr_jax.errors import CheckpointError, CheckpointNotFound, first_line
+from simclr_jax.errors import (
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointNotFound,
+    first_line,
+)
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
-from simclr_jax.runs import orbax_paths
+from simclr_jax.runs import checksums, damage, orbax_paths, ownership
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,7 +47,12 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(
-        self, workdir: str, *, keep_last: int, keep_every_steps: int | None
+        self,
+        workdir: str,
+        *,
+        keep_last: int,
+        keep_every_steps: int | None,
+        owner: ownership.Ownership | None = None,
     ) -> None:
         """Opens, or creates, the folder `checkpoints` of a run.
 
@@ -48,8 +60,11 @@ class Checkpoints:
           workdir: the run directory.
           keep_last: number of newest checkpoints to keep.
           keep_every_steps: also keep every checkpoint at a multiple of it.
+          owner: its lease is looked at before every save.
         """
         self._folder = paths.absolute(workdir) / FOLDER
+        self._owner = owner
+        self._failed = False
         if processes.is_main():
             orbax_paths.prepare(self._folder)
         processes.barrier()
@@ -73,12 +88,13 @@ class Checkpoints:
 
         Raises:
           CheckpointError: this save, or the one before, failed.
+          RunFailed: the directory is no longer this process's.
         """
         self._save(
             step,
             state.params,
             state.batch_stats,
-            description,
+            description | _sums(_fields(state)),
             state=ocp.args.StandardSave(_fields(state)),
         )
 
@@ -86,7 +102,8 @@ class Checkpoints:
         self, step: int, params: Tree, batch_stats: Tree, description: dict[str, Any]
     ) -> None:
         """Saves weights without a state; pretraining cannot resume from them."""
-        self._save(step, params, batch_stats, description)
+        variables = {"params": params, "batch_stats": batch_stats}
+        self._save(step, params, batch_stats, description | _sums(variables))
 
     def _save(
         self,
@@ -96,6 +113,8 @@ class Checkpoints:
         description: dict[str, Any],
         **items: Any,
     ) -> None:
+        if self._owner is not None:
+            self._owner.check(now=True)
         variables = {"params": params, "batch_stats": batch_stats}
         encoder, heads = separate_encoder(variables)
         if heads:
@@ -105,27 +124,84 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     encoder=ocp.args.StandardSave(encoder),
-                    description=ocp.args.JsonSave({**description, "step": step}),
+                    description=ocp.args.JsonSave(_sealed(description, step)),
                     **items,
                 ),
             )
 
-    def restore(self, step: int, like: State, sharding: State) -> State:
-        """Reads a state; the devices and shardings may differ from those that wrote it.
+    def restore_newest(
+        self, like: State, sharding: State, config_hash: str
+    ) -> State | None:
+        """Reads the newest good state, and moves damaged ones that are newer aside.
+
+        The devices and shardings may differ from those that wrote it. All processes
+        call this, and all take the same checkpoint.
 
         Args:
-          step: of the checkpoint.
           like: shapes and dtypes to expect.
           sharding: that of each array of the result, in its place.
+          config_hash: of this run's config, to tell a changed config from damage.
+
+        Returns:
+          The state; None where there is no checkpoint.
 
         Raises:
-          CheckpointError: the files are damaged, or of other shapes; or they hold
-            imported weights, which have no state.
+          CheckpointError: every checkpoint is damaged; or the newest one is of another
+            config, has imported weights and no state, or cannot be reached.
+          ConfigError: the processes see different checkpoints.
         """
-        if not (self._folder / str(step) / "state").exists():
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        # An eventually consistent file system could show processes different steps.
+        newest = steps[0] if steps else None
+        processes.require_equal("the newest checkpoint", f"of step {newest}")
+        reasons: dict[int, str] = {}
+        for step in steps:
+            state, reason = None, ""
+            with processes.all_or_none():
+                try:
+                    state = self._restore(step, like, sharding, config_hash)
+                except CheckpointDamaged as error:
+                    reason = str(error)
+            reason = next(filter(None, processes.gather_texts(reason)), "")
+            if not reason:
+                self._move_aside(reasons)
+                _LOG.info("Resuming from the checkpoint of step %d.", step)
+                return state
+            reasons[step] = reason
+            _LOG.error("%s", reason)
+        if reasons:
             raise CheckpointError(
-                f"checkpoint {self._folder / str(step)}: holds imported weights and no "
-                "state of a pretraining to resume; use a new workdir"
+                f"checkpoints in {self._folder}: none is intact. Start anew in another "
+                "workdir, or bring one back from a copy; the newest: "
+                f"{next(iter(reasons.values()))}"
+            )
+        return None
+
+    def _move_aside(self, reasons: dict[int, str]) -> None:
+        if not reasons:
+            return
+        if processes.is_main():
+            for step in reasons:
+                target = orbax_paths.move_aside(self._folder / str(step))
+                _LOG.warning(
+                    "The damaged checkpoint of step %d is now %s.", step, target
+                )
+        processes.barrier()
+        self._manager.reload()
+
+    def _restore(
+        self, step: int, like: State, sharding: State, config_hash: str
+    ) -> State:
+        folder = self._folder / str(step)
+        description = read_description(folder)
+        sums = description.get("checksums", {})
+        if not (folder / "state").exists():
+            if "step" in sums:
+                reason = "its item state is lost"
+                raise CheckpointDamaged(damage.described(folder, reason))
+            raise CheckpointError(
+                f"checkpoint {folder}: holds imported weights and no state of a "
+                "pretraining to resume; use a new workdir"
             )
         target = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(
@@ -134,13 +210,25 @@ class Checkpoints:
             _fields(like),
             _fields(sharding),
         )
-        try:
+        changed = description["config_hash"] != config_hash
+        with damage.reading(folder, "state", changed):
             items = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
             )
-        except (ValueError, OSError, KeyError) as error:
-            raise CheckpointError(_damaged(self._folder / str(step), error)) from error
+        damage.compare(folder, items["state"], sums)
         return type(like)(**items["state"])
+
+    def check(self) -> None:
+        """Looks whether a save failed that runs beside the training; takes no time.
+
+        Raises:
+          CheckpointError: one did.
+          RunFailed: the directory is no longer this process's.
+        """
+        if self._owner is not None:
+            self._owner.check()
+        with self._saving():
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Returns when every save so far is complete.
@@ -154,11 +242,15 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for saves and frees the threads.
 
+        Does nothing after a save that failed, of which Orbax's threads wait for minutes
+        for each other.
+
         Raises:
           CheckpointError: a save failed.
         """
-        with self._saving():
-            self._manager.close()
+        if not self._failed:
+            with self._saving():
+                self._manager.close()
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -168,6 +260,7 @@ class Checkpoints:
             # ValueError is TensorStore's.
             if not isinstance(error, ValueError) and not paths.is_failure(error):
                 raise
+            self._failed = True
             raise CheckpointError(
                 f"checkpoints in {self._folder}: one cannot be saved "
                 f"({first_line(error)}); earlier ones are unchanged"
@@ -194,12 +287,18 @@ def _fields(state: Any) -> dict[str, Any]:
     }
 
 
-def _damaged(path: epath.Path, error: Exception) -> str:
-    return (
-        f"checkpoint {path}: cannot be restored ({first_line(error)}). Either the "
-        "config changed since, or its files are damaged; in that case remove this "
-        "folder, and the run resumes from the one before it."
-    )
+def _sums(tree: dict[str, Any]) -> dict[str, Any]:
+    return {"checksums": checksums.of_tree(tree)}
+
+
+def _sealed(description: dict[str, Any], step: int) -> dict[str, Any]:
+    """A description with the step and with a checksum of all of it."""
+    content = {**description, "step": step}
+    return {**content, "checksum": checksums.of_text(_canonical(content))}
+
+
+def _canonical(content: dict[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
 
 
 def open_for_reading(workdir: str, step: int | None) -> tuple[epath.Path, int]:
@@ -229,20 +328,31 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
     """The JSON item of a checkpoint folder.
 
     Raises:
-      CheckpointError: the files are damaged.
+      CheckpointDamaged: the file is not what was saved.
+      CheckpointError: it cannot be reached.
     """
-    try:
+    with damage.reading(checkpoint, "description"):
         complete = orbax_paths.temporary_path_class(checkpoint.parent)
         with ocp.Checkpointer(
             ocp.JsonCheckpointHandler(), temporary_path_class=complete
         ) as checkpointer:
-            return checkpointer.restore(checkpoint / "description")
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(_damaged(checkpoint, error)) from error
+            description = checkpointer.restore(checkpoint / "description")
+        if not isinstance(description, dict) or "config_hash" not in description:
+            raise ValueError("is not one")
+    # Descriptions of earlier versions have none.
+    expected = description.pop("checksum", None)
+    if expected not in (None, checksums.of_text(_canonical(description))):
+        reason = "item description: is not what was saved: checksum"
+        raise CheckpointDamaged(damage.described(checkpoint, reason))
+    return description
 
 
 def read_variables(
-    checkpoint: epath.Path, item: str, like: Tree, sharding: Sharding
+    checkpoint: epath.Path,
+    item: str,
+    like: Tree,
+    sharding: Sharding,
+    expected: dict[str, str],
 ) -> Tree:
     """The item `encoder` or `heads` of a checkpoint folder.
 
@@ -251,18 +361,25 @@ def read_variables(
       item: its name.
       like: arrays or shapes to expect.
       sharding: of every array of the result.
+      expected: `checksums` of the description; empty to compare nothing.
 
     Raises:
-      CheckpointError: the files are damaged, or of other shapes.
+      CheckpointDamaged: the files are not what was saved.
+      CheckpointError: they cannot be reached.
     """
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
     )
-    try:
-        with ocp.StandardCheckpointer(
+    with (
+        damage.reading(checkpoint, item),
+        ocp.StandardCheckpointer(
             temporary_path_class=orbax_paths.temporary_path_class(checkpoint.parent)
-        ) as checkpointer:
-            return checkpointer.restore(checkpoint / item, target)
-    except (ValueError, OSError, KeyError) as error:
-        _LOG.debug("restoring %s", checkpoint, exc_info=error)
-        raise CheckpointError(_damaged(checkpoint, error)) from error
+        ) as checkpointer,
+    ):
+        tree = checkpointer.restore(checkpoint / item, target)
+    encoders = item == "encoder"
+    named = {
+        name: {"encoder": part} if encoders else part for name, part in tree.items()
+    }
+    damage.compare(checkpoint, named, expected)
+    return tree

@@ -1,20 +1,25 @@
 """Metrics to files and to the terminal; process 0 writes, the others do nothing."""
 
 import contextlib
+import io
 import json
+import logging
 import math
+import operator
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from simclr_jax import paths
-from simclr_jax.errors import RunFailed
+from simclr_jax.errors import RunFailed, first_line
 from simclr_jax.runs.atomic import write_file
 from simclr_jax.runs.mirror import Mirror
+
+_LOG = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
 # Metrics of the progress line, by its words for them.
@@ -32,6 +37,10 @@ class MetricsWriter:
     On a local disk each line is written at once. On a store or a mounted bucket the
     files grow in a temporary folder and are copied every half minute and when
     `copy_soon` is called, see `Mirror`.
+
+    A training does not end because its log cannot be written: that is one warning, and
+    lines are kept until they can be. TensorBoard's files are given up at their first
+    failure.
     """
 
     def __init__(
@@ -45,8 +54,10 @@ class MetricsWriter:
           tensorboard: write event files too.
           active: False writes nothing, for processes other than 0.
         """
-        self._file = None
-        self._events = None
+        self._file: io.FileIO | None = None
+        self._unwritten = b""
+        self._is_failing = False
+        self._events: Any = None
         self._mirror = None
         if not active:
             return
@@ -58,26 +69,58 @@ class MetricsWriter:
         else:
             local = pathlib.Path(folder)
         write_file(local / FILE_NAME, lines)
-        self._file = (local / FILE_NAME).open("a", encoding="utf-8")
+        # Unbuffered, so that it is known what was written when a disk is full.
+        self._file = (local / FILE_NAME).open("ab", buffering=0)
         if tensorboard:
             # Imported here: not needed where `tensorboard` is False.
             import tensorboardX
 
-            self._events = tensorboardX.SummaryWriter(
-                str(local), purge_step=resume_step + 1
-            )
+            with self._giving_up_events():
+                self._events = tensorboardX.SummaryWriter(
+                    str(local), purge_step=resume_step + 1
+                )
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        """Writes one object, with its step, and flushes."""
+        """Writes one object, with its step, at once."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps({"step": step, **metrics}) + "\n").encode()
+        self._flush(self._file)
         if self._events is not None:
-            for name, value in metrics.items():
-                if not isinstance(value, str):
-                    self._events.add_scalar(name, value, step)
-            self._events.flush()
+            with self._giving_up_events():
+                for name, value in metrics.items():
+                    if not isinstance(value, str):
+                        self._events.add_scalar(name, value, step)
+                self._events.flush()
+
+    def _flush(self, file: io.RawIOBase) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[file.write(self._unwritten) or 0 :]
+        except OSError as error:
+            if not self._is_failing:
+                _LOG.warning(
+                    "file %s: cannot be written (%s); its lines are kept in memory "
+                    "until it can.",
+                    FILE_NAME,
+                    error.strerror,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    @contextlib.contextmanager
+    def _giving_up_events(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._events = None
+            _LOG.warning(
+                "TensorBoard's event files cannot be written (%s) and end here; %s "
+                "goes on.",
+                first_line(error),
+                FILE_NAME,
+            )
 
     def copy_soon(self) -> None:
         """Starts to copy what was written to a store or a mounted bucket."""
@@ -90,38 +133,72 @@ class MetricsWriter:
         Raises:
           RunFailed: the last copy to a store or a mounted bucket failed.
         """
-        for file in (self._file, self._events):
-            if file is not None:
-                file.close()
+        if self._file is not None:
+            self._flush(self._file)
+            self._file.close()
+        if self._events is not None:
+            with self._giving_up_events():
+                self._events.close()
         if self._mirror is not None:
             self._mirror.close()
             shutil.rmtree(self._mirror.source, ignore_errors=True)
 
 
 def read_metrics(path: pathlib.Path | epath.Path) -> list[dict[str, Any]]:
-    """The objects of a metrics file; a line cut short by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+    """The objects of a metrics file; lines that are damaged or cut short are left out.
+
+    A step that is there twice counts as it was written last.
+    """
+    return list(_parsed(path.read_bytes())[0].values())
+
+
+def _parsed(content: bytes) -> tuple[dict[int, dict[str, Any]], list[bytes]]:
+    """Objects by step, and the lines that are none."""
+    records: dict[int, dict[str, Any]] = {}
+    damaged = []
+    *lines, last = content.split(b"\n")
+    for line in (*lines, last):
+        try:
+            record = json.loads(line)
+            records[operator.index(record["step"])] = record
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # A kill may cut the last line short, and a crash may leave zeros.
+            if line.strip(b"\0 \r\t") and line is not last:
+                damaged.append(line)
+    return records, damaged
 
 
 def _lines_up_to(path: epath.Path, step: int) -> str:
     """The lines of a metrics file up to a step; empty where there is no file.
 
+    What is damaged is moved to a file beside it.
+
     Raises:
       RunFailed: it cannot be read.
     """
+    aside = path.with_name(f"{FILE_NAME}.damaged")
     try:
-        records = read_metrics(path)
+        if path.is_dir() and not paths.is_store(path):
+            path.rename(aside)
+            _LOG.warning("%s was a folder, which is now %s.", path, aside)
+        records, damaged = _parsed(path.read_bytes())
+        if damaged:
+            aside.write_bytes(b"\n".join(damaged) + b"\n")
+            _LOG.warning(
+                "file %s: %d lines are damaged and now in %s.",
+                path,
+                len(damaged),
+                aside,
+            )
     except FileNotFoundError:
         return ""
     except Exception as error:
         if not paths.is_failure(error):
             raise
         raise RunFailed(f"file {path}: cannot be read ({error})") from error
-    return "".join(json.dumps(r) + "\n" for r in records if r["step"] <= step)
+    return "".join(
+        json.dumps(r) + "\n" for n, r in sorted(records.items()) if n <= step
+    )
 
 
 def progress_line(

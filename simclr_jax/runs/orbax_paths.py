@@ -53,6 +53,19 @@ def complete_steps(folder: epath.Path) -> list[int]:
     return sorted(int(step.name) for step in steps)
 
 
+def move_aside(checkpoint: epath.Path) -> epath.Path:
+    """Renames the folder of a checkpoint so that no one takes it for one.
+
+    Returns:
+      Its new path, such as `checkpoints/35.damaged`.
+    """
+    number, target = 1, checkpoint.with_name(f"{checkpoint.name}.damaged")
+    while target.exists():
+        number += 1
+        target = checkpoint.with_name(f"{checkpoint.name}.damaged{number}")
+    return checkpoint.rename(target)
+
+
 def _step_folders(folder: epath.Path) -> list[epath.Path]:
     if not folder.is_dir():
         return []

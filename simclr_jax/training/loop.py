@@ -14,7 +14,7 @@ from simclr_jax.config import resolve, rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
 from simclr_jax.parallel import processes
-from simclr_jax.runs import directory
+from simclr_jax.runs import directory, ownership
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter
@@ -111,6 +111,8 @@ def run(
       CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. Earlier checkpoints
         are unchanged.
+      RunOwned: another process trains in the directory.
+      RunFailed: the directory was deleted, or taken over from this process.
       RunStopped: a signal asked to stop; the state is saved.
     """
     config = job.config
@@ -122,9 +124,9 @@ def run(
     compiled = input_pipeline.use_compiled_views(config)
     num_views = job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
-        directory.make_folder(workdir)
         checkpoints = Checkpoints(
             workdir,
+            owner=stack.enter_context(ownership.owned(workdir)),
             keep_last=config.checkpoint.keep_last,
             keep_every_steps=config.checkpoint.keep_every_steps,
         )
@@ -146,7 +148,7 @@ def run(
             active=processes.is_main(),
         )
         stack.callback(writer.close)
-        requests = Requests(save_every_secs=config.checkpoint.every_secs)
+        requests = Requests(checkpoints, save_every_secs=config.checkpoint.every_secs)
         stack.enter_context(requests)
         profiler = profiling.Profiler(workdir, traced, start_step)
         stack.callback(profiler.close)

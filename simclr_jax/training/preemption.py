@@ -12,6 +12,7 @@ import time
 
 from simclr_jax import signals
 from simclr_jax.parallel import processes
+from simclr_jax.runs.checkpoints import Checkpoints
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,14 +41,18 @@ class Requests:
     in commands, which listen to signals (`signals.listening`).
     """
 
-    def __init__(self, *, save_every_secs: float | None) -> None:
+    def __init__(
+        self, checkpoints: Checkpoints, *, save_every_secs: float | None
+    ) -> None:
         """Nothing is asked yet.
 
         Args:
+          checkpoints: of the run; checked after every step.
           save_every_secs: time from one checkpoint to the next; None for no limit. The
             clock of process 0 counts.
         """
         self._every_secs = save_every_secs if processes.is_main() else None
+        self._checkpoints = checkpoints
         self._agreement = processes.agreement()
         self._stack = contextlib.ExitStack()
         self._saved_at: float | None = None
@@ -60,7 +65,13 @@ class Requests:
         self._stack.close()
 
     def after_step(self) -> Asked:
-        """What to do now; every process must call it after every step."""
+        """What to do now; every process must call it after every step.
+
+        Raises:
+          CheckpointError: a checkpoint could not be saved.
+          RunFailed: the run directory is no longer this process's.
+        """
+        self._checkpoints.check()
         now = time.monotonic()
         if self._saved_at is None:
             self._stack.enter_context(signals.on_first(self._stop))

@@ -40,7 +40,7 @@ def initial_or_restored(
     checkpoints: Checkpoints,
     initialize: jax.tree_util.Partial | None,
 ) -> TrainState:
-    """The state of the newest checkpoint; a new one where there is none.
+    """The state of the newest good checkpoint; a new one where there is none.
 
     Args:
       config: resolved.
@@ -51,17 +51,18 @@ def initial_or_restored(
 
     Raises:
       ConfigError: the processes see different checkpoints.
-      CheckpointError: the checkpoint cannot be restored.
+      CheckpointError: no checkpoint can be restored.
     """
     init = compiling.compile_init(parts, mesh, image_size=config.image_size)
     key = jax.random.key(config.seed)
-    latest = checkpoints.latest_step()
-    # An eventually consistent file system could show processes different steps.
-    processes.require_equal("the newest checkpoint", f"of step {latest}")
     sharding = compiling.state_sharding(parts, mesh)
-    if latest is not None:
-        _LOG.info("Resuming from the checkpoint of step %d.", latest)
-        return checkpoints.restore(latest, jax.eval_shape(init, key), sharding)
+    restored = checkpoints.restore_newest(
+        jax.eval_shape(init, key),
+        sharding,
+        identity.config_hash(identity.as_json(config)),
+    )
+    if restored is not None:
+        return restored
     state = init(key)
     if initialize is None:
         return state

@@ -298,7 +298,11 @@ def load(
     like = checkpoints.separate_encoder({"params": params, "batch_stats": batch_stats})
     sharding = parallel.replicated(parallel.create_mesh())
     variables, heads = (
-        checkpoints.read_variables(folder, item, shapes, sharding) if shapes else {}
+        checkpoints.read_variables(
+            folder, item, shapes, sharding, description.get("checksums", {})
+        )
+        if shapes
+        else {}
         for item, shapes in zip(("encoder", "heads"), like, strict=True)
     )
     return PretrainedEncoder(

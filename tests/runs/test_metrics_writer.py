@@ -30,6 +30,100 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
     ]
 
 
+GOOD = '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n'
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x90\xff\x00garbage\n",
+        b"\xe2\x82\n",
+        b'{"loss": 1.0}\n',
+        b"12\n",
+        b"null\n",
+        b'{"step": "2"}\n',
+        b'{"step": [2]}\n',
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=range(8),
+)
+def test_damaged_lines_are_set_aside(tmp_path, caplog, garbage):
+    path = tmp_path / metrics_writer.FILE_NAME
+    first, second = GOOD.encode().splitlines(keepends=True)
+    path.write_bytes(first + garbage + second)
+    metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=2, tensorboard=False
+    ).close()
+    assert path.read_text() == GOOD
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == garbage
+    assert "1 lines are damaged and now in" in caplog.text
+
+
+def test_what_a_kill_leaves_is_no_damage(tmp_path, caplog):
+    path = tmp_path / metrics_writer.FILE_NAME
+    path.write_bytes(GOOD.encode() + b"\0\0\0\n" + b'{"step": 3, "lo')
+    metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=9, tensorboard=False
+    ).close()
+    assert path.read_text() == GOOD
+    assert not caplog.text
+
+
+def test_a_step_that_is_there_twice_counts_once(tmp_path):
+    path = tmp_path / metrics_writer.FILE_NAME
+    path.write_text('{"step": 2, "loss": 9}\n' + GOOD)
+    metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=2, tensorboard=False
+    ).close()
+    assert path.read_text() == GOOD
+
+
+def test_a_folder_or_a_broken_link_in_its_place(tmp_path):
+    path = tmp_path / metrics_writer.FILE_NAME
+    path.mkdir()
+    for _ in range(2):
+        writer = metrics_writer.MetricsWriter(
+            str(tmp_path), resume_step=0, tensorboard=False
+        )
+        writer.write(1, {"loss": 2.5})
+        writer.close()
+        assert path.read_text() == GOOD.splitlines(keepends=True)[0]
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+
+
+def test_lines_are_kept_while_the_disk_is_full(tmp_path, caplog, monkeypatch):
+    writer = metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=0, tensorboard=False
+    )
+    file = writer._file
+    writer._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    writer.write(1, {"loss": 2.5})
+    writer.write(2, {"loss": 2.25})
+    writer._file.close()
+    writer._file = file
+    writer.close()
+    assert (tmp_path / metrics_writer.FILE_NAME).read_text() == GOOD
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_trouble_of_tensorboard_ends_its_files_only(tmp_path, caplog, monkeypatch):
+    import tensorboardX
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(tensorboardX.SummaryWriter, "add_scalar", fail)
+    writer = metrics_writer.MetricsWriter(
+        str(tmp_path), resume_step=0, tensorboard=True
+    )
+    writer.write(1, {"loss": 2.5})
+    writer.write(2, {"loss": 2.25})
+    writer.close()
+    assert (tmp_path / metrics_writer.FILE_NAME).read_text() == GOOD
+    assert caplog.text.count("event files cannot be written") == 1
+
+
 def test_event_files_hold_the_numbers(tmp_path):
     writer = metrics_writer.MetricsWriter(
         str(tmp_path), resume_step=0, tensorboard=True

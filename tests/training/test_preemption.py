@@ -215,7 +215,8 @@ def test_the_clock_asks_for_checkpoints(monkeypatch):
     clock = types.SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr(preemption, "time", clock)
     saved = []
-    with preemption.Requests(save_every_secs=30.0) as requests:
+    checkpoints = types.SimpleNamespace(check=lambda: None)
+    with preemption.Requests(checkpoints, save_every_secs=30.0) as requests:
         for step in range(1, 15):
             now += 10.0
             asked = requests.after_step()
