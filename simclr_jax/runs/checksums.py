@@ -1,8 +1,8 @@
 """Checksums of arrays, equal however the arrays lie on devices.
 
 Orbax's format finds damage to its own tables and none to the arrays themselves, so each
-checkpoint records a sum for each array. It is computed on the devices that hold the
-array: nothing is copied to a host, and the sum does not depend on the sharding.
+checkpoint records a sum for each array. It is computed where the array is: nothing is
+copied from an accelerator, and the sum does not depend on the sharding.
 """
 
 import functools
@@ -36,14 +36,27 @@ def of_tree(tree: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
     arrays = [array for _, array in leaves]
-    meshes = {
-        array.sharding.mesh
-        for array in arrays
-        if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding)
-    }
-    mesh = meshes.pop() if len(meshes) == 1 else None
-    sums = np.asarray(_program(mesh)(arrays)) if arrays else []
-    return {name: f"{int(value):08x}" for name, value in zip(names, sums, strict=True)}
+    if all(map(_is_on_host, arrays)):
+        # No program to compile, which would take longer than the sums.
+        sums = [int(_sum(np.asarray(array), np)) for array in arrays]
+    else:
+        sums = np.asarray(_program(_mesh_of(arrays))(arrays)).tolist()
+    return {name: f"{value:08x}" for name, value in zip(names, sums, strict=True)}
+
+
+def _is_on_host(array: Any) -> bool:
+    """Whether a host array, or one of CPU devices that this process has as a whole."""
+    if not isinstance(array, jax.Array):
+        return True
+    whole = array.is_fully_addressable or array.is_fully_replicated
+    return whole and all(device.platform == "cpu" for device in array.devices())
+
+
+def _mesh_of(arrays: list[Any]) -> jax.sharding.Mesh | None:
+    for array in arrays:
+        if isinstance(getattr(array, "sharding", None), NamedSharding):
+            return array.sharding.mesh
+    return None
 
 
 def of_text(text: str) -> str:
@@ -55,31 +68,38 @@ def of_text(text: str) -> str:
 def _program(mesh: jax.sharding.Mesh | None) -> Any:
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        lambda arrays: jnp.stack([_sum(array) for array in arrays]), out_shardings=whole
+        lambda arrays: jnp.stack([_sum(array, jnp) for array in arrays]),
+        out_shardings=whole,
     )
 
 
-def _sum(array: jax.Array) -> jax.Array:
-    """The sum of one array [...]: a uint32 []."""
-    words = _words(array)
-    place = jnp.zeros(words.shape, jnp.uint32)
+def _sum(array: Any, xp: Any) -> Any:
+    """The sum of one array [...]: a uint32 [].
+
+    Args:
+      array: of NumPy or of JAX.
+      xp: the module of the array, numpy or jax.numpy.
+    """
+    # NumPy warns where a number by itself overflows, and not for arrays.
+    words = xp.atleast_1d(_words(array))
+    place = xp.zeros(words.shape, np.uint32)
     stride = 1
-    for axis in reversed(range(words.ndim)):
-        at = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        place += at * np.uint32(stride % 2**32)
-        stride *= words.shape[axis]
+    for axis, size in reversed(list(enumerate(words.shape))):
+        along = [-1 if other == axis else 1 for other in range(words.ndim)]
+        at = xp.arange(size, dtype=np.uint32).reshape(along)
+        place = place + at * np.uint32(stride % 2**32)
+        stride *= size
     mixed = words ^ (place * _SPREAD)
     for shift, factor in _MIXING:
         mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
-    return jnp.sum(mixed, dtype=jnp.uint32)
+    return xp.sum(mixed, dtype=np.uint32)
 
 
-def _words(array: jax.Array) -> jax.Array:
+def _words(array: Any) -> Any:
     """The bits of each element, as uint32."""
-    if array.dtype == jnp.bool_:
-        return array.astype(jnp.uint32)
-    bits = jnp.dtype(array.dtype).itemsize * 8
-    if bits > 32:
+    if array.dtype == np.bool_:
+        return array.astype(np.uint32)
+    size = np.dtype(array.dtype).itemsize
+    if size > 4:
         raise TypeError(f"{array.dtype}: must have at most 32 bits an element")
-    unsigned = jnp.dtype(f"uint{bits}")
-    return jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    return array.view(f"uint{8 * size}").astype(np.uint32)

@@ -33,7 +33,9 @@ def by_definition(array: np.ndarray) -> str:
     return f"{total % 2**32:08x}"
 
 
-def test_they_are_those_of_the_definition():
+@pytest.mark.parametrize("on_host", [True, False])
+def test_they_are_those_of_the_definition(on_host, monkeypatch):
+    monkeypatch.setattr(checksums, "_is_on_host", lambda _: on_host)
     assert checksums.of_tree(TREE) == {
         "open": by_definition(TREE["open"]),
         "params/bias": by_definition(TREE["params"]["bias"]),
@@ -42,10 +44,9 @@ def test_they_are_those_of_the_definition():
     }
 
 
-@pytest.mark.parametrize(
-    "spec", [PartitionSpec(), PartitionSpec(None, None, parallel.mesh.AXIS)]
-)
-def test_they_do_not_depend_on_the_sharding(spec):
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, None, "data")])
+def test_they_do_not_depend_on_the_sharding(spec, monkeypatch):
+    monkeypatch.setattr(checksums, "_is_on_host", lambda _: False)
     mesh = parallel.create_mesh()
     array = TREE["params"]["kernel"]
     placed = jax.device_put(array, NamedSharding(mesh, spec))
