@@ -34,7 +34,7 @@ from simclr_jax.errors import (
 )
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
-from simclr_jax.runs import checksums, damage, orbax_paths, ownership
+from simclr_jax.runs import checksums, damage, orbax_paths, ownership, room
 
 _LOG = logging.getLogger(__name__)
 
@@ -148,9 +148,13 @@ class Checkpoints:
         Raises:
           CheckpointError: every checkpoint is damaged; or the newest one is of another
             config, has imported weights and no state, or cannot be reached.
-          ConfigError: the processes see different checkpoints.
+          ConfigError: the processes see different checkpoints, or the disk has no room
+            for another one.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        with processes.all_or_none():
+            if processes.is_main():
+                room.require(self._folder, like, len(steps))
         # An eventually consistent file system could show processes different steps.
         newest = steps[0] if steps else None
         processes.require_equal("the newest checkpoint", f"of step {newest}")
@@ -211,10 +215,13 @@ class Checkpoints:
             _fields(sharding),
         )
         changed = description["config_hash"] != config_hash
-        with damage.reading(folder, "state", changed):
-            items = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        items = damage.read(
+            folder,
+            "state",
+            lambda: self._manager.restore(step, args=args),
+            changed=changed,
+        )
         damage.compare(folder, items["state"], sums)
         return type(like)(**items["state"])
 
@@ -331,19 +338,25 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
       CheckpointDamaged: the file is not what was saved.
       CheckpointError: it cannot be reached.
     """
-    with damage.reading(checkpoint, "description"):
-        complete = orbax_paths.temporary_path_class(checkpoint.parent)
-        with ocp.Checkpointer(
-            ocp.JsonCheckpointHandler(), temporary_path_class=complete
-        ) as checkpointer:
-            description = checkpointer.restore(checkpoint / "description")
-        if not isinstance(description, dict) or "config_hash" not in description:
-            raise ValueError("is not one")
+    description = damage.read(
+        checkpoint, "description", lambda: _description_in(checkpoint)
+    )
     # Descriptions of earlier versions have none.
     expected = description.pop("checksum", None)
     if expected not in (None, checksums.of_text(_canonical(description))):
         reason = "item description: is not what was saved: checksum"
         raise CheckpointDamaged(damage.described(checkpoint, reason))
+    return description
+
+
+def _description_in(checkpoint: epath.Path) -> dict[str, Any]:
+    complete = orbax_paths.temporary_path_class(checkpoint.parent)
+    with ocp.Checkpointer(
+        ocp.JsonCheckpointHandler(), temporary_path_class=complete
+    ) as checkpointer:
+        description = checkpointer.restore(checkpoint / "description")
+    if not isinstance(description, dict) or "config_hash" not in description:
+        raise ValueError("is not one")
     return description
 
 
@@ -370,13 +383,14 @@ def read_variables(
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
     )
-    with (
-        damage.reading(checkpoint, item),
-        ocp.StandardCheckpointer(
+
+    def restored() -> Tree:
+        with ocp.StandardCheckpointer(
             temporary_path_class=orbax_paths.temporary_path_class(checkpoint.parent)
-        ) as checkpointer,
-    ):
-        tree = checkpointer.restore(checkpoint / item, target)
+        ) as checkpointer:
+            return checkpointer.restore(checkpoint / item, target)
+
+    tree = damage.read(checkpoint, item, restored)
     encoders = item == "encoder"
     named = {
         name: {"encoder": part} if encoders else part for name, part in tree.items()

@@ -1,9 +1,12 @@
 """What is wrong with a checkpoint that cannot be read: damage, or something else."""
 
-import contextlib
 import errno
+import functools
 import logging
-from collections.abc import Iterator
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -13,6 +16,7 @@ from simclr_jax.models.simclr import Tree
 from simclr_jax.runs import checksums
 
 _LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 def described(path: epath.Path, reason: str) -> str:
@@ -57,36 +61,76 @@ _UNREACHABLE_CODES = (
     "RESOURCE_EXHAUSTED",
 )
 
+_LEFTOVERS = (
+    "_read_array_index_and_device_put",
+    "was never awaited",
+    "Event loop is closed",
+)
 
-@contextlib.contextmanager
-def reading(folder: epath.Path, item: str, changed: bool = False) -> Iterator[None]:
-    """Turns what Orbax raises into errors that say what to do.
+
+def read(
+    folder: epath.Path,
+    item: str,
+    function: Callable[[], _Result],
+    *,
+    changed: bool = False,
+) -> _Result:
+    """What a function reads with Orbax, whose errors become ones that say what to do.
 
     Args:
       folder: of the checkpoint.
       item: that is read.
+      function: reads it.
       changed: whether it was saved under another config, whose shapes may differ.
+
+    Raises:
+      CheckpointDamaged: it is not what was saved.
+      CheckpointError: it cannot be reached, or belongs to the other config.
     """
+    _ignore_leftovers()
     try:
-        yield
+        return function()
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise
     except Exception as error:
         _LOG.debug("reading %s", folder, exc_info=error)
-        reason = f"item {item}: {_innermost(error)}"
-        unreachable = getattr(error, "errno", None) in _UNREACHABLE or any(
-            code in str(error) for code in _UNREACHABLE_CODES
+        raise _problem(error, folder, item, changed) from error
+
+
+@functools.cache
+def _ignore_leftovers() -> None:
+    """Says nothing of the reads that Orbax gave up when another one failed.
+
+    Python would: each coroutine that never starts is a warning, and each answer that
+    comes too late a traceback, at any time from now on.
+    """
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        said = f"{unraisable.exc_value} {unraisable.object!r}"
+        if not any(words in said for words in _LEFTOVERS):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
+def _problem(
+    error: Exception, folder: epath.Path, item: str, changed: bool
+) -> CheckpointError:
+    reason = f"item {item}: {_innermost(error)}"
+    unreachable = getattr(error, "errno", None) in _UNREACHABLE or any(
+        code in str(error) for code in _UNREACHABLE_CODES
+    )
+    if unreachable:
+        return CheckpointError(f"checkpoint {folder}: cannot be read now ({reason})")
+    if changed:
+        return CheckpointError(
+            f"checkpoint {folder}: was saved under another config and does not fit "
+            f"this one ({reason}); take that config, or another workdir"
         )
-        if unreachable:
-            raise CheckpointError(
-                f"checkpoint {folder}: cannot be read now ({reason})"
-            ) from error
-        if changed:
-            raise CheckpointError(
-                f"checkpoint {folder}: was saved under another config and does not fit "
-                f"this one ({reason}); take that config, or another workdir"
-            ) from error
-        raise CheckpointDamaged(described(folder, reason)) from error
+    return CheckpointDamaged(described(folder, reason))
 
 
 def _innermost(error: BaseException) -> str:

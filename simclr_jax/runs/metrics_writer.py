@@ -114,7 +114,9 @@ class MetricsWriter:
         try:
             yield
         except Exception as error:
-            self._events = None
+            events, self._events = self._events, None
+            with contextlib.suppress(Exception):
+                events.close()  # its thread
             _LOG.warning(
                 "TensorBoard's event files cannot be written (%s) and end here; %s "
                 "goes on.",

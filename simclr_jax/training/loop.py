@@ -210,9 +210,9 @@ def _run_steps(
             # Only a state known to be finite may become the newest checkpoint.
             reporter.report(*pending)
             pending = None
-            checkpoints.save(done, state, description)
+            with reporter.saving():
+                checkpoints.save(done, state, description)
             requests.saved()
-            reporter.saved()
         if stopped:
             checkpoints.wait()
             raise RunStopped(

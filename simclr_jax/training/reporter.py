@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Iterator
 
 import jax
@@ -14,6 +13,7 @@ from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter, progress_line
 from simclr_jax.training import bottleneck
 from simclr_jax.training.objectives import Metrics
+from simclr_jax.training.step_clock import Interval, StepClock
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,15 +48,8 @@ class Reporter:
         self._health = health
         self._verdict = ""
         self._bottleneck = bottleneck.DEVICE  # not worth a line
-        self._waited_secs = 0.0
-        self._mark = (start_step, time.monotonic())
-
-    @contextlib.contextmanager
-    def waiting_for_input(self) -> Iterator[None]:
-        """A context whose time counts as waiting for input."""
-        start = time.monotonic()
-        yield
-        self._waited_secs += time.monotonic() - start
+        self._clock = StepClock(start_step)
+        self.waiting_for_input = self._clock.waiting_for_input
 
     def is_logged(self, done: int) -> bool:
         """Whether update number `done`, from 1, is logged: with its diagnostics."""
@@ -73,6 +66,7 @@ class Reporter:
         Raises:
           TrainingDiverged: the loss, the gradient or the update is not finite.
         """
+        was_ready = all(value.is_ready() for value in metrics.values())
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ("loss", "gradient_norm", "update_norm"):
             if not math.isfinite(values[name]):
@@ -82,20 +76,21 @@ class Reporter:
                     "config.optimizer.learning_rate or a longer warm-up"
                 )
         if self.is_logged(done):
-            self._log(done, values)
+            self._log(done, values, self._clock.read(done, was_ready=was_ready))
 
-    def saved(self) -> None:
-        """Brings the metrics to where the checkpoint goes."""
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """A context in which a checkpoint is saved; the metrics go where it goes."""
+        with self._clock.saving():
+            yield
         self._writer.copy_soon()
 
-    def _log(self, done: int, values: dict[str, float]) -> None:
-        marked_step, marked_secs = self._mark
-        secs = time.monotonic() - marked_secs
-        steps = done - marked_step
+    def _log(self, done: int, values: dict[str, float], interval: Interval) -> None:
+        steps, secs, waited_secs = interval
         values = {
             **values,
             "images_per_sec": steps * self._batch_size / secs,
-            "input_wait_share": min(self._waited_secs / secs, 1.0),
+            "input_wait_share": waited_secs / secs,
         }
         if self._chance is not None:
             values["chance"] = self._chance
@@ -119,7 +114,6 @@ class Reporter:
             level = logging.WARNING if "since" in verdict else logging.INFO
             _LOG.log(level, "Health: %s", verdict)
             self._verdict = verdict
-        self._mark, self._waited_secs = (done, time.monotonic()), 0.0
 
     def finish(self) -> None:
         """Logs how the run ended."""
