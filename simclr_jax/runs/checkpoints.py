@@ -39,6 +39,8 @@ from simclr_jax.runs import checksums, damage, orbax_paths, ownership, room
 _LOG = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+# Every description has one of these.
+_MARKS = ("config_hash", "checksum")
 # A dataclass of trees of arrays with `params` and `batch_stats`: `step.TrainState`.
 State = TypeVar("State")
 
@@ -214,7 +216,7 @@ class Checkpoints:
             _fields(like),
             _fields(sharding),
         )
-        changed = description["config_hash"] != config_hash
+        changed = description.get("config_hash") != config_hash
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         items = damage.read(
             folder,
@@ -341,9 +343,10 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
     description = damage.read(
         checkpoint, "description", lambda: _description_in(checkpoint)
     )
-    # Descriptions of earlier versions have none.
+    # Descriptions of earlier versions have neither sums of arrays nor one of their own.
+    is_sealed = not description.keys().isdisjoint(("checksum", "checksums"))
     expected = description.pop("checksum", None)
-    if expected not in (None, checksums.of_text(_canonical(description))):
+    if is_sealed and expected != checksums.of_text(_canonical(description)):
         reason = "item description: is not what was saved: checksum"
         raise CheckpointDamaged(damage.described(checkpoint, reason))
     return description
@@ -355,7 +358,7 @@ def _description_in(checkpoint: epath.Path) -> dict[str, Any]:
         ocp.JsonCheckpointHandler(), temporary_path_class=complete
     ) as checkpointer:
         description = checkpointer.restore(checkpoint / "description")
-    if not isinstance(description, dict) or "config_hash" not in description:
+    if not isinstance(description, dict) or description.keys().isdisjoint(_MARKS):
         raise ValueError("is not one")
     return description
 
