@@ -208,6 +208,10 @@ def _guarded(main: Callable[[], None]) -> None:
 def _set_up_logging() -> None:
     """Logs the messages of this package, and only warnings of libraries."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # Its errors reach the caller too, who says what they mean.
+    absl_logging.get_absl_logger().addFilter(
+        lambda record: not (record.exc_info and "orbax" in record.pathname)
+    )
     # They log the traceback of each failed request, though most succeed when repeated.
     for library in ("aiobotocore", "botocore", "gcsfs", "s3fs"):
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -26,12 +26,7 @@ from etils import epath
 from jax.sharding import Sharding
 
 from simclr_jax import paths
-from simclr_jax.errors import (
-    CheckpointDamaged,
-    CheckpointError,
-    CheckpointNotFound,
-    first_line,
-)
+from simclr_jax.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
 from simclr_jax.runs import checksums, damage, orbax_paths, ownership, room
@@ -272,7 +267,7 @@ class Checkpoints:
             self._failed = True
             raise CheckpointError(
                 f"checkpoints in {self._folder}: one cannot be saved "
-                f"({first_line(error)}); earlier ones are unchanged"
+                f"({damage.reason(error, self._folder)}); earlier ones are unchanged"
             ) from error
 
 

@@ -3,6 +3,8 @@
 import errno
 import functools
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,9 +21,9 @@ _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-def described(path: epath.Path, reason: str) -> str:
+def described(path: epath.Path, why: str) -> str:
     """The message about a damaged checkpoint."""
-    return f"checkpoint {path}: is damaged ({reason})"
+    return f"checkpoint {path}: is damaged ({why})"
 
 
 def compare(folder: epath.Path, tree: Tree, expected: dict[str, str]) -> None:
@@ -41,8 +43,8 @@ def compare(folder: epath.Path, tree: Tree, expected: dict[str, str]) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        reason = f"the array {wrong[0]}{more} is not what was saved: checksum"
-        raise CheckpointDamaged(described(folder, reason))
+        why = f"the array {wrong[0]}{more} is not what was saved: checksum"
+        raise CheckpointDamaged(described(folder, why))
 
 
 # What a disk or store says that may be intact and cannot be read now.
@@ -119,22 +121,32 @@ def _ignore_leftovers() -> None:
 def _problem(
     error: Exception, folder: epath.Path, item: str, changed: bool
 ) -> CheckpointError:
-    reason = f"item {item}: {_innermost(error)}"
+    why = f"item {item}: {reason(error, folder)}"
     unreachable = getattr(error, "errno", None) in _UNREACHABLE or any(
         code in str(error) for code in _UNREACHABLE_CODES
     )
     if unreachable:
-        return CheckpointError(f"checkpoint {folder}: cannot be read now ({reason})")
+        return CheckpointError(f"checkpoint {folder}: cannot be read now ({why})")
     if changed:
         return CheckpointError(
             f"checkpoint {folder}: was saved under another config and does not fit "
-            f"this one ({reason}); take that config, or another workdir"
+            f"this one ({why}); take that config, or another workdir"
         )
-    return CheckpointDamaged(described(folder, reason))
+    return CheckpointDamaged(described(folder, why))
 
 
-def _innermost(error: BaseException) -> str:
-    """The first line of the error that others only wrap."""
+def reason(error: BaseException, folder: epath.Path) -> str:
+    """What the error that others only wrap says of a file, without TensorStore's plan.
+
+    Args:
+      error: that Orbax raised.
+      folder: names of files in it are relative to it.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    said = re.split(r" \[\w+(?:\[\d+\])?=", str(error))[0]
+    # Error reading "ARRAY" in OCDBT database at local file "FILE": ...: REASON
+    files = [name for name in re.findall(r'"([^"]+)"', said) if "/" in name[:6]]
+    if files:
+        said = f"file {files[-1]}: {said.rpartition(chr(34))[2].lstrip(': ')}"
+    return first_line(ValueError(said)).replace(f"{os.fspath(folder)}/", "")
