@@ -137,6 +137,12 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.nesterov = False  # lars, sgd
     optimizer.trust_coefficient = 0.001  # lars
     optimizer.b1, optimizer.b2 = 0.9, 0.999  # adamw
+    # The largest global norm of the gradient, which is scaled down to it; None: any.
+    optimizer.clip_norm = config_dict.placeholder(float)
+    # A loss, gradient, update or BatchNorm statistic that is not finite: stop ends the
+    # run; skip leaves the step out, at most so many in a row.
+    optimizer.on_nonfinite = "stop"
+    optimizer.max_skipped_steps = 10
 
     # Linear warm-up, then a cosine to 0. Steps, if set, override epochs.
     config.schedule = schedule = config_dict.ConfigDict()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-# Keys that change how a run is stored, read or logged, and not its mathematics.
+# Keys that change how a run is stored, read, logged or ended, and not its mathematics.
 _OPERATIONAL = (
     "data.data_dir",
     "data.threads",
@@ -17,6 +17,8 @@ _OPERATIONAL = (
     "parallel.deterministic",
     "parallel.remat",
     "loss.form",
+    "optimizer.on_nonfinite",
+    "optimizer.max_skipped_steps",
     "log.",
     "checkpoint.",
     "evaluation.",
@@ -24,6 +26,8 @@ _OPERATIONAL = (
     "distill.teacher",
     "distill.init_from",
 )
+# What versions without a key did: left out of the hash, so that hashes stay.
+_WITHOUT_EFFECT: dict[str, Any] = {"optimizer.clip_norm": None}
 
 
 def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -52,8 +56,14 @@ def fingerprint(config: dict[str, Any]) -> str:
 
 def config_hash(config: dict[str, Any]) -> str:
     """16 hex digits that identify the experiment of a config, as read from JSON."""
-    named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
-    return _digest(named)
+    return _digest(
+        {
+            key: value
+            for key, value in flatten(config).items()
+            if not key.startswith(_OPERATIONAL)
+            and not (key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key])
+        }
+    )
 
 
 def _digest(values: dict[str, Any]) -> str:

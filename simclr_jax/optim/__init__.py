@@ -1,9 +1,10 @@
 """Optimisers with masks by parameter role, and learning-rate schedules."""
 
-from simclr_jax.optim.optimizers import adamw, freeze, lars, sgd
+from simclr_jax.optim.optimizers import adamw, clipped, freeze, lars, sgd
 from simclr_jax.optim.roles import parameter_role, role_table
 from simclr_jax.optim.schedules import (
     SCALING_RULES,
+    at_step,
     scaled_learning_rate,
     warmup_cosine,
 )
@@ -15,6 +16,8 @@ __all__ = [
     "OPTIMIZERS",
     "SCALING_RULES",
     "adamw",
+    "at_step",
+    "clipped",
     "freeze",
     "lars",
     "parameter_role",

@@ -1,7 +1,10 @@
 """Learning-rate scaling with the batch, and linear warm-up into a cosine."""
 
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 # name -> rate for a base rate and a global batch size (paper section 2.1, app. B.1).
@@ -61,4 +64,22 @@ def warmup_cosine(
         return cosine
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, warmup_steps), cosine], [warmup_steps]
+    )
+
+
+def at_step(opt_state: Any, step: jax.Array | int) -> Any:
+    """An optimiser's state with its schedule at a step; moments are unchanged.
+
+    Args:
+      opt_state: of any optimiser here; unchanged where its rate is constant.
+      step: 0-based index of the next update.
+    """
+
+    def move(node: Any) -> Any:
+        if not isinstance(node, optax.ScaleByScheduleState):
+            return node
+        return node._replace(count=jnp.asarray(step, node.count.dtype))
+
+    return jax.tree.map(
+        move, opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
     )

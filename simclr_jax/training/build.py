@@ -132,6 +132,12 @@ def make_optimizer(
     optimizer: config_dict.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
     """The optimiser of a config's group `optimizer`."""
+    return optim.clipped(_unclipped(optimizer, schedule), optimizer.clip_norm)
+
+
+def _unclipped(
+    optimizer: config_dict.ConfigDict, schedule: Schedule
+) -> optax.GradientTransformation:
     if optimizer.name == "lars":
         return optim.lars(
             schedule,

@@ -22,6 +22,7 @@ from simclr_jax.training import (
     build,
     compiling,
     device_views,
+    divergence,
     input_pipeline,
     profiling,
     starting,
@@ -158,6 +159,7 @@ def run(
             start_step=start_step,
             chance=job.parts.objective.chance,
             health=job.health,
+            guard=divergence.Guard(config, state, writer.skipped_steps),
         )
         return _run_steps(
             job, state, batches, reporter, checkpoints, requests, profiler, last_step

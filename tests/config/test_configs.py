@@ -302,6 +302,9 @@ BAD_VALUES = {
     "optimizer.learning_rate": 0.0,
     "optimizer.scaling": "cubic",
     "optimizer.weight_decay": -1e-4,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.on_nonfinite": "ignore",
+    "optimizer.max_skipped_steps": 0,
     "schedule.train_epochs": 0.0,
     "schedule.train_steps": 0,
     "schedule.warmup_steps": -1,
@@ -471,3 +474,22 @@ def test_hashes_and_differences():
     new["loss"]["temperature"] = 0.2
     assert identity.differing_keys(old, new) == ["loss.temperature: 0.1 -> 0.2"]
     assert identity.config_hash(old) != identity.config_hash(new)
+
+
+def test_a_key_that_a_later_format_added_leaves_hashes_as_they_were():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    for name in ("clip_norm", "on_nonfinite", "max_skipped_steps"):
+        del old["optimizer"][name]
+    assert identity.config_hash(old) == identity.config_hash(new)
+    new["optimizer"].update(on_nonfinite="skip", max_skipped_steps=3)
+    assert identity.config_hash(old) == identity.config_hash(new)
+    new["optimizer"]["clip_norm"] = 1.0
+    assert identity.config_hash(old) != identity.config_hash(new)
+
+
+def test_what_happens_at_a_step_that_is_not_finite_may_change():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    new["optimizer"].update(on_nonfinite="skip", max_skipped_steps=3)
+    assert identity.differing_keys(old, new) == []
+    new["optimizer"]["clip_norm"] = 1.0
+    assert identity.differing_keys(old, new) == ["optimizer.clip_norm: None -> 1.0"]
