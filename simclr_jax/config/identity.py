@@ -71,6 +71,17 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+# Kinds of datasets whose name has a path.
+_MOVABLE = ("folder", "prepared", "npz")
+
+
+def is_moved(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two configs have datasets of one kind at different places."""
+    before, after = (config["data"]["dataset"] for config in (old, new))
+    kinds = {str(name).partition(":")[0] for name in (before, after)}
+    return before != after and len(kinds) == 1 and kinds <= {*_MOVABLE}
+
+
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Keys whose values make the two different experiments, as 'key: old -> new'."""
     old_flat, new_flat = flatten(old), flatten(new)

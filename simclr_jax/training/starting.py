@@ -9,6 +9,7 @@ from ml_collections import config_dict
 from simclr_jax import optim
 from simclr_jax.config import identity
 from simclr_jax.data.sources.base import Source
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.parallel import processes
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training import compiling
@@ -18,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def require_same_config_and_data(
-    config: config_dict.ConfigDict, source: Source
+    config: config_dict.ConfigDict, listing: Listing
 ) -> None:
     """Checks that all processes run the same config on the same images.
 
@@ -29,7 +30,8 @@ def require_same_config_and_data(
     processes.require_equal("the config fingerprint", fingerprint)
     processes.require_equal(
         f"the training images of {config.data.dataset}:",
-        f"{source.num_examples} of {source.num_classes} classes",
+        f"{listing.num_examples} of {listing.num_classes} classes, fingerprint "
+        f"{listing.fingerprint}",
     )
 
 

@@ -224,7 +224,9 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(
         directory,
         "check",
-        lambda workdir, config, **kwargs: check(workdir, config._config, **kwargs),
+        lambda workdir, config, *rest, **kwargs: check(
+            workdir, config._config, *rest, **kwargs
+        ),
     )
     monkeypatch.setattr(
         directory,

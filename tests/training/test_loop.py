@@ -1,5 +1,6 @@
 """The loop in this process: divergence, metrics, checkpoints that survive faults."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -16,7 +17,7 @@ from simclr_jax.errors import (
     ConfigError,
     TrainingDiverged,
 )
-from simclr_jax.runs import checkpoints, metrics_writer
+from simclr_jax.runs import checkpoints, dataset_record, metrics_writer
 from simclr_jax.training import compiling, step
 
 
@@ -118,6 +119,20 @@ def test_a_workdir_of_another_config_is_refused(finished_run):
     assert "--allow_config_change" in message
     # What only concerns storing and watching may change freely.
     pretrain(tiny_config(**{"log.every_steps": 7}), str(workdir))
+
+
+def test_another_dataset_under_the_same_name_is_refused(finished_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    recorded = dataset_record.read(str(workdir))
+    assert recorded.num_examples == 7200
+    other = dataclasses.replace(recorded, num_examples=7201)
+    dataset_record.write(str(workdir), other)
+    with pytest.raises(ConfigError, match="7201 -> 7200 examples"):
+        pretrain(tiny_config(), str(workdir))
+    assert dataset_record.read(str(workdir)) == other
+    pretrain(tiny_config(), str(workdir), allow_data_change=True)
+    assert dataset_record.read(str(workdir)) == recorded
 
 
 def test_the_encoder_of_a_checkpoint_is_that_of_the_state(finished_run):
