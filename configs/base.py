@@ -150,6 +150,12 @@ def get_config() -> config_dict.ConfigDict:
     schedule.train_steps = config_dict.placeholder(int)
     schedule.warmup_epochs = 10.0
     schedule.warmup_steps = config_dict.placeholder(int)
+    # Where a run goes on for longer than planned, with --allow_config_change. stretch:
+    # the cosine over all steps; restart: a new cosine from extend_step on; constant.
+    schedule.extend = "stretch"
+    schedule.extend_step = config_dict.placeholder(int)  # the first one of the new part
+    # Its peak, before scaling; None: optimizer.learning_rate.
+    schedule.extend_learning_rate = config_dict.placeholder(float)
 
     # An online linear classifier on stop-gradient h, trained if there are labels. It
     # has no influence on the encoder.

@@ -27,7 +27,12 @@ _OPERATIONAL = (
     "distill.init_from",
 )
 # What versions without a key did: left out of the hash, so that hashes stay.
-_WITHOUT_EFFECT: dict[str, Any] = {"optimizer.clip_norm": None}
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "optimizer.clip_norm": None,
+    "schedule.extend": "stretch",
+    "schedule.extend_step": None,
+    "schedule.extend_learning_rate": None,
+}
 
 
 def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:

@@ -29,8 +29,10 @@ def check(workdir: str, source: Source, allow_data_change: bool) -> Listing:
       The listing of the dataset, for `write`.
 
     Raises:
-      ConfigError: the dataset is another one, or the record is damaged.
+      ConfigError: the dataset is another one, the record is damaged, or the directory
+        is no folder.
     """
+    atomic.check_no_file(workdir)
     listing = source.listing()
     recorded = read(workdir)
     changes = listings.differences(recorded, listing) if recorded else []
@@ -52,11 +54,17 @@ def write(workdir: str, listing: Listing) -> None:
     Raises:
       ConfigError: the directory cannot be written.
     """
-    if not processes.is_main() or read(workdir) == listing:
+    if not processes.is_main() or holds(workdir, listing):
         return
     content = {"fingerprint": listing.fingerprint, **listing.as_json()}
     text = json.dumps(content, indent=1)
     atomic.write_file(paths.as_path(workdir) / FILE_NAME, text + "\n")
+
+
+def holds(workdir: str, listing: Listing) -> bool:
+    """Whether a run has recorded this dataset."""
+    recorded = read(workdir)
+    return recorded is not None and recorded.fingerprint == listing.fingerprint
 
 
 def read(workdir: str) -> Listing | None:
@@ -69,7 +77,7 @@ def read(workdir: str) -> Listing | None:
     with atomic.one_line(f"file {path}: cannot be read"):
         try:
             return listings.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, RecursionError) as error:
             raise ConfigError(

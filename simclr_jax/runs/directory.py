@@ -38,9 +38,9 @@ def check(
       ConfigError: the directory is another config's, or no folder.
     """
     atomic.check_no_file(workdir)
-    if (paths.as_path(workdir) / CONFIG).exists() and not allow_config_change:
+    if has_config(workdir) and not allow_config_change:
         old, new = read_config(workdir), identity.as_json(config)
-        if identity.is_moved(old, new) and dataset_record.read(workdir) == listing:
+        if identity.is_moved(old, new) and dataset_record.holds(workdir, listing):
             _LOG.info("The dataset has moved here from %s.", old["data"]["dataset"])
             old["data"]["dataset"] = new["data"]["dataset"]
         changes = identity.differing_keys(old, new)
@@ -86,6 +86,11 @@ def make_folder(workdir: str) -> None:
     finally:
         if processes.is_main():
             mark.unlink(missing_ok=True)
+
+
+def has_config(workdir: str) -> bool:
+    """Whether a run has recorded its config here."""
+    return (paths.as_path(workdir) / CONFIG).exists()
 
 
 def write_config(workdir: str, config: config_dict.ConfigDict) -> None:

@@ -24,6 +24,9 @@ _ADDED: dict[int, dict[str, Any]] = {
         "optimizer.clip_norm": None,
         "optimizer.on_nonfinite": "stop",
         "optimizer.max_skipped_steps": 10,
+        "schedule.extend": "stretch",
+        "schedule.extend_step": None,
+        "schedule.extend_learning_rate": None,
     },
 }
 

@@ -136,7 +136,7 @@ def run(
         )
         stack.callback(checkpoints.close)
         state = starting.initial_or_restored(
-            config, job.parts, job.mesh, checkpoints, job.initialize
+            config, job.parts, job.mesh, checkpoints, job.initialize, workdir
         )
         # After restoring, so that a failed restore leaves the old config in place.
         directory.write_config(workdir, config)

@@ -12,7 +12,7 @@ from simclr_jax.data.sources.base import Source
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.parallel import processes
 from simclr_jax.runs.checkpoints import Checkpoints
-from simclr_jax.training import compiling
+from simclr_jax.training import compiling, replanning
 from simclr_jax.training.step import StepParts, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def initial_or_restored(
     mesh: Mesh,
     checkpoints: Checkpoints,
     initialize: jax.tree_util.Partial | None,
+    workdir: str,
 ) -> TrainState:
     """The state of the newest good checkpoint; a new one where there is none.
 
@@ -50,6 +51,7 @@ def initial_or_restored(
       mesh: all devices.
       checkpoints: of the run.
       initialize: as in `loop.TrainingJob`.
+      workdir: the run directory, with the config of the start before.
 
     Raises:
       ConfigError: the processes see different checkpoints.
@@ -64,7 +66,7 @@ def initial_or_restored(
         identity.config_hash(identity.as_json(config)),
     )
     if restored is not None:
-        return restored
+        return replanning.resume(config, parts, mesh, checkpoints, restored, workdir)
     state = init(key)
     if initialize is None:
         return state

@@ -18,7 +18,7 @@ from simclr_jax.errors import (
     TrainingDiverged,
 )
 from simclr_jax.runs import checkpoints, dataset_record, metrics_writer
-from simclr_jax.training import compiling, step
+from simclr_jax.training import build, compiling, step
 
 
 def tiny_config(**overrides):
@@ -206,6 +206,51 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     values = jax.tree.leaves(load(str(tmp_path), step=latest).variables)
     assert latest >= 4
     assert all(np.isfinite(np.asarray(value)).all() for value in values)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_batch_size(finished_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    larger = tiny_config(**{"batch.batch_size": 32, "schedule.train_steps": 6})
+    with pytest.raises(ConfigError, match="batch_size: 16 -> 32"):
+        pretrain(larger, str(workdir))
+    state = pretrain(larger, str(workdir), allow_config_change=True)
+    assert int(state.step) == 6
+    assert load(str(workdir)).step == 6
+    assert load(str(workdir / "checkpoints" / "4")).step == 4
+    logs = {"": [3, 4, 5, 6], "plan_1": [1, 2, 3, 4]}
+    for folder, steps in logs.items():
+        records = metrics_writer.read_metrics(workdir / folder / "metrics.jsonl")
+        assert [record["step"] for record in records] == steps
+    saved = {
+        name: sorted(int(path.name) for path in (workdir / name).iterdir())
+        for name in ("checkpoints", "checkpoints_2")
+    }
+    assert saved == {"checkpoints": [2, 4], "checkpoints_2": [2, 4, 6]}
+    # The same command has nothing to do, and needs no flag.
+    assert int(pretrain(larger, str(workdir)).step) == 6
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_a_new_cosine(finished_run, tmp_path, caplog):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    longer = tiny_config(
+        **{
+            "schedule.train_steps": 8,
+            "schedule.extend": "restart",
+            "schedule.extend_step": 4,
+        }
+    )
+    with caplog.at_level("WARNING", logger="simclr_jax"):
+        pretrain(longer, str(workdir), allow_config_change=True)
+    peak = build.make_schedule(longer)(0)
+    assert f"was 0 here (step 4 of 4) and is now {peak:.4g}" in caplog.text
+    records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
+    rates = [record["learning_rate"] for record in records]
+    cosine = [peak * (1 + np.cos(np.pi * step / 4)) / 2 for step in range(4)]
+    np.testing.assert_allclose(rates, [*cosine, *cosine], rtol=1e-5)
 
 
 def test_damaged_and_unfinished_checkpoints(finished_run, tmp_path):

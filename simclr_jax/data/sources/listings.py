@@ -38,8 +38,9 @@ class Listing:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that two different datasets do not share."""
-        canonical = json.dumps(self.as_json(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        # In the order of the entries, which is that of the images.
+        content = json.dumps(self.as_json())
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def as_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""

@@ -85,8 +85,8 @@ def test_a_large_folder_is_listed_by_sub_folder(monkeypatch):
     # One changed size, one changed name.
     _, others = listings.of_files(paths, np.array([0, 1, 2, 9, 4]))
     assert {n for n in entries if entries[n] != others[n]} == {"a/"}
-    _, others = listings.of_files([*paths[:4], "b/x.png"], sizes)
-    assert {n for n in entries if entries[n] != others[n]} == {"b/"}
+    _, others = listings.of_files([*paths[:3], "a/b/2.png", paths[4]], sizes)
+    assert {n for n in entries if entries[n] != others[n]} == {"a/"}
     assert listings.of_files(paths[:4], sizes[:4])[0] == "file"
 
 
@@ -201,6 +201,7 @@ def test_an_order_or_a_unit_that_changes_is_named():
     assert listings.differences(one, turned) == ["classes in another order"]
     moved = dataclasses.replace(one, entries={"b/0": "1", "a/0": "1"})
     assert listings.differences(one, moved) == ["files in another order"]
+    assert one.fingerprint != moved.fingerprint
     by_folder = dataclasses.replace(one, unit="folder")
     assert listings.differences(one, by_folder) == ["a list by file -> by folder"]
 
