@@ -18,7 +18,7 @@ from simclr_jax.errors import (
     TrainingDiverged,
 )
 from simclr_jax.runs import checkpoints, dataset_record, metrics_writer
-from simclr_jax.training import build, compiling, step
+from simclr_jax.training import build, compiling, loop, step
 
 
 def tiny_config(**overrides):
@@ -206,6 +206,34 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     values = jax.tree.leaves(load(str(tmp_path), step=latest).variables)
     assert latest >= 4
     assert all(np.isfinite(np.asarray(value)).all() for value in values)
+
+
+@pytest.mark.slow
+def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tmp_path, caplog):
+    # Without updates every step is like the first.
+    wild = tiny_config(
+        **{
+            "optimizer.learning_rate": 1e30,
+            "optimizer.on_nonfinite": "skip",
+            "optimizer.max_skipped_steps": 4,
+        }
+    )
+    skipping = pretrain(wild, str(tmp_path / "skipping"))
+    assert caplog.text.count("update_norm is inf") == 4
+    job = loop.pretraining_job(wild)
+    init = compiling.compile_init(job.parts, job.mesh, image_size=8)
+    initial = init(jax.random.key(0))
+    assert int(skipping.step) == 4
+    for part in ("params", "batch_stats"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.device_get(getattr(skipping, part)),
+            jax.device_get(getattr(initial, part)),
+        )
+    assert metrics_writer.read_metrics(tmp_path / "skipping/metrics.jsonl") == []
+    wild.optimizer.max_skipped_steps = 3
+    with pytest.raises(TrainingDiverged, match=r"step 4: .* 4 in a row, more than"):
+        pretrain(wild, str(tmp_path / "stopped"))
 
 
 @pytest.mark.slow
