@@ -60,10 +60,7 @@ def resolve(
             epochs = schedule[f"{name}_epochs"]
             schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
     schedule.train_steps = max(schedule.train_steps, 1)
-    if (
-        schedule.extend_step is not None
-        and schedule.extend_step >= schedule.train_steps
-    ):
+    if (schedule.extend_step or 0) >= schedule.train_steps:
         raise ConfigError(
             f"config.schedule.extend_step={schedule.extend_step}: must be below "
             f"config.schedule.train_steps={schedule.train_steps}"
