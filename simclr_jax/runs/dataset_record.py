@@ -29,10 +29,8 @@ def check(workdir: str, source: Source, allow_data_change: bool) -> Listing:
       The listing of the dataset, for `write`.
 
     Raises:
-      ConfigError: the dataset is another one, the record is damaged, or the directory
-        is no folder.
+      ConfigError: the dataset is another one, or the record is damaged.
     """
-    atomic.check_no_file(workdir)
     listing = source.listing()
     recorded = read(workdir)
     changes = listings.differences(recorded, listing) if recorded else []

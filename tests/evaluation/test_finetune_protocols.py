@@ -41,9 +41,7 @@ def folder(tmp_path):
     ],
     ids=["same", "operational", "setting", "images"],
 )
-def test_a_training_is_removed_where_settings_or_images_have_changed(
-    folder, job, stays
-):
+def test_a_training_of_other_settings_or_images_is_removed(folder, job, stays):
     finetune_protocols._remove_if_changed(folder, job)
     assert folder.exists() is stays
 
