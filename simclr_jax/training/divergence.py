@@ -58,9 +58,10 @@ def skip_nonfinite(
 
     Parameters, BatchNorm statistics and moments stay; the schedule goes on.
     """
-    values = {name: value for name, value in metrics.items() if _is_watched(name)}
-    sums = metrics[SUMS][_num_squares(new.params) :]
-    finite = jnp.all(jnp.isfinite(jnp.stack([*values.values(), jnp.sum(sums)])))
+    scalars = [value for name, value in metrics.items() if _is_watched(name)]
+    statistics = metrics[SUMS][_num_squares(new.params) :]
+    watched = jnp.concatenate([jnp.stack(scalars), statistics])
+    finite = jnp.all(jnp.isfinite(watched))
     kept = jax.tree.map(
         lambda before, after: jnp.where(finite, after, before), old, new
     )

@@ -59,7 +59,8 @@ def resume(
     if recorded_size != new_size:
         plans.set_logs_aside(workdir, checkpoints.folder)
     if recorded is not None:
-        _tell_of_rate(config, recorded, old_step=step, new_step=int(state.step))
+        old_step = same_images(step, old_size, recorded_size)
+        _tell_of_rate(config, recorded, old_step=old_step, new_step=int(state.step))
     return state
 
 

@@ -352,6 +352,19 @@ def test_a_rate_that_changes_is_said(run, caplog):
     )
 
 
+def test_a_rate_is_that_of_the_old_plan_after_a_kill_too(run, caplog):
+    larger = make_config(32, **{"optimizer.scaling": "linear"})
+    with pytest.MonkeyPatch.context() as patch:
+        kill(patch, "before the config")
+        with pytest.raises(Killed):
+            start(run, larger)
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="simclr_jax"):
+        start(run, larger)
+    rate = float(build.make_schedule(make_config(16))(300))
+    assert f"was {rate:.4g} here (step 300 of 400) and is now" in caplog.text
+
+
 def test_steps_that_do_not_follow_the_batch_size_are_said(run, caplog):
     with caplog.at_level("WARNING", logger="simclr_jax"):
         start(run, make_config(32, **{"schedule.train_steps": 400}))
