@@ -137,6 +137,12 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.nesterov = False  # lars, sgd
     optimizer.trust_coefficient = 0.001  # lars
     optimizer.b1, optimizer.b2 = 0.9, 0.999  # adamw
+    # The largest global norm of the gradient, which is scaled down to it; None: any.
+    optimizer.clip_norm = config_dict.placeholder(float)
+    # A loss, gradient, update or BatchNorm statistic that is not finite: stop ends the
+    # run; skip leaves the step out, at most so many in a row.
+    optimizer.on_nonfinite = "stop"
+    optimizer.max_skipped_steps = 10
 
     # Linear warm-up, then a cosine to 0. Steps, if set, override epochs.
     config.schedule = schedule = config_dict.ConfigDict()
@@ -144,6 +150,12 @@ def get_config() -> config_dict.ConfigDict:
     schedule.train_steps = config_dict.placeholder(int)
     schedule.warmup_epochs = 10.0
     schedule.warmup_steps = config_dict.placeholder(int)
+    # Where a run goes on for longer than planned, with --allow_config_change. stretch:
+    # the cosine over all steps; restart: a new cosine from extend_step on; constant.
+    schedule.extend = "stretch"
+    schedule.extend_step = config_dict.placeholder(int)  # the first one of the new part
+    # Its peak, before scaling; None: optimizer.learning_rate.
+    schedule.extend_learning_rate = config_dict.placeholder(float)
 
     # An online linear classifier on stop-gradient h, trained if there are labels. It
     # has no influence on the encoder.

@@ -78,6 +78,10 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     config.schedule.warmup_epochs = 0.0
     config.schedule.train_steps = config_dict.placeholder(int)
     config.schedule.warmup_steps = config_dict.placeholder(int)
+    config.schedule.extend = "stretch"
+    config.schedule.extend_step = config_dict.placeholder(int)
+    config.schedule.extend_learning_rate = config_dict.placeholder(float)
+    config.optimizer.clip_norm = config_dict.placeholder(float)
     config.optimizer.weight_decay = 0.0
     config.optimizer.momentum = 0.9
     config.log.every_steps = 10

@@ -46,6 +46,15 @@ def define_allow_config_change() -> flags.FlagHolder:
     )
 
 
+def define_allow_data_change() -> flags.FlagHolder:
+    """Defines `--allow_data_change`."""
+    return flags.DEFINE_bool(
+        "allow_data_change",
+        False,
+        "Resume a run although its dataset is not the one that it began with.",
+    )
+
+
 def define_profile_steps() -> flags.FlagHolder:
     """Defines `--profile_steps`, for commands that train."""
     return flags.DEFINE_string(

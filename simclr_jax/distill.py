@@ -23,6 +23,7 @@ _INIT_FROM: flags.FlagHolder = flags.DEFINE_string(
 _WORKDIR = cli.define_workdir()
 cli.define_processes()
 _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
+_ALLOW_DATA_CHANGE = cli.define_allow_data_change()
 _PROFILE_STEPS = cli.define_profile_steps()
 _EVALUATE = cli.define_evaluate()
 
@@ -54,6 +55,7 @@ def main() -> None:
         job,
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        allow_data_change=_ALLOW_DATA_CHANGE.value,
         profile_steps=_PROFILE_STEPS.value,
         classify=_EVALUATE.value,
     )

@@ -12,6 +12,7 @@ _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
 cli.define_processes()
 _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
+_ALLOW_DATA_CHANGE = cli.define_allow_data_change()
 _PROFILE_STEPS = cli.define_profile_steps()
 
 
@@ -25,6 +26,7 @@ def main() -> None:
         loop.pretraining_job(_CONFIG.value),
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        allow_data_change=_ALLOW_DATA_CHANGE.value,
         profile_steps=_PROFILE_STEPS.value,
     )
 

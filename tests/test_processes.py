@@ -43,7 +43,7 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     names = {path.name.split(".")[0] for path in workdir.iterdir()}
-    assert names == {"config", "metrics", "events", "checkpoints"}
+    assert names == {"config", "dataset", "metrics", "events", "checkpoints"}
 
 
 def told_to_stop(folder, command, *required):

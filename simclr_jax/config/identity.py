@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-# Keys that change how a run is stored, read or logged, and not its mathematics.
+# Keys that change how a run is stored, read, logged or ended, and not its mathematics.
 _OPERATIONAL = (
     "data.data_dir",
     "data.threads",
@@ -17,6 +17,8 @@ _OPERATIONAL = (
     "parallel.deterministic",
     "parallel.remat",
     "loss.form",
+    "optimizer.on_nonfinite",
+    "optimizer.max_skipped_steps",
     "log.",
     "checkpoint.",
     "evaluation.",
@@ -24,6 +26,13 @@ _OPERATIONAL = (
     "distill.teacher",
     "distill.init_from",
 )
+# What versions without a key did: left out of the hash, so that hashes stay.
+_WITHOUT_EFFECT: dict[str, Any] = {
+    "optimizer.clip_norm": None,
+    "schedule.extend": "stretch",
+    "schedule.extend_step": None,
+    "schedule.extend_learning_rate": None,
+}
 
 
 def as_json(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -52,13 +61,30 @@ def fingerprint(config: dict[str, Any]) -> str:
 
 def config_hash(config: dict[str, Any]) -> str:
     """16 hex digits that identify the experiment of a config, as read from JSON."""
-    named = {k: v for k, v in flatten(config).items() if not k.startswith(_OPERATIONAL)}
-    return _digest(named)
+    return _digest(
+        {
+            key: value
+            for key, value in flatten(config).items()
+            if not key.startswith(_OPERATIONAL)
+            and not (key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key])
+        }
+    )
 
 
 def _digest(values: dict[str, Any]) -> str:
     canonical = json.dumps(values, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+# Kinds of datasets whose name has a path.
+_MOVABLE = ("folder", "prepared", "npz")
+
+
+def is_moved(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two configs have datasets of one kind at different places."""
+    before, after = (config["data"]["dataset"] for config in (old, new))
+    kinds = {str(name).partition(":")[0] for name in (before, after)}
+    return before != after and len(kinds) == 1 and kinds <= {*_MOVABLE}
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

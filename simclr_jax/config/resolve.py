@@ -23,7 +23,8 @@ def resolve(
       num_examples: images in the training split.
 
     Raises:
-      ConfigError: the dataset is smaller than a batch.
+      ConfigError: the dataset is smaller than a batch, or the schedule is extended from
+        its end on.
     """
     config = config.copy_and_resolve_references()
     if config.batch.batch_size > num_examples:
@@ -59,6 +60,11 @@ def resolve(
             epochs = schedule[f"{name}_epochs"]
             schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
     schedule.train_steps = max(schedule.train_steps, 1)
+    if (schedule.extend_step or 0) >= schedule.train_steps:
+        raise ConfigError(
+            f"config.schedule.extend_step={schedule.extend_step}: must be below "
+            f"config.schedule.train_steps={schedule.train_steps}"
+        )
     if schedule.warmup_steps >= schedule.train_steps:
         _LOG.warning(
             "config.schedule.warmup_steps=%d is not below train_steps=%d: the learning "

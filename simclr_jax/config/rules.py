@@ -127,10 +127,16 @@ _RULES: list[Rule] = [
     *_one_of("optimizer.scaling", optim.SCALING_RULES),
     *_not_negative("optimizer.weight_decay"),
     *_decay("optimizer.momentum", "optimizer.b1", "optimizer.b2"),
+    _none_or_positive("optimizer.clip_norm"),
+    *_one_of("optimizer.on_nonfinite", ("stop", "skip")),
+    *_at_least_one("optimizer.max_skipped_steps"),
     *_positive("schedule.train_epochs"),
     *_not_negative("schedule.warmup_epochs"),
     *_none_or_at_least_one("schedule.train_steps", "checkpoint.keep_every_steps"),
     ("schedule.warmup_steps", lambda v: v is None or v >= 0, "must not be negative"),
+    *_one_of("schedule.extend", optim.EXTENSIONS),
+    *_none_or_at_least_one("schedule.extend_step"),
+    _none_or_positive("schedule.extend_learning_rate"),
     *_at_least_one(
         "log.every_steps",
         "checkpoint.every_steps",
@@ -229,7 +235,25 @@ def validate(config: config_dict.ConfigDict) -> None:
             f"config.batch.micro_batch_size={batch.micro_batch_size}: must divide "
             f"config.batch.batch_size={batch.batch_size}"
         )
+    _check_extension(config.schedule)
     _check_augmentations(config)
+
+
+def _check_extension(schedule: config_dict.ConfigDict) -> None:
+    extend = schedule.extend
+    needed = {
+        "stretch": (),
+        "restart": ("extend_step",),
+        "constant": ("extend_step", "extend_learning_rate"),
+    }[extend]
+    for key in ("extend_step", "extend_learning_rate"):
+        missing = key in needed and schedule[key] is None
+        if missing or (extend == "stretch" and schedule[key] is not None):
+            rule = "set" if missing else "left out"
+            raise ConfigError(
+                f"config.schedule.{key}={schedule[key]}: must be {rule} where "
+                f"config.schedule.extend={extend!r}"
+            )
 
 
 def _check_augmentations(config: config_dict.ConfigDict) -> None:

@@ -14,7 +14,7 @@ from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.overrides import with_training_overrides
 from simclr_jax.evaluation.receipts import Result
 from simclr_jax.parallel import processes
-from simclr_jax.runs import directory
+from simclr_jax.runs import dataset_record, directory
 from simclr_jax.training import finetuning, loop
 from simclr_jax.weights import encoder as encoders
 
@@ -94,7 +94,7 @@ def _finetune(
     config.finetune.init_checksum = encoders.checksum(network.variables)
     job = finetuning.make_job(config, network)
     folder = receipts.folder(context) / name / context.name
-    _remove_if_changed(folder, job.config)
+    _remove_if_changed(folder, job)
     loop.run(job, str(folder))
     trained = encoders.load(str(folder))
     settings = {
@@ -107,14 +107,17 @@ def _finetune(
     return Result(value, {"train_images": train, **settings})
 
 
-def _remove_if_changed(folder: epath.Path, config: config_dict.ConfigDict) -> None:
-    """Removes an earlier training if its encoder or settings were different."""
+def _remove_if_changed(folder: epath.Path, job: loop.TrainingJob) -> None:
+    """Removes an earlier training if its encoder, settings or images were different."""
     with processes.all_or_none():
         if not processes.is_main() or not (folder / directory.CONFIG).exists():
             return
         old = directory.read_config(str(folder))
-        if identity.differing_keys(old, identity.as_json(config)):
+        images, found = dataset_record.read(str(folder)), job.source.listing()
+        other_images = images and images.fingerprint != found.fingerprint
+        if other_images or identity.differing_keys(old, identity.as_json(job.config)):
             _LOG.info(
-                "%s: the encoder or settings have changed; starting from step 0", folder
+                "%s: encoder, settings or images have changed; starting from step 0",
+                folder,
             )
             folder.rmtree()

@@ -242,6 +242,7 @@ def train_and_classify(
     workdir: str,
     *,
     allow_config_change: bool,
+    allow_data_change: bool,
     classify: bool,
     profile_steps: str | None = None,
 ) -> None:
@@ -251,6 +252,7 @@ def train_and_classify(
       job: a fine-tuning or distillation.
       workdir: the run directory.
       allow_config_change: as in `training.loop.run`.
+      allow_data_change: as in `training.loop.run`.
       classify: whether to classify, if the images have labels; a missing test split
         is then an error before training.
       profile_steps: as in `training.loop.run`.
@@ -267,6 +269,7 @@ def train_and_classify(
         job,
         workdir,
         allow_config_change=allow_config_change,
+        allow_data_change=allow_data_change,
         profile_steps=profile_steps,
     )
     if classify:

@@ -1,9 +1,12 @@
 """Optimisers with masks by parameter role, and learning-rate schedules."""
 
-from simclr_jax.optim.optimizers import adamw, freeze, lars, sgd
+from simclr_jax.optim.optimizers import adamw, clipped, freeze, lars, sgd
 from simclr_jax.optim.roles import parameter_role, role_table
 from simclr_jax.optim.schedules import (
+    EXTENSIONS,
     SCALING_RULES,
+    at_step,
+    extended_cosine,
     scaled_learning_rate,
     warmup_cosine,
 )
@@ -12,9 +15,13 @@ from simclr_jax.optim.schedules import (
 OPTIMIZERS = ("lars", "sgd", "adamw")
 
 __all__ = [
+    "EXTENSIONS",
     "OPTIMIZERS",
     "SCALING_RULES",
     "adamw",
+    "at_step",
+    "clipped",
+    "extended_cosine",
     "freeze",
     "lars",
     "parameter_role",

@@ -72,6 +72,29 @@ def adamw(
     )
 
 
+def clipped(
+    optimizer: optax.GradientTransformation, max_norm: float | None
+) -> optax.GradientTransformation:
+    """Scales gradients down to a global norm before an optimiser sees them.
+
+    The optimiser's state stays the same tree, so that a run can resume with another
+    limit. Gradients that are not finite stay so.
+
+    Args:
+      optimizer: of all parameters; its weight decay is added after the clipping.
+      max_norm: the largest L2 norm of all gradients together; None for no limit.
+    """
+    if max_norm is None:
+        return optimizer
+    clip = optax.clip_by_global_norm(max_norm)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        smaller, _ = clip.update(grads, optax.EmptyState(), params)
+        return optimizer.update(smaller, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def freeze(
     optimizer: optax.GradientTransformation,
     is_frozen: Callable[[Sequence[Any]], bool],

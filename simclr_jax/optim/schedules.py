@@ -1,7 +1,10 @@
 """Learning-rate scaling with the batch, and linear warm-up into a cosine."""
 
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 # name -> rate for a base rate and a global batch size (paper section 2.1, app. B.1).
@@ -61,4 +64,68 @@ def warmup_cosine(
         return cosine
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, warmup_steps), cosine], [warmup_steps]
+    )
+
+
+# What the rate does where a run goes on for longer than its first schedule.
+EXTENSIONS = ("stretch", "restart", "constant")
+
+
+def extended_cosine(
+    peak: float,
+    *,
+    warmup_steps: int,
+    total_steps: int,
+    extend: str,
+    extend_step: int | None,
+    extend_peak: float | None,
+) -> optax.Schedule:
+    """`warmup_cosine`, of which the part from a step on may be another one.
+
+    Args:
+      peak: as in `warmup_cosine`.
+      warmup_steps: as in `warmup_cosine`.
+      total_steps: of the whole.
+      extend: 'stretch': one cosine over all steps. 'restart': `warmup_cosine` of
+        `extend_step` steps, then a cosine from `extend_peak` to 0 at `total_steps`.
+        'constant': the same first part, then `extend_peak`.
+      extend_step: the first step of the second part, below `total_steps`; None with
+        'stretch'.
+      extend_peak: of the second part; None for `peak`.
+
+    Returns:
+      step -> rate, for integers and traced arrays.
+
+    Raises:
+      ValueError: as `warmup_cosine`, or `extend` is unknown.
+    """
+    if extend not in EXTENSIONS:
+        raise ValueError(f"extend={extend!r}: must be one of {', '.join(EXTENSIONS)}")
+    if extend == "stretch" or extend_step is None:
+        return warmup_cosine(peak, warmup_steps=warmup_steps, total_steps=total_steps)
+    first = warmup_cosine(peak, warmup_steps=warmup_steps, total_steps=extend_step)
+    again = peak if extend_peak is None else extend_peak
+    rest: optax.Schedule = optax.constant_schedule(again)
+    if extend == "restart":
+        rest = warmup_cosine(
+            again, warmup_steps=0, total_steps=total_steps - extend_step
+        )
+    return optax.join_schedules([first, rest], [extend_step])
+
+
+def at_step(opt_state: Any, step: jax.Array | int) -> Any:
+    """An optimiser's state with its schedule at a step; moments are unchanged.
+
+    Args:
+      opt_state: of any optimiser here; unchanged where its rate is constant.
+      step: 0-based index of the next update.
+    """
+
+    def move(node: Any) -> Any:
+        if not isinstance(node, optax.ScaleByScheduleState):
+            return node
+        return node._replace(count=jnp.asarray(step, node.count.dtype))
+
+    return jax.tree.map(
+        move, opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
     )

@@ -29,11 +29,11 @@ from simclr_jax import paths
 from simclr_jax.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
-from simclr_jax.runs import checksums, damage, orbax_paths, ownership, room
+from simclr_jax.runs import checksums, damage, orbax_paths, ownership, plans, room
 
 _LOG = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
+FOLDER = plans.FIRST
 # Every description has one of these.
 _MARKS = ("config_hash", "checksum")
 # A dataclass of trees of arrays with `params` and `batch_stats`: `step.TrainState`.
@@ -51,7 +51,7 @@ class Checkpoints:
         keep_every_steps: int | None,
         owner: ownership.Ownership | None = None,
     ) -> None:
-        """Opens, or creates, the folder `checkpoints` of a run.
+        """Opens, or creates, the folder of checkpoints of a run.
 
         Args:
           workdir: the run directory.
@@ -59,22 +59,39 @@ class Checkpoints:
           keep_every_steps: also keep every checkpoint at a multiple of it.
           owner: its lease is looked at before every save.
         """
-        self._folder = paths.absolute(workdir) / FOLDER
+        self._keep = {"max_to_keep": keep_last, "keep_period": keep_every_steps}
         self._owner = owner
         self._failed = False
+        self._open(plans.folder_in_force(workdir))
+
+    def _open(self, folder: epath.Path) -> None:
+        self._folder = folder
         if processes.is_main():
-            orbax_paths.prepare(self._folder)
+            orbax_paths.prepare(folder)
         processes.barrier()
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            folder,
             item_names=("state", "encoder", "heads", "description"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep_last,
-                keep_period=keep_every_steps,
+                **self._keep,
                 enable_async_checkpointing=True,
-                temporary_path_class=orbax_paths.temporary_path_class(self._folder),
+                temporary_path_class=orbax_paths.temporary_path_class(folder),
             ),
         )
+
+    @property
+    def folder(self) -> epath.Path:
+        """The folder of the plan in force, or of the one that begins."""
+        return self._folder
+
+    def begin_plan(self) -> None:
+        """Takes a new folder for the checkpoints from here on; see `plans`."""
+        self.close()
+        self._open(plans.next_folder(self._folder))
+
+    def describe(self, step: int) -> dict[str, Any]:
+        """The description of a checkpoint; see `read_description`."""
+        return read_description(self._folder / str(step))
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None where there is none."""
@@ -305,17 +322,26 @@ def _canonical(content: dict[str, Any]) -> str:
     return json.dumps(content, sort_keys=True)
 
 
-def open_for_reading(workdir: str, step: int | None) -> tuple[epath.Path, int]:
+def open_for_reading(
+    workdir: str, step: int | None, folder_name: str | None = None
+) -> tuple[epath.Path, int]:
     """Finds a checkpoint of a run to read.
 
+    Args:
+      workdir: the run directory.
+      step: the newest one where None.
+      folder_name: of an earlier plan; that of the plan in force where None.
+
     Returns:
-      (its folder, its step); the newest one where `step` is None.
+      (its folder, its step).
 
     Raises:
       CheckpointNotFound: there is none.
     """
     paths.check_reachable(workdir, flag="workdir")
-    folder = paths.absolute(workdir) / FOLDER
+    folder = plans.folder_in_force(workdir)
+    if folder_name is not None:
+        folder = folder.with_name(folder_name)
     steps = orbax_paths.complete_steps(folder)
     if not steps:
         raise CheckpointNotFound(f"{workdir}: holds no checkpoint of a run")

@@ -1,6 +1,7 @@
 """The run directory: its config, and which config may resume in it."""
 
 import json
+import logging
 import uuid
 from typing import Any
 
@@ -8,31 +9,41 @@ from ml_collections import config_dict
 
 from simclr_jax import paths
 from simclr_jax.config import identity
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import ConfigError, first_line
 from simclr_jax.parallel import processes
-from simclr_jax.runs import atomic, format_version
+from simclr_jax.runs import atomic, dataset_record, format_version
+
+_LOG = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 
 
 def check(
-    workdir: str, config: config_dict.ConfigDict, *, allow_config_change: bool
+    workdir: str,
+    config: config_dict.ConfigDict,
+    listing: Listing,
+    allow_config_change: bool,
 ) -> None:
     """Checks that a run directory is free, or belongs to this config.
 
     Args:
       workdir: the run directory; need not be there.
       config: resolved.
+      listing: of the training images. Where the run recorded the same one, they may
+        lie elsewhere than the directory's config says.
       allow_config_change: resume although the directory's config differs.
 
     Raises:
       ConfigError: the directory is another config's, or no folder.
     """
     atomic.check_no_file(workdir)
-    if (paths.as_path(workdir) / CONFIG).exists() and not allow_config_change:
-        changes = identity.differing_keys(
-            read_config(workdir), identity.as_json(config)
-        )
+    if has_config(workdir) and not allow_config_change:
+        old, new = read_config(workdir), identity.as_json(config)
+        if identity.is_moved(old, new) and dataset_record.holds(workdir, listing):
+            _LOG.info("The dataset has moved here from %s.", old["data"]["dataset"])
+            old["data"]["dataset"] = new["data"]["dataset"]
+        changes = identity.differing_keys(old, new)
         if changes:
             raise ConfigError(
                 f"--workdir={workdir}: holds a run of another config "
@@ -75,6 +86,11 @@ def make_folder(workdir: str) -> None:
     finally:
         if processes.is_main():
             mark.unlink(missing_ok=True)
+
+
+def has_config(workdir: str) -> bool:
+    """Whether a run has recorded its config here."""
+    return (paths.as_path(workdir) / CONFIG).exists()
 
 
 def write_config(workdir: str, config: config_dict.ConfigDict) -> None:

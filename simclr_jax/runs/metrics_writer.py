@@ -41,6 +41,9 @@ class MetricsWriter:
     A training does not end because its log cannot be written: that is one warning, and
     lines are kept until they can be. TensorBoard's files are given up at their first
     failure.
+
+    Attributes:
+      skipped_steps: that the last line of an earlier start has counted.
     """
 
     def __init__(
@@ -59,10 +62,14 @@ class MetricsWriter:
         self._is_failing = False
         self._events: Any = None
         self._mirror = None
+        self.skipped_steps = 0
         if not active:
             return
         folder = paths.as_path(workdir)
         lines = _lines_up_to(folder / FILE_NAME, resume_step)
+        if lines:
+            skipped = json.loads(lines.splitlines()[-1]).get("skipped_steps")
+            self.skipped_steps = skipped if isinstance(skipped, int) else 0
         if paths.is_store(workdir) or paths.is_mounted_bucket(workdir):
             local = pathlib.Path(tempfile.mkdtemp(prefix="simclr_jax-metrics-"))
             self._mirror = Mirror(local, folder)

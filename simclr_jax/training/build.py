@@ -111,14 +111,20 @@ def make_streaming(
 
 def make_schedule(config: config_dict.ConfigDict) -> Schedule:
     """Step -> learning rate, of a resolved config."""
-    return optim.warmup_cosine(
-        optim.scaled_learning_rate(
-            config.optimizer.learning_rate,
-            config.batch.batch_size,
-            config.optimizer.scaling,
-        ),
-        warmup_steps=config.schedule.warmup_steps,
-        total_steps=config.schedule.train_steps,
+
+    def scaled(rate: float) -> float:
+        size, rule = config.batch.batch_size, config.optimizer.scaling
+        return optim.scaled_learning_rate(rate, size, rule)
+
+    schedule = config.schedule
+    again = schedule.extend_learning_rate
+    return optim.extended_cosine(
+        scaled(config.optimizer.learning_rate),
+        warmup_steps=schedule.warmup_steps,
+        total_steps=schedule.train_steps,
+        extend=schedule.extend,
+        extend_step=schedule.extend_step,
+        extend_peak=None if again is None else scaled(again),
     )
 
 
@@ -132,6 +138,12 @@ def make_optimizer(
     optimizer: config_dict.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
     """The optimiser of a config's group `optimizer`."""
+    return optim.clipped(_unclipped(optimizer, schedule), optimizer.clip_norm)
+
+
+def _unclipped(
+    optimizer: config_dict.ConfigDict, schedule: Schedule
+) -> optax.GradientTransformation:
     if optimizer.name == "lars":
         return optim.lars(
             schedule,
@@ -177,5 +189,6 @@ def describe(config: config_dict.ConfigDict, model: models.SimCLR) -> dict[str, 
             "crop_proportion": config.evaluation.crop_proportion,
             "resize": config.evaluation.resize,
         },
+        "batch_size": config.batch.batch_size,
         "config_hash": identity.config_hash(identity.as_json(config)),
     }

@@ -239,6 +239,7 @@ def make_supervised(
         schedule=schedule,
         num_micro_batches=build.count_micro_batches(config),
         shard_state=config.parallel.shard_state,
+        skip_nonfinite=config.optimizer.on_nonfinite == "skip",
     )
 
 

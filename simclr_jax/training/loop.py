@@ -14,7 +14,7 @@ from simclr_jax.config import resolve, rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
 from simclr_jax.parallel import processes
-from simclr_jax.runs import directory, ownership
+from simclr_jax.runs import dataset_record, directory, ownership
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter
@@ -22,6 +22,7 @@ from simclr_jax.training import (
     build,
     compiling,
     device_views,
+    divergence,
     input_pipeline,
     profiling,
     starting,
@@ -89,6 +90,7 @@ def run(
     workdir: str,
     *,
     allow_config_change: bool = False,
+    allow_data_change: bool = False,
     profile_steps: str | None = None,
     last_step: int | None = None,
 ) -> TrainState:
@@ -98,6 +100,7 @@ def run(
       job: from `pretraining_job`, `finetuning.make_job` or `distillation.make_job`.
       workdir: the run directory.
       allow_config_change: resume even though the directory's config differs.
+      allow_data_change: resume even though the images differ.
       profile_steps: `FIRST:LAST`, the steps to trace; see `profiling.Profiler`.
       last_step: end after this step, which is saved; by default the schedule's last.
 
@@ -118,9 +121,10 @@ def run(
     config = job.config
     with processes.all_or_none():
         rules.check_devices(config, jax.device_count(), "batch")
-        directory.check(workdir, config, allow_config_change=allow_config_change)
+        listing = dataset_record.check(workdir, job.source, allow_data_change)
+        directory.check(workdir, config, listing, allow_config_change)
         traced = profiling.parse(profile_steps, config.schedule.train_steps)
-    starting.require_same_config_and_data(config, job.source)
+    starting.require_same_config_and_data(config, listing)
     compiled = input_pipeline.use_compiled_views(config)
     num_views = job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
@@ -132,10 +136,11 @@ def run(
         )
         stack.callback(checkpoints.close)
         state = starting.initial_or_restored(
-            config, job.parts, job.mesh, checkpoints, job.initialize
+            config, job.parts, job.mesh, checkpoints, job.initialize, workdir
         )
         # After restoring, so that a failed restore leaves the old config in place.
         directory.write_config(workdir, config)
+        dataset_record.write(workdir, listing)
         start_step = int(state.step)
         starting.log(config, job.source, state)
         batches = input_pipeline.global_batches(
@@ -158,6 +163,7 @@ def run(
             start_step=start_step,
             chance=job.parts.objective.chance,
             health=job.health,
+            guard=divergence.Guard(config, state, writer.skipped_steps),
         )
         return _run_steps(
             job, state, batches, reporter, checkpoints, requests, profiler, last_step

@@ -2,16 +2,14 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator
 
 import jax
 from ml_collections import config_dict
 
-from simclr_jax.errors import TrainingDiverged
 from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter, progress_line
-from simclr_jax.training import bottleneck
+from simclr_jax.training import bottleneck, divergence
 from simclr_jax.training.objectives import Metrics
 from simclr_jax.training.step_clock import Interval, StepClock
 
@@ -29,6 +27,7 @@ class Reporter:
         start_step: int,
         chance: float | None,
         health: HealthMonitor | None,
+        guard: divergence.Guard,
     ) -> None:
         """Starts the clock.
 
@@ -38,6 +37,7 @@ class Reporter:
           start_step: number of updates before the first step.
           chance: the loss of a model that has learnt nothing, if there is such a level.
           health: judges the metrics, if given.
+          guard: looks for values that are not finite.
         """
         self.start_step = start_step
         self._every_steps = config.log.every_steps
@@ -46,6 +46,7 @@ class Reporter:
         self._chance = chance
         self._writer = writer
         self._health = health
+        self._guard = guard
         self._verdict = ""
         self._bottleneck = bottleneck.DEVICE  # not worth a line
         self._clock = StepClock(start_step)
@@ -67,15 +68,8 @@ class Reporter:
           TrainingDiverged: the loss, the gradient or the update is not finite.
         """
         was_ready = all(value.is_ready() for value in metrics.values())
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "gradient_norm", "update_norm"):
-            if not math.isfinite(values[name]):
-                raise TrainingDiverged(
-                    f"step {done}: {name} is {values[name]}, so training has diverged; "
-                    "earlier checkpoints are good. Try a lower "
-                    "config.optimizer.learning_rate or a longer warm-up"
-                )
-        if self.is_logged(done):
+        values = self._guard.check(done, jax.device_get(metrics))
+        if values is not None and self.is_logged(done):
             self._log(done, values, self._clock.read(done, was_ready=was_ready))
 
     @contextlib.contextmanager

@@ -9,16 +9,17 @@ from ml_collections import config_dict
 from simclr_jax import optim
 from simclr_jax.config import identity
 from simclr_jax.data.sources.base import Source
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.parallel import processes
 from simclr_jax.runs.checkpoints import Checkpoints
-from simclr_jax.training import compiling
+from simclr_jax.training import compiling, replanning
 from simclr_jax.training.step import StepParts, TrainState
 
 _LOG = logging.getLogger(__name__)
 
 
 def require_same_config_and_data(
-    config: config_dict.ConfigDict, source: Source
+    config: config_dict.ConfigDict, listing: Listing
 ) -> None:
     """Checks that all processes run the same config on the same images.
 
@@ -29,7 +30,8 @@ def require_same_config_and_data(
     processes.require_equal("the config fingerprint", fingerprint)
     processes.require_equal(
         f"the training images of {config.data.dataset}:",
-        f"{source.num_examples} of {source.num_classes} classes",
+        f"{listing.num_examples} of {listing.num_classes} classes, fingerprint "
+        f"{listing.fingerprint}",
     )
 
 
@@ -39,6 +41,7 @@ def initial_or_restored(
     mesh: Mesh,
     checkpoints: Checkpoints,
     initialize: jax.tree_util.Partial | None,
+    workdir: str,
 ) -> TrainState:
     """The state of the newest good checkpoint; a new one where there is none.
 
@@ -48,6 +51,7 @@ def initial_or_restored(
       mesh: all devices.
       checkpoints: of the run.
       initialize: as in `loop.TrainingJob`.
+      workdir: the run directory, with the config of the start before.
 
     Raises:
       ConfigError: the processes see different checkpoints.
@@ -62,7 +66,7 @@ def initial_or_restored(
         identity.config_hash(identity.as_json(config)),
     )
     if restored is not None:
-        return restored
+        return replanning.resume(config, parts, mesh, checkpoints, restored, workdir)
     state = init(key)
     if initialize is None:
         return state

@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from simclr_jax import losses, models
 from simclr_jax.errors import ConfigError
 from simclr_jax.models.simclr import Outputs, Tree
-from simclr_jax.training import build, micro_batches
+from simclr_jax.training import build, divergence, micro_batches
 from simclr_jax.training.objectives import (
     NUM_VIEWS,
     Batch,
@@ -64,6 +64,7 @@ class StepParts:
       num_micro_batches: of a step; see `micro_batches`.
       shard_state: shard parameters and optimiser state over devices instead of
         replicating them.
+      skip_nonfinite: leave out steps that are not finite.
     """
 
     model: models.SimCLR
@@ -72,6 +73,7 @@ class StepParts:
     schedule: build.Schedule
     num_micro_batches: int = 1
     shard_state: bool = False
+    skip_nonfinite: bool = False
 
 
 def init_state(parts: StepParts, key: jax.Array, *, image_size: int) -> TrainState:
@@ -104,8 +106,8 @@ def train_step(
       make_views: computes the batch on the device, see `device_views`; static.
 
     Returns:
-      (the state after the update, float32 scalars of this step, the model's outputs
-      for the objective's `diagnostics`).
+      (the state after the update; float32 scalars of this step, and sums by layer, see
+      `divergence`; the model's outputs for the objective's `diagnostics`).
     """
     if make_views is not None:
         batch = make_views(batch, state.step)
@@ -121,13 +123,13 @@ def train_step(
         parts.model, parts.objective, state.params, state.batch_stats, batch
     )
     updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
-    metrics |= {
-        "gradient_norm": optax.tree.norm(grads),
-        "update_norm": optax.tree.norm(updates),
-        "learning_rate": jnp.asarray(parts.schedule(state.step), jnp.float32),
-    }
+    metrics |= divergence.norms(grads, updates, batch_stats)
+    metrics["learning_rate"] = jnp.asarray(parts.schedule(state.step), jnp.float32)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics, outputs
+    new = TrainState(state.step + 1, params, batch_stats, opt_state)
+    if parts.skip_nonfinite:
+        new, metrics = divergence.skip_nonfinite(state, new, metrics)
+    return new, metrics, outputs
 
 
 def gradients(
@@ -258,4 +260,5 @@ def pretraining_parts(
         schedule=schedule,
         num_micro_batches=build.count_micro_batches(config),
         shard_state=config.parallel.shard_state,
+        skip_nonfinite=config.optimizer.on_nonfinite == "skip",
     )

@@ -271,6 +271,7 @@ def load(
     workdir: str,
     *,
     step: int | None = None,
+    folder_name: str | None = None,
     check: Callable[[dict[str, Any]], None] | None = None,
 ) -> PretrainedEncoder:
     """Reads the encoder of a run; see `simclr_jax.load`.
@@ -278,9 +279,10 @@ def load(
     Args:
       workdir: the run directory.
       step: the checkpoint; the newest if None.
+      folder_name: as in `checkpoints.open_for_reading`.
       check: called with the encoder's settings before the weights are read.
     """
-    folder, step = checkpoints.open_for_reading(workdir, step)
+    folder, step = checkpoints.open_for_reading(workdir, step, folder_name)
     description = checkpoints.read_description(folder)
     if check is not None:
         check(description["encoder"])

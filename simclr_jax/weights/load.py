@@ -14,7 +14,7 @@ from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import CheckpointNotFound, ConfigError, DataError
 from simclr_jax.models import SimCLR, create_projection_head
 from simclr_jax.models.simclr import Tree
-from simclr_jax.runs import checkpoints
+from simclr_jax.runs import plans
 from simclr_jax.training import build
 from simclr_jax.weights import descriptions, jax_formats
 from simclr_jax.weights import encoder as encoders
@@ -67,7 +67,7 @@ _INSIDE = (
 def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderProgram:
     """Opens a pretrained encoder; see `simclr_jax.load`."""
     location = paths.as_path(path)
-    is_run = (location / checkpoints.FOLDER).is_dir()
+    is_run = plans.folder_in_force(str(location)).is_dir()
     if step is not None and not is_run:
         raise ConfigError(
             f"step={step}: must be left out for {path}, which is not a run directory"
@@ -75,10 +75,14 @@ def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderPr
     if is_run:
         return encoders.load(str(location), step=step)
     absolute = paths.absolute(path)
-    if absolute.is_dir() and absolute.parent.name == checkpoints.FOLDER:
+    if absolute.is_dir() and plans.is_folder(absolute.parent.name):
         if not absolute.name.isdecimal():
             raise CheckpointNotFound(f"{path}: is not a complete checkpoint of a run")
-        return encoders.load(str(absolute.parents[1]), step=int(absolute.name))
+        return encoders.load(
+            str(absolute.parents[1]),
+            step=int(absolute.name),
+            folder_name=absolute.parent.name,
+        )
     if descriptions.is_export(path):
         with paths.fetched(str(location)) as local:
             return read_export(pathlib.Path(local))
@@ -100,7 +104,7 @@ def load_to_train(path: str) -> PretrainedEncoder:
 
 _LOADABLE = (
     "must be a run directory, a checkpoint in one "
-    f"(RUN/{checkpoints.FOLDER}/STEP), or a folder of simclr_jax.export in any format "
+    f"(RUN/{plans.FIRST}/STEP), or a folder of simclr_jax.export in any format "
     f"({', '.join(FORMATS)}), which has the file {descriptions.ENCODER}; "
     "simclr_jax.convert imports weights of other codebases as a run"
 )

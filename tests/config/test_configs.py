@@ -224,7 +224,9 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(
         directory,
         "check",
-        lambda workdir, config, **kwargs: check(workdir, config._config, **kwargs),
+        lambda workdir, config, *rest, **kwargs: check(
+            workdir, config._config, *rest, **kwargs
+        ),
     )
     monkeypatch.setattr(
         directory,
@@ -302,9 +304,15 @@ BAD_VALUES = {
     "optimizer.learning_rate": 0.0,
     "optimizer.scaling": "cubic",
     "optimizer.weight_decay": -1e-4,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.on_nonfinite": "ignore",
+    "optimizer.max_skipped_steps": 0,
     "schedule.train_epochs": 0.0,
     "schedule.train_steps": 0,
     "schedule.warmup_steps": -1,
+    "schedule.extend": "repeat",
+    "schedule.extend_step": 0,
+    "schedule.extend_learning_rate": 0.0,
     "checkpoint.every_steps": 0,
     "checkpoint.every_secs": 0.0,
     "log.every_steps": 0,
@@ -471,3 +479,70 @@ def test_hashes_and_differences():
     new["loss"]["temperature"] = 0.2
     assert identity.differing_keys(old, new) == ["loss.temperature: 0.1 -> 0.2"]
     assert identity.config_hash(old) != identity.config_hash(new)
+
+
+def test_a_key_that_a_later_format_added_leaves_hashes_as_they_were():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    for name in ("clip_norm", "on_nonfinite", "max_skipped_steps"):
+        del old["optimizer"][name]
+    for name in ("extend", "extend_step", "extend_learning_rate"):
+        del old["schedule"][name]
+    assert identity.config_hash(old) == identity.config_hash(new)
+    new["optimizer"].update(on_nonfinite="skip", max_skipped_steps=3)
+    assert identity.config_hash(old) == identity.config_hash(new)
+    new["optimizer"]["clip_norm"] = 1.0
+    assert identity.config_hash(old) != identity.config_hash(new)
+
+
+def test_what_happens_at_a_step_that_is_not_finite_may_change():
+    old, new = base.get_config().to_dict(), base.get_config().to_dict()
+    new["optimizer"].update(on_nonfinite="skip", max_skipped_steps=3)
+    assert identity.differing_keys(old, new) == []
+    new["optimizer"]["clip_norm"] = 1.0
+    assert identity.differing_keys(old, new) == ["optimizer.clip_norm: None -> 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"extend": "restart"}, r"extend_step=None: must be set"),
+        ({"extend_step": 5}, r"extend_step=5: must be left out"),
+        ({"extend_learning_rate": 0.1}, r"extend_learning_rate=0.1: must be left out"),
+        (
+            {"extend": "constant", "extend_step": 5},
+            r"extend_learning_rate=None: must be set",
+        ),
+    ],
+)
+def test_an_extension_of_the_schedule_must_be_complete(settings, message):
+    config = base.get_config()
+    config.schedule.update(settings)
+    with pytest.raises(ConfigError, match=r"config\.schedule\." + message):
+        rules.validate(config)
+
+
+def test_a_schedule_is_extended_before_its_end():
+    config = base.get_config()
+    config.schedule.update(extend="restart", extend_step=300, train_steps=301)
+    rules.validate(config)
+    assert resolve.resolve(config, num_examples=5000).schedule.extend_step == 300
+    config.schedule.train_steps = 300
+    with pytest.raises(ConfigError, match=r"extend_step=300: must be below .*=300"):
+        resolve.resolve(config, num_examples=5000)
+
+
+def test_the_rate_of_an_extension_is_scaled_with_the_batch():
+    config = base.get_config()
+    config.schedule.update(
+        extend="constant",
+        extend_step=300,
+        extend_learning_rate=0.01,
+        train_steps=500,
+        warmup_steps=0,
+    )
+    schedule = build.make_schedule(config)
+    np.testing.assert_allclose(schedule(0), 0.075 * 64)
+    np.testing.assert_allclose(schedule(400), 0.01 * 64)
+    tuned = finetune.adapt(config, 0.1).schedule
+    assert (tuned.extend, tuned.extend_step) == ("stretch", None)
+    assert tuned.extend_learning_rate is None

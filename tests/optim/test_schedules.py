@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax.optim import scaled_learning_rate, warmup_cosine
+from simclr_jax.optim import extended_cosine, scaled_learning_rate, warmup_cosine
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -63,3 +63,67 @@ def test_unknown_rule_is_named():
 def test_impossible_lengths_are_named(warmup_steps, total_steps, name):
     with pytest.raises(ValueError, match=name):
         warmup_cosine(1.0, warmup_steps=warmup_steps, total_steps=total_steps)
+
+
+def cosine(peak, position):
+    return peak * (1 + np.cos(np.pi * position)) / 2
+
+
+def in_float64(step, extend, *, peak, warmup, total, start, again):
+    """The rates that the docstrings of the schedules promise."""
+    end = total if extend == "stretch" else start
+    if extend == "restart" and step >= start:
+        return cosine(again, min((step - start) / (total - start), 1.0))
+    if extend == "constant" and step >= start:
+        return again
+    if step < warmup:
+        return peak * step / warmup
+    return cosine(peak, min((step - warmup) / (end - warmup), 1.0))
+
+
+@pytest.mark.parametrize("extend", ["stretch", "restart", "constant"])
+@pytest.mark.parametrize("again", [None, 0.5])
+def test_extended_schedules_equal_their_formula(extend, again):
+    stretch = extend == "stretch"
+    schedule = extended_cosine(
+        2.0,
+        warmup_steps=10,
+        total_steps=300,
+        extend=extend,
+        extend_step=None if stretch else 100,
+        extend_peak=None if stretch else again,
+    )
+    steps = np.arange(310)
+    expected = [
+        in_float64(
+            step,
+            extend,
+            peak=2.0,
+            warmup=10,
+            total=300,
+            start=100,
+            again=2.0 if again is None else again,
+        )
+        for step in steps
+    ]
+    np.testing.assert_allclose(jax.vmap(schedule)(steps), expected, rtol=0, atol=3e-6)
+
+
+def test_a_stretched_schedule_is_the_plain_one():
+    plain = warmup_cosine(2.0, warmup_steps=10, total_steps=300)
+    settings = {"extend": "stretch", "extend_step": None, "extend_peak": None}
+    found = extended_cosine(2.0, warmup_steps=10, total_steps=300, **settings)
+    steps = np.arange(310)
+    np.testing.assert_array_equal(jax.vmap(found)(steps), jax.vmap(plain)(steps))
+
+
+def test_an_unknown_extension_is_named():
+    with pytest.raises(ValueError, match="extend='repeat': must be one of stretch, "):
+        extended_cosine(
+            1.0,
+            warmup_steps=0,
+            total_steps=9,
+            extend="repeat",
+            extend_step=3,
+            extend_peak=None,
+        )

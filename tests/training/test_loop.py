@@ -1,5 +1,6 @@
 """The loop in this process: divergence, metrics, checkpoints that survive faults."""
 
+import dataclasses
 import logging
 import shutil
 
@@ -17,8 +18,8 @@ from simclr_jax.errors import (
     ConfigError,
     TrainingDiverged,
 )
-from simclr_jax.runs import checkpoints, metrics_writer
-from simclr_jax.training import compiling, step
+from simclr_jax.runs import checkpoints, dataset_record, metrics_writer
+from simclr_jax.training import build, compiling, loop, step
 
 
 def tiny_config(**overrides):
@@ -121,6 +122,20 @@ def test_a_workdir_of_another_config_is_refused(finished_run):
     pretrain(tiny_config(**{"log.every_steps": 7}), str(workdir))
 
 
+def test_another_dataset_under_the_same_name_is_refused(finished_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    recorded = dataset_record.read(str(workdir))
+    assert recorded.num_examples == 7200
+    other = dataclasses.replace(recorded, num_examples=7201)
+    dataset_record.write(str(workdir), other)
+    with pytest.raises(ConfigError, match="7201 -> 7200 examples"):
+        pretrain(tiny_config(), str(workdir))
+    assert dataset_record.read(str(workdir)) == other
+    pretrain(tiny_config(), str(workdir), allow_data_change=True)
+    assert dataset_record.read(str(workdir)) == recorded
+
+
 def test_the_encoder_of_a_checkpoint_is_that_of_the_state(finished_run):
     workdir, state = finished_run
     pretrained = load(str(workdir))
@@ -192,6 +207,79 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     values = jax.tree.leaves(load(str(tmp_path), step=latest).variables)
     assert latest >= 4
     assert all(np.isfinite(np.asarray(value)).all() for value in values)
+
+
+@pytest.mark.slow
+def test_steps_that_are_not_finite_are_left_out_up_to_a_limit(tmp_path, caplog):
+    # Without updates every step is like the first.
+    wild = tiny_config(
+        **{
+            "optimizer.learning_rate": 1e30,
+            "optimizer.on_nonfinite": "skip",
+            "optimizer.max_skipped_steps": 4,
+        }
+    )
+    skipping = pretrain(wild, str(tmp_path / "skipping"))
+    assert caplog.text.count("update_norm is inf") == 4
+    job = loop.pretraining_job(wild)
+    init = compiling.compile_init(job.parts, job.mesh, image_size=8)
+    initial = init(jax.random.key(0))
+    assert int(skipping.step) == 4
+    for part in ("params", "batch_stats"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.device_get(getattr(skipping, part)),
+            jax.device_get(getattr(initial, part)),
+        )
+    assert metrics_writer.read_metrics(tmp_path / "skipping/metrics.jsonl") == []
+    wild.optimizer.max_skipped_steps = 3
+    with pytest.raises(TrainingDiverged, match=r"step 4: .* 4 in a row, more than"):
+        pretrain(wild, str(tmp_path / "stopped"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_batch_size(finished_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    larger = tiny_config(**{"batch.batch_size": 32, "schedule.train_steps": 6})
+    with pytest.raises(ConfigError, match="batch_size: 16 -> 32"):
+        pretrain(larger, str(workdir))
+    state = pretrain(larger, str(workdir), allow_config_change=True)
+    assert int(state.step) == 6
+    assert load(str(workdir)).step == 6
+    assert load(str(workdir / "checkpoints" / "4")).step == 4
+    logs = {"": [3, 4, 5, 6], "plan_1": [1, 2, 3, 4]}
+    for folder, steps in logs.items():
+        records = metrics_writer.read_metrics(workdir / folder / "metrics.jsonl")
+        assert [record["step"] for record in records] == steps
+    saved = {
+        name: sorted(int(path.name) for path in (workdir / name).iterdir())
+        for name in ("checkpoints", "checkpoints_2")
+    }
+    assert saved == {"checkpoints": [2, 4], "checkpoints_2": [2, 4, 6]}
+    # The same command has nothing to do, and needs no flag.
+    assert int(pretrain(larger, str(workdir)).step) == 6
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_a_new_cosine(finished_run, tmp_path, caplog):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run[0], workdir)
+    longer = tiny_config(
+        **{
+            "schedule.train_steps": 8,
+            "schedule.extend": "restart",
+            "schedule.extend_step": 4,
+        }
+    )
+    with caplog.at_level("WARNING", logger="simclr_jax"):
+        pretrain(longer, str(workdir), allow_config_change=True)
+    peak = build.make_schedule(longer)(0)
+    assert f"was 0 here (step 4 of 4) and is now {peak:.4g}" in caplog.text
+    records = metrics_writer.read_metrics(workdir / metrics_writer.FILE_NAME)
+    rates = [record["learning_rate"] for record in records]
+    cosine = [peak * (1 + np.cos(np.pi * step / 4)) / 2 for step in range(4)]
+    np.testing.assert_allclose(rates, [*cosine, *cosine], rtol=1e-5)
 
 
 def test_damaged_and_unfinished_checkpoints(finished_run, tmp_path, caplog):

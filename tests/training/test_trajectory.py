@@ -145,7 +145,7 @@ def run(tag):
         golden=golden,
         z=first.z,
         log={
-            METRICS.get(key, key): np.array([float(metrics[key]) for metrics in log])
+            METRICS.get(key, key): np.array([np.float64(m[key]) for m in log])
             for key in log[0]
         },
         gradients=gradients,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from simclr_jax.data.sources.base import NO_LABEL, Source
+from simclr_jax.data.sources.listings import Listing, of_array
 from simclr_jax.errors import DataError
 
 
@@ -70,6 +71,13 @@ class ArraySource:
         """See `Source`."""
         return f"image {index} of {self.name}"
 
+    def listing(self) -> Listing:
+        """See `Source`."""
+        entries = {"images": of_array(self._images), "labels": of_array(self.labels)}
+        return Listing(
+            self.num_examples, self.num_classes, self.class_names, "array", entries
+        )
+
 
 class HeldFiles:
     """A source of image files whose pixels are in memory, in different sizes.
@@ -98,6 +106,7 @@ class HeldFiles:
         self.labels = labels
         self.read = source.read
         self.describe = source.describe
+        self.listing = source.listing
         self._images = images
 
     def pixels(self, indices: np.ndarray) -> list[np.ndarray]:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from simclr_jax.data.sources.listings import Listing
+
 NO_LABEL = -1
 
 Batch = dict[str, np.ndarray]
@@ -62,4 +64,8 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Names one record for a message."""
+        ...
+
+    def listing(self) -> Listing:
+        """What the dataset consists of; reads no image that is not in memory."""
         ...

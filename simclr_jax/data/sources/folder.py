@@ -6,9 +6,10 @@ import logging
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.sources import folder_files, kept, storage
+from simclr_jax.data.sources import folder_files, kept, listings, storage
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class FolderSource:
                 f"{', '.join(IMAGE_SUFFIXES)} among {len(everything.paths)} files)"
             )
         folder_files.check(root, images, what=self.name, sharing=sharing)
-        self._paths = images.paths
+        self._paths, self._sizes = images.paths, images.sizes
         self.num_examples = len(self._paths)
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
@@ -91,6 +92,15 @@ class FolderSource:
     def describe(self, index: int) -> str:
         """See `Source`."""
         return f"file {self._path(index)}"
+
+    def listing(self) -> Listing:
+        """See `Source`: paths below the folder, and sizes."""
+        return Listing(
+            self.num_examples,
+            self.num_classes,
+            self.class_names,
+            *listings.of_files(self._paths, self._sizes),
+        )
 
     def _path(self, index: int) -> str:
         return f"{self._root.rstrip('/')}/{self._paths[index]}"

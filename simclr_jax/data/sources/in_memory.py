@@ -7,6 +7,7 @@ import numpy as np
 from simclr_jax.data.sources import pixels
 from simclr_jax.data.sources.arrays import ArraySource, HeldFiles
 from simclr_jax.data.sources.base import NO_LABEL, Source
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -23,11 +24,15 @@ class _MemorySource(ArraySource):
         self.num_classes = source.num_classes
         self.class_names = source.class_names
         self.labels = labels
-        self._describe = source.describe
+        self._source = source
 
     def describe(self, index: int) -> str:
         """See `Source`."""
-        return self._describe(index)
+        return self._source.describe(index)
+
+    def listing(self) -> Listing:
+        """See `Source`."""
+        return self._source.listing()
 
 
 def hold(source: Source, *, limit_mb: int) -> Source | None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.sources import ranges, storage
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.data.sources.protobuf import varint
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
@@ -55,6 +56,11 @@ class ShardSource:
             indices.append(index)
             paths += [self._path(s["file"]) for s in splits[name]["shards"]]
         self._files = ranges.Files(paths)
+        self._entries = {
+            file["file"]: file.get("sha256") or f"{file['bytes']} bytes"
+            for name in chosen
+            for file in _files(splits[name])
+        }
         self._shard, self._offset, self._length, self.labels = (
             np.concatenate([index[key] for index in indices])
             for key in ("shard", "offset", "length", "label")
@@ -94,6 +100,16 @@ class ShardSource:
         """See `Source`."""
         path = self._files.path(self._shard[index])
         return f"record {index} of {self.name} (file {path})"
+
+    def listing(self) -> Listing:
+        """See `Source`: files and checksums, as the manifest has them."""
+        return Listing(
+            self.num_examples,
+            self.num_classes,
+            self.class_names,
+            "shard",
+            self._entries,
+        )
 
     def _path(self, name: str) -> str:
         return f"{self._folder.rstrip('/')}/{name}"

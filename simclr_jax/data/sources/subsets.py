@@ -11,6 +11,7 @@ import numpy as np
 
 from simclr_jax.data.sampling import order
 from simclr_jax.data.sources.base import NO_LABEL, Source, Unpack
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import DataError
 
 
@@ -68,6 +69,10 @@ class Subset:
     def describe(self, index: int) -> str:
         """See `Source`."""
         return self.of.describe(int(self.indices[index]))
+
+    def listing(self) -> Listing:
+        """See `Source`; that of the whole, of which the config draws the subset."""
+        return self.of.listing()
 
 
 def labels(source: Source) -> np.ndarray:

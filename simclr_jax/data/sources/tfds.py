@@ -1,11 +1,13 @@
 """Datasets that TensorFlow Datasets has prepared, read at random."""
 
+import os
 from typing import Any
 
 import numpy as np
 
 from simclr_jax.data.sources import kept, shards, storage
 from simclr_jax.data.sources.base import NO_LABEL
+from simclr_jax.data.sources.listings import Listing
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, NotPrepared, first_line
 
@@ -83,6 +85,16 @@ class TFDSSource:
         self._label_key = label_key if self.num_classes else None
         self._features = features
         self._decoders = {image_key: tfds.decode.SkipDecoding()}
+        self._label_names = getattr(label_feature, "names", None)
+        self._entries = {"version": str(builder.version)}
+        for part in parts:
+            size = builder.info.splits[part].num_bytes
+            self._entries[f"split {part}"] = f"{size} bytes"
+        for file in info.file_instructions:
+            name = os.path.basename(os.fspath(file.filename))
+            found = f"{file.take} from {file.skip} on of {file.examples_in_shard}"
+            before = self._entries.get(name)
+            self._entries[name] = f"{before}, {found}" if before else found
         self._records = shards.open_records(
             info.file_instructions, what=self.name, sharing=sharing
         )
@@ -103,6 +115,13 @@ class TFDSSource:
     def describe(self, index: int) -> str:
         """See `Source`."""
         return f"record {index} of {self.name}"
+
+    def listing(self) -> Listing:
+        """See `Source`: the version, and the shards and their numbers of records."""
+        names = list(self._label_names) if self._label_names else None
+        return Listing(
+            self.num_examples, self.num_classes, names, "shard", self._entries
+        )
 
 
 class MultiLabelSource(TFDSSource):
