@@ -298,9 +298,11 @@ def test_a_skipped_step_has_no_line_in_the_log(tmp_path):
         guard=divergence.Guard(config, make_state()),
     )
     rest = {"learning_rate": 0.1}
-    found.report(1, make_metrics(skipped=0.0, **rest))
-    found.report(2, make_metrics(skipped=1.0, loss=np.nan, **rest))
-    found.report(3, make_metrics(skipped=0.0, **rest))
+    found.report(1, jax.tree.map(jnp.asarray, make_metrics(skipped=0.0, **rest)))
+    found.report(
+        2, jax.tree.map(jnp.asarray, make_metrics(skipped=1.0, loss=np.nan, **rest))
+    )
+    found.report(3, jax.tree.map(jnp.asarray, make_metrics(skipped=0.0, **rest)))
     writer.close()
     records = metrics_writer.read_metrics(tmp_path / metrics_writer.FILE_NAME)
     assert [(r["step"], r["skipped_steps"]) for r in records] == [(1, 0), (3, 1)]
