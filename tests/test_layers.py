@@ -130,6 +130,7 @@ DATA_FLOORS = (
     ("sampling", "sources"),
     ("views",),
     ("step_sampler",),
+    ("replacing",),
     ("thread_pipeline", "tf_pipeline"),
     ("augment", "augment_jax", "pipeline"),
 )

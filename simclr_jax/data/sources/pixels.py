@@ -8,9 +8,10 @@ import numpy as np
 
 from simclr_jax import host_resources
 from simclr_jax.data import pillow_decode
+from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.arrays import ArraySource, HeldFiles
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import DataError, first_line
+from simclr_jax.errors import StoreFailed
 
 _CHUNK = 64  # images that one call reads
 _Result = TypeVar("_Result")
@@ -105,15 +106,14 @@ def in_chunks(
 def _records(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         return source.read(indices)
-    except DataError:  # StoreFailed is one
+    except StoreFailed:
         raise
     except Exception as error:
         if len(indices) > 1:
             for index in indices:  # raises at the one that is at fault
                 _records(source, np.array([index]))
-        raise DataError(
-            f"{source.describe(int(indices[0]))}: cannot be read ({first_line(error)})"
-        ) from error
+        index = int(indices[0])
+        raise bad_records.of_record(source, index, "cannot be read", error) from error
 
 
 def _each(
@@ -126,9 +126,8 @@ def _each(
     for index, record in zip(indices, records, strict=True):
         try:
             results.append(decode(record))
-        except Exception as error:  # decoders raise anything on damaged data
-            raise DataError(
-                f"{source.describe(int(index))}: cannot be decoded "
-                f"({first_line(error)})"
+        except Exception as error:
+            raise bad_records.of_record(
+                source, int(index), "cannot be decoded", error
             ) from error
     return results

@@ -7,15 +7,18 @@ from typing import NoReturn
 import numpy as np
 
 from simclr_jax import host_resources
+from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.tf_decode import decode_rgb
-from simclr_jax.errors import DataError, StoreFailed, first_line
+from simclr_jax.errors import DataError, InvalidInput, StoreFailed
 
 # Records that one call into Python reads: enough to hide the cost of the call, few
 # enough that the calls of one batch run side by side.
 READ_CHUNK = 16
 _LABEL_BATCH = 1024
+# Numbers of records where a step could not be sampled.
+NOTHING = -1
 
 
 def options(threads: int) -> tf.data.Options:
@@ -67,7 +70,7 @@ def read_chunks(
     source: Source,
     dataset: tf.data.Dataset,
     parallel_reads: int | None,
-    failures: list[StoreFailed] | None = None,
+    failures: list[InvalidInput] | None = None,
 ) -> tf.data.Dataset:
     """Maps chunks (indices, extras...) to chunks (records, labels, extras...).
 
@@ -77,11 +80,16 @@ def read_chunks(
 
     def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return source.read(indices)
-        except StoreFailed as error:
-            if failures is not None:
+            if indices[0] != NOTHING:
+                return source.read(indices)
+        except Exception as error:
+            if isinstance(error, StoreFailed) and failures is not None:
                 failures.append(error)
-            raise
+            if not source.encoded:
+                raise
+        # Of an error raised here TensorFlow would log the traceback. These are no
+        # images, so they fail as well.
+        return np.full(len(indices), b"", object), np.zeros(len(indices), np.int32)
 
     def read(indices: tf.Tensor, *extras: tf.Tensor) -> tuple[tf.Tensor, ...]:
         records, labels = tf.numpy_function(
@@ -118,16 +126,21 @@ def record_batches(
       DataError: a record cannot be read; the message names it.
     """
     threads = threads or host_resources.num_cpus()
-    failures: list[StoreFailed] = []
+    failures: list[InvalidInput] = []
     dataset = tf.data.Dataset.from_tensor_slices(indices)
     dataset = dataset.batch(READ_CHUNK).map(lambda chunk: (chunk,))
     dataset = read_chunks(source, dataset, threads, failures).unbatch()
     dataset = dataset.map(unpack, num_parallel_calls=threads)
     dataset = dataset.batch(batch_size).prefetch(prefetch)
+
+    def name_record(number: int, error: Exception) -> NoReturn:
+        # Records are read in chunks, which can reach into the next batches.
+        suspects = indices[number * batch_size :][: batch_size + READ_CHUNK]
+        _raise_naming_record(source, suspects, error)
+
     return iterate(
-        source,
         dataset.with_options(options(threads)),
-        lambda number: indices[number * batch_size :][:batch_size],
+        name_record,
         num_batches=math.ceil(len(indices) / batch_size),
         failures=failures,
     )
@@ -172,21 +185,19 @@ def label_batches(source: Source) -> Iterator[Batch]:
 
 
 def iterate(
-    source: Source,
     dataset: tf.data.Dataset,
-    records_of: Callable[[int], np.ndarray],
+    fail: Callable[[int, Exception], NoReturn],
     *,
     num_batches: int,
-    failures: list[StoreFailed],
+    failures: list[InvalidInput],
 ) -> Iterator[Batch]:
-    """The batches of a dataset as NumPy arrays, with errors that name the record.
+    """The batches of a dataset as NumPy arrays.
 
     Args:
-      source: which the dataset reads.
       dataset: of batches.
-      records_of: number of a batch -> the records in it.
+      fail: raises the error of a batch, from its number and TensorFlow's error.
       num_batches: how many the dataset has.
-      failures: from `read_chunks`.
+      failures: from `read_chunks`; the first one is raised instead.
     """
     iterator = dataset.as_numpy_iterator()
     for number in range(num_batches):
@@ -194,37 +205,48 @@ def iterate(
             batch = next(iterator)
         # TensorFlow fails to build a message from bytes that are not text.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            # The store failed, so no record is at fault.
             if failures:
                 raise failures[0] from failures[0].__cause__
-            # Records are read in chunks, which can reach into the next batches.
-            following = range(number, min(number + READ_CHUNK, num_batches))
-            suspects = np.concatenate([records_of(n) for n in following])
-            _raise_naming_record(source, suspects, error)
+            fail(number, error)
         yield batch
 
 
 def _raise_naming_record(
     source: Source, indices: np.ndarray, error: Exception
 ) -> NoReturn:
-    """Finds the damaged record among some and raises a DataError."""
-    for index in indices:
-        name = source.describe(int(index))
-        try:
-            records, labels = source.read(np.array([index]))
-            image, _ = decode_record(
-                source, tf.constant(records[0]), tf.constant(labels[0])
-            )
-        except (tf.errors.OpError, OSError, ValueError) as cause:
-            raise DataError(
-                f"{name}: cannot be decoded ({first_line(cause)})"
-            ) from cause
+    """Finds the bad record among some and raises a BadRecord or DataError."""
+    for index in indices.tolist():
+        image = check_record(source, index)
         height, width, _ = image.shape
         if source.image_shape not in (None, (height, width)):
             raise DataError(
-                f"{name}: has {height} x {width} pixels, where its dataset says that "
-                "all images have {} x {}".format(*source.image_shape)
+                f"{source.describe(index)}: has {height} x {width} pixels, where its "
+                "dataset says that all images have {} x {}".format(*source.image_shape)
             ) from error
-    raise DataError(
-        f"{source.name}: reading a batch failed ({first_line(error)})"
-    ) from error
+    raise bad_records.batch_failed(source, error) from error
+
+
+def check_record(
+    source: Source,
+    index: int,
+    decode: Callable[[tf.Tensor], tf.Tensor] = lambda content: decode_rgb(content),
+) -> tf.Tensor:
+    """Reads and decodes a record outside of a graph.
+
+    Args:
+      source: what to read.
+      index: of the record.
+      decode: the bytes of a file -> pixels.
+
+    Raises:
+      BadRecord: it cannot be read as an image.
+      DataError: it cannot be read, and may be intact.
+    """
+    what = "cannot be read"
+    try:
+        records, labels = source.read(np.array([index]))
+        what = "cannot be decoded"
+        image, _ = unpack(source, tf.constant(records[0]), tf.constant(labels[0]))
+        return decode(image) if source.encoded else image
+    except Exception as error:  # whatever they raise on damaged data
+        raise bad_records.of_record(source, index, what, error) from error
