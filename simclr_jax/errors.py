@@ -2,10 +2,11 @@
 
 import re
 
-# Names of devices, operations and nodes in TensorFlow's messages.
+# Names of devices, operations and nodes in TensorFlow's messages, and bytes.
 _INTERNALS = re.compile(
     r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:\w+\]( name:)?"
     r"|Error in user-defined function passed to .*? with iterator: [\w:]+: "
+    r"|, value: '.*"  # the bytes of a record
 )
 
 

@@ -98,7 +98,8 @@ def train_batches(
         settings["compiled"] = compiled
         begin = functools.partial(tf_pipeline.train_batches, **settings)
         try_views = tf_pipeline.try_views
-    if pixels.are_held(source):
+    is_read = try_views is not thread_pipeline.try_views or not pixels.are_held(source)
+    if not (source.encoded and is_read):
         return begin(sampler, start_step=start_step)
     return replacing.train_batches(
         sampler,

@@ -13,13 +13,14 @@ from simclr_jax.errors import ConfigError
 
 # 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; later
 # ones only added keys.
-VERSION = 4
+VERSION = 5
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
     2: {"augment.host_views": "auto"},
     3: {"parallel.deterministic": False},
     4: {"checkpoint.every_secs": None},
+    5: {"data.on_bad_record": "replace", "data.bad_records_max": 0.001},
 }
 
 

@@ -11,12 +11,13 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.data import optional, pipeline
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.sources import in_memory, kept, registry
+from simclr_jax.data.sources import bad_records, in_memory, kept, registry
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.views import host_form
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.parallel import processes
+from simclr_jax.runs.quarantine import Quarantine
 from simclr_jax.training.device_views import make_composition
 from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
@@ -147,6 +148,31 @@ def _first_reason(own: str) -> str:
     return ""
 
 
+def open_quarantine(
+    config: config_dict.ConfigDict, source: Source, workdir: str | None = None
+) -> Quarantine:
+    """The list of a run's bad images, with those that `hold_in_memory` found.
+
+    Args:
+      config: valid.
+      source: the training images.
+      workdir: the run directory; None keeps no list on disk.
+
+    Raises:
+      DataError: more images are bad than `data.bad_records_max` allows.
+    """
+    quarantine = Quarantine(
+        workdir,
+        dataset=source.name,
+        describe=source.describe,
+        num_examples=source.num_examples,
+        max_share=config.data.bad_records_max if _replaces(config) else 1.0,
+    )
+    for error in in_memory.bad_records_of(source):
+        quarantine.add(error, 0)
+    return quarantine
+
+
 def hold_in_memory(
     config: config_dict.ConfigDict, source: Source, num_views: int = NUM_VIEWS
 ) -> Source:
@@ -155,11 +181,23 @@ def hold_in_memory(
     Raises:
       DataError: `data.memory_mb` is too small for batches of `num_views` views; or
         views are to be computed on the accelerator, and the images do not fit there or
-        are synthetic.
+        are synthetic; or an image cannot be read, and `data.on_bad_record` is 'stop'.
     """
     make_buffers(config, batch_size=config.batch.batch_size, num_views=num_views)
     limit_mb = config.data.in_memory_mb
-    held = in_memory.hold(source, limit_mb=limit_mb)
+    held = in_memory.hold(
+        source,
+        limit_mb=limit_mb,
+        on_bad_record=((lambda *_: None) if _replaces(config) else bad_records.stop),
+    )
+    if held is not None and (bad := in_memory.bad_records_of(held)):
+        _LOG.warning(
+            "%s: %d of %d images cannot be read, and the next good ones take their "
+            "place.",
+            source.name,
+            len(bad),
+            source.num_examples,
+        )
     if config.augment.placement != "accelerator":
         return held or source
     if isinstance(held, ArraySource):
@@ -176,6 +214,10 @@ def hold_in_memory(
     )
 
 
+def _replaces(config: config_dict.ConfigDict) -> bool:
+    return config.data.on_bad_record == "replace"
+
+
 def local_batches(
     config: config_dict.ConfigDict,
     source: Source,
@@ -183,11 +225,14 @@ def local_batches(
     *,
     num_views: int = NUM_VIEWS,
     compiled: bool | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Iterator[pipeline.Batch]:
     """This host's slice of each step's batch: views, or crops with their draws.
 
-    `compiled` is from `use_compiled_views`, which is called where it is None.
+    `compiled` is from `use_compiled_views` and `quarantine` from `open_quarantine`,
+    which are called where they are None.
     """
+    quarantine = quarantine or open_quarantine(config, source)
     buffers = make_buffers(
         config, batch_size=config.batch.batch_size, num_views=num_views
     )
@@ -213,6 +258,8 @@ def local_batches(
         compiled=use_compiled_views(config) if compiled is None else compiled,
         block_size=config.data.block_size,
         buffers=buffers,
+        on_bad_record=quarantine.add if _replaces(config) else bad_records.stop,
+        known_bad=quarantine.known if _replaces(config) else (),
     )
 
 
@@ -223,6 +270,7 @@ def global_batches(
     mesh: Mesh,
     num_views: int = NUM_VIEWS,
     compiled: bool | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Iterator[Batch]:
     """The train step's inputs from `start_step` on.
 
@@ -235,6 +283,11 @@ def global_batches(
         arrays = {"images": images, "labels": labels}
         return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
     batches = local_batches(
-        config, source, start_step, num_views=num_views, compiled=compiled
+        config,
+        source,
+        start_step,
+        num_views=num_views,
+        compiled=compiled,
+        quarantine=quarantine,
     )
     return (parallel.shard_batch(mesh, batch) for batch in batches)

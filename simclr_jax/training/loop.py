@@ -107,7 +107,7 @@ def run(
     Raises:
       ConfigError: the directory or the number of devices does not fit the config;
         raised before any device work.
-      DataError: an image cannot be read.
+      DataError: an image cannot be read, or too many that others would replace.
       CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. Earlier checkpoints
         are unchanged.
@@ -138,8 +138,10 @@ def run(
         directory.write_config(workdir, config)
         start_step = int(state.step)
         starting.log(config, job.source, state)
+        quarantine = input_pipeline.open_quarantine(config, job.source, workdir)
+        stack.enter_context(quarantine)
         batches = input_pipeline.global_batches(
-            config, job.source, start_step, job.mesh, num_views, compiled
+            config, job.source, start_step, job.mesh, num_views, compiled, quarantine
         )
         writer = MetricsWriter(
             workdir,
@@ -158,6 +160,7 @@ def run(
             start_step=start_step,
             chance=job.parts.objective.chance,
             health=job.health,
+            bad_records=quarantine.collect,
         )
         return _run_steps(
             job, state, batches, reporter, checkpoints, requests, profiler, last_step

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from ml_collections import config_dict
@@ -29,6 +29,7 @@ class Reporter:
         start_step: int,
         chance: float | None,
         health: HealthMonitor | None,
+        bad_records: Callable[[], int] = lambda: 0,
     ) -> None:
         """Starts the clock.
 
@@ -38,6 +39,8 @@ class Reporter:
           start_step: number of updates before the first step.
           chance: the loss of a model that has learnt nothing, if there is such a level.
           health: judges the metrics, if given.
+          bad_records: how many images cannot be read; called at steps that are logged
+            or saved.
         """
         self.start_step = start_step
         self._every_steps = config.log.every_steps
@@ -46,6 +49,7 @@ class Reporter:
         self._chance = chance
         self._writer = writer
         self._health = health
+        self._bad_records = bad_records
         self._verdict = ""
         self._bottleneck = bottleneck.DEVICE  # not worth a line
         self._waited_secs = 0.0
@@ -85,7 +89,8 @@ class Reporter:
             self._log(done, values)
 
     def saved(self) -> None:
-        """Brings the metrics to where the checkpoint goes."""
+        """Brings metrics and the list of bad images to where the checkpoint goes."""
+        self._bad_records()
         self._writer.copy_soon()
 
     def _log(self, done: int, values: dict[str, float]) -> None:
@@ -96,6 +101,7 @@ class Reporter:
             **values,
             "images_per_sec": steps * self._batch_size / secs,
             "input_wait_share": min(self._waited_secs / secs, 1.0),
+            "bad_records": self._bad_records(),
         }
         if self._chance is not None:
             values["chance"] = self._chance

@@ -13,7 +13,15 @@ from tfds_files import prepare
 from simclr_jax.data import optional, pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.sampling import draws, order
-from simclr_jax.data.sources import folder, prepared, registry, storage, subsets
+from simclr_jax.data.sources import (
+    folder,
+    in_memory,
+    prepared,
+    registry,
+    storage,
+    subsets,
+)
+from simclr_jax.data.sources.arrays import HeldFiles
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import BadRecord, DataError, StoreFailed
 from simclr_jax.prepare import build
@@ -184,24 +192,50 @@ def test_a_host_crop_is_replaced_with_its_draws(damaged):
         np.testing.assert_array_equal(batch["draws"], expected)
 
 
-def test_threads_replace_likewise(damaged, expected, monkeypatch):
+@pytest.mark.parametrize("held", [False, True])
+def test_threads_and_memory_replace_likewise(held, damaged, expected, monkeypatch):
     monkeypatch.setattr(optional, "is_installed", lambda package: package == "numba")
     found = []
+    source = damaged
+    if held:
+        source = in_memory.hold(
+            damaged, limit_mb=1, on_bad_record=lambda *error: found.append(error)
+        )
+        assert isinstance(source, HeldFiles)
+        assert {step for _, step in found} == {0}
     batches = pipeline.train_batches(
-        damaged,
+        source,
         VIEW,
         seed=SEED,
         batch_size=BATCH,
         start_step=1,
         stop_step=STEPS,
         buffers=BUFFERS,
-        on_bad_record=lambda error, step: found.append(error.index),
+        on_bad_record=lambda *error: found.append(error),
     )
     for batch, other in zip(batches, expected[1:], strict=True):
         np.testing.assert_array_equal(batch["labels"], other["labels"])
         difference = batch["images"].astype(int) - other["images"]
         assert abs(difference).max() <= 1, "compiled views round otherwise"
-    assert sorted(found) == sorted(BAD)
+    assert sorted(error.index for error, _ in found) == sorted(BAD)
+    assert [error.name for error, _ in found] == [
+        damaged.describe(error.index) for error, _ in found
+    ]
+
+
+def test_memory_without_a_good_image(tmp_path):
+    for name in ("1.png", "2.png"):
+        Image.effect_noise((30, 30), 50).save(tmp_path / name)
+    source = folder.FolderSource(str(tmp_path))
+    for name in ("1.png", "2.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-40])
+    with pytest.raises(DataError, match="none of its 2 images can be read"):
+        in_memory.hold(source, limit_mb=1, on_bad_record=lambda *_: None)
+    with pytest.raises(
+        DataError, match=r"1\.png: .*it is needed before the first step"
+    ):
+        in_memory.hold(source, limit_mb=1)
 
 
 def test_by_default_a_bad_record_stops_the_run(damaged):
@@ -325,7 +359,7 @@ def test_records_of_prepared_shards(tmp_path):
 
 
 def test_records_of_tfds(tmp_path):
-    data, _ = prepare(tmp_path, shards=(12,))
+    data, all_images = prepare(tmp_path, shards=(12,))
     source = registry.open_source("noise", split="train", data_dir=str(tmp_path))
     expected = list(_batches(source, stop_step=4))
     labels = subsets.labels(source)
@@ -346,6 +380,12 @@ def test_records_of_tfds(tmp_path):
         np.testing.assert_array_equal(same, indices != 5)
     ((error, _),) = found
     assert (error.index, error.name) == (5, "record 5 of noise/train")
+    # Decoded once, all have one size.
+    held = in_memory.hold(source, limit_mb=1, on_bad_record=lambda *a: found.append(a))
+    images = np.delete(all_images, 5, axis=0)
+    np.testing.assert_array_equal(held.arrays()[0], np.insert(images, 5, images[5], 0))
+    np.testing.assert_array_equal(held.labels, np.r_[labels[:5], labels[6], labels[6:]])
+    assert (found[1][0].index, found[1][1]) == (5, 0)
 
 
 LABELS = np.arange(0, 60, 10, np.int32)

@@ -54,16 +54,12 @@ def decode_record(
     return (decode_rgb(image) if source.encoded else image), label
 
 
-def decode_records(
-    source: Source, records: np.ndarray, labels: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Some records as images uint8 [H, W, 3] and labels, outside of a graph."""
-    decoded = [
-        decode_record(source, record, label)
-        for record, label in zip(records, labels, strict=True)
-    ]
-    images = [np.asarray(image) for image, _ in decoded]
-    return images, np.array([np.asarray(label) for _, label in decoded])
+def decode_here(
+    source: Source, record: bytes, label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`decode_record` outside of a graph."""
+    image, label = decode_record(source, tf.constant(record), tf.constant(label))
+    return image.numpy(), label.numpy()
 
 
 def read_chunks(
@@ -217,13 +213,20 @@ def _raise_naming_record(
     """Finds the bad record among some and raises a BadRecord or DataError."""
     for index in indices.tolist():
         image = check_record(source, index)
-        height, width, _ = image.shape
-        if source.image_shape not in (None, (height, width)):
-            raise DataError(
-                f"{source.describe(index)}: has {height} x {width} pixels, where its "
-                "dataset says that all images have {} x {}".format(*source.image_shape)
-            ) from error
+        if source.image_shape not in (None, tuple(image.shape[:2])):
+            raise of_other_size(source, index, image) from error
     raise bad_records.batch_failed(source, error) from error
+
+
+def of_other_size(source: Source, index: int, image: np.ndarray) -> DataError:
+    """The error to raise where an image has another size than its dataset says."""
+    assert source.image_shape is not None
+    return DataError(
+        f"{source.describe(index)}: has {image.shape[0]} x {image.shape[1]} pixels, "
+        "where its dataset says that all images have {} x {}".format(
+            *source.image_shape
+        )
+    )
 
 
 def check_record(
