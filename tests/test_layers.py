@@ -132,7 +132,7 @@ DATA_FLOORS = (
     ("step_sampler",),
     ("replacing",),
     ("thread_pipeline", "tf_pipeline"),
-    ("augment", "augment_jax", "pipeline"),
+    ("augment", "augment_jax", "pipeline", "stalls"),
 )
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.data import optional, pipeline
+from simclr_jax.data import optional, pipeline, stalls
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.sources import bad_records, in_memory, kept, registry
 from simclr_jax.data.sources.arrays import ArraySource
@@ -244,7 +244,7 @@ def local_batches(
         buffers.prefetch,
         buffers.memory_bytes // 2**20,
     )
-    return pipeline.train_batches(
+    batches = pipeline.train_batches(
         source,
         make_composition(config),
         seed=config.seed,
@@ -261,6 +261,7 @@ def local_batches(
         on_bad_record=quarantine.add if _replaces(config) else bad_records.stop,
         known_bad=quarantine.known if _replaces(config) else (),
     )
+    return stalls.watched(batches, source.name)
 
 
 def global_batches(
