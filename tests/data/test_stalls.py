@@ -1,14 +1,19 @@
 """A batch that does not come is said, with what is being read; then the run goes on."""
 
 import errno
+import os
 import socket
 import threading
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
+from simclr_settings import CROP
 
-from simclr_jax.data import stalls
-from simclr_jax.data.sources import object_store, storage
+from simclr_jax.data import pipeline, stalls
+from simclr_jax.data.sources import folder, object_store, storage
+from simclr_jax.data.views.composition import Composition
 
 
 @pytest.fixture
@@ -117,3 +122,30 @@ def test_a_store_that_never_answers_is_given_up(monkeypatch):
             object_store.read("s3://bucket/a.jpg", 0, 10)
         assert time.monotonic() - start < 5
     object_store._connect.cache_clear()
+
+
+def test_a_file_that_hangs_in_the_pipeline_is_named(tmp_path, quick, caplog):
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        pixels = generator.integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    source = folder.FolderSource(str(tmp_path))
+    settings = {"seed": 0, "batch_size": 4, "stop_step": 1, "compiled": False}
+    view = Composition(("crop",), {"crop": CROP}, image_size=8)
+    content = paths[2].read_bytes()
+    paths[2].unlink()
+    os.mkfifo(paths[2])  # to read it waits for a writer
+    batches = stalls.watched(
+        pipeline.train_batches(source, view, **settings), source.name
+    )
+    found = []
+    consumer = threading.Thread(target=lambda: found.extend(batches))
+    consumer.start()
+    _wait_for(
+        lambda: any(f"such as of {paths[2]}" in text for text in _messages(caplog))
+    )
+    paths[2].write_bytes(content)
+    consumer.join(10)
+    (batch,) = found
+    assert batch["images"].shape == (4, 2, 8, 8, 3)
