@@ -7,6 +7,7 @@ needs no TensorFlow; `tf_pipeline` takes everything else.
 import functools
 import math
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -84,12 +85,17 @@ def train_batches(
         block_size=block_size,
     )
     on_host = composition.crop_alone() if host_crop else composition
-    settings = {"stop_step": stop_step, "host_crop": host_crop, "buffers": buffers}
+    settings: dict[str, Any] = {
+        "stop_step": stop_step,
+        "host_crop": host_crop,
+        "buffers": buffers,
+    }
     begin: Callable[..., Iterator[Batch]]
     try_views: replacing.TryViews
     if compiled and _in_threads(source) and not _not_compiled(on_host):
         begin = functools.partial(thread_pipeline.train_batches, **settings)
         try_views = thread_pipeline.try_views
+        reads_files = not pixels.are_held(source)
     else:
         _require_tensorflow(f"dataset {source.name}")
         # Imported here, since it needs TensorFlow.
@@ -98,8 +104,8 @@ def train_batches(
         settings["compiled"] = compiled
         begin = functools.partial(tf_pipeline.train_batches, **settings)
         try_views = tf_pipeline.try_views
-    is_read = try_views is not thread_pipeline.try_views or not pixels.are_held(source)
-    if not (source.encoded and is_read):
+        reads_files = source.encoded
+    if not reads_files:
         return begin(sampler, start_step=start_step)
     return replacing.train_batches(
         sampler,

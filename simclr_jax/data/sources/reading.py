@@ -58,8 +58,8 @@ def decode_here(
     source: Source, record: bytes, label: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`decode_record` outside of a graph."""
-    image, label = decode_record(source, tf.constant(record), tf.constant(label))
-    return image.numpy(), label.numpy()
+    image, own_label = decode_record(source, tf.constant(record), tf.constant(label))
+    return image.numpy(), own_label.numpy()
 
 
 def read_chunks(
