@@ -59,8 +59,8 @@ class ReplacingSampler(StepSampler):
                 indices[place] = self._good(int(indices[place]), words[place], step)
         return indices, words, uniform
 
-    def find(self, step: int, threads: int) -> bool:
-        """Looks for further bad records among those of a step; whether there are any.
+    def find(self, step: int, threads: int) -> None:
+        """Looks for further bad records among those of a step.
 
         Args:
           step: 0-based.
@@ -72,8 +72,8 @@ class ReplacingSampler(StepSampler):
         indices, words, _ = self(step)
         with ThreadPoolExecutor(threads) as pool:
             errors = list(pool.map(self._error, indices.tolist(), words))
-        found = [self._note(error, step) for error in errors if error is not None]
-        return any(found)
+        for error in filter(None, errors):
+            self._note(error, step)
 
     def _good(self, index: int, words: np.ndarray, step: int) -> int:
         """The first good record from `index` on."""
@@ -95,14 +95,12 @@ class ReplacingSampler(StepSampler):
             return error
         return None
 
-    def _note(self, error: BadRecord, step: int) -> bool:
-        """Whether the record was not yet known to be bad."""
+    def _note(self, error: BadRecord, step: int) -> None:
         with self.lock:
             is_new = error.index not in self.known
             self.known.add(error.index)
         if is_new:
             self.on_bad_record(error, step + 1)
-        return is_new
 
 
 def train_batches(
@@ -137,16 +135,21 @@ def train_batches(
     first = begin(replacing, start_step)
 
     def all_batches() -> Iterator[Batch]:
-        step, batches = start_step, first
+        step, batches, failed_step = start_step, first, -1
         while True:
+            count = len(replacing.known)
             try:
                 for batch in batches:
                     yield batch
                     step += 1
                 return
             except (BadRecord, BatchFailed):
-                if not replacing.find(step, threads):
+                replacing.find(step, threads)
+                # The sampler, which runs ahead, may have found it. Otherwise once more:
+                # the file may have been half written.
+                if len(replacing.known) == count and failed_step == step:
                     raise
+                failed_step = step
             batches = begin(replacing, step)
 
     return all_batches()
