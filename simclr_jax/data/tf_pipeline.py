@@ -31,8 +31,7 @@ def in_graph(
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
     """A sampler as a graph operation, each array [b / chunk, chunk, ...].
 
-    Its errors are appended to `failures`, as in `reading.read_chunks`, which then reads
-    nothing.
+    Its errors are appended to `failures`, as in `reading.read_chunks`.
     """
     crops = (tf.uint32, 2) if sampler.source.encoded else (tf.int32, 4)
     views = sampler.num_views
@@ -46,15 +45,9 @@ def in_graph(
         try:
             return sampler(int(step))
         except InvalidInput as error:
-            if failures is None:
-                raise
-            failures.append(error)
-            shapes = [(sampler.size, *shape) for _, shape in specs]
-            indices, *rest = (
-                np.zeros(shape, dtype.as_numpy_dtype)
-                for shape, (dtype, _) in zip(shapes, specs, strict=True)
-            )
-            return indices + reading.NOTHING, *rest
+            if failures is not None:
+                failures.append(error)
+            raise
 
     def sample(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         arrays = tf.numpy_function(sample_here, [step], [dtype for dtype, _ in specs])

@@ -32,7 +32,7 @@ def write_preview(
       DataError: the dataset cannot be read, or has fewer images.
       InvalidInput: the picture cannot be written to `path`.
     """
-    source = input_pipeline.open_source(config, config.data.split)
+    source = input_pipeline.open_source(config, config.data.split, to_train=True)
     source = input_pipeline.hold_in_memory(config, source)
     views = _training_views(config, source, num_images, num_views)
     originals = _evaluation_images(config, source, num_images)

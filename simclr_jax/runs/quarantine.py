@@ -11,7 +11,9 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from etils import epath
 
 from simclr_jax import paths
 from simclr_jax.errors import BadRecord, DataError, InvalidInput, first_line
@@ -42,12 +44,36 @@ def most_allowed(num_examples: int, max_share: float) -> int:
     return max(share, min(_HANDFUL, num_examples // 10))
 
 
-class Quarantine(contextlib.AbstractContextManager):
-    """The bad records of a dataset that a run has met.
+def too_many(
+    dataset: str,
+    bad: Sequence[tuple[str, ...]],
+    *,
+    num_examples: int,
+    max_share: float,
+    path: epath.Path | None = None,
+) -> DataError:
+    """The error to raise where too many images are bad.
 
-    Attributes:
-      known: numbers of the records that the file listed at the start.
+    Args:
+      dataset: its name.
+      bad: (name, reason) of each.
+      num_examples: images in the dataset.
+      max_share: as in `most_allowed`.
+      path: of the list, if there is one.
     """
+    first, *others = bad
+    names = [": ".join(first), *(name for name, _ in others[: _NAMES_IN_ERROR - 1])]
+    more = ", ..." if len(bad) > len(names) else ""
+    listed = f" {path} lists them; remove it after repairs" if path else ""
+    return DataError(
+        f"{dataset}: {len(bad)} of {num_examples} images cannot be read "
+        f"({', '.join(names)}{more}); config.data.bad_records_max={max_share:g} allows "
+        f"{most_allowed(num_examples, max_share)}.{listed}"
+    )
+
+
+class Quarantine(contextlib.AbstractContextManager):
+    """The bad records of a dataset that a run has met."""
 
     def __init__(
         self,
@@ -75,17 +101,22 @@ class Quarantine(contextlib.AbstractContextManager):
         self._postings = processes.postings("quarantine")
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._lines = self._read()
-        # Names of records of this dataset, in the order in which they went bad.
-        self._names: dict[str, int] = {}
+        # By the names of records of this dataset, in the order in which they went bad.
+        self._names: dict[str, str] = {}
         for line in self._lines:
             index = _index(line)
             if index is not None and index < num_examples:
                 name = _escaped(describe(index))
                 if line.startswith(f"{name}\t"):
-                    self._names[name] = index
-        self.known = frozenset(self._names.values())
+                    self._names[name] = line
         self._num_warnings = 0
         self._is_written, self._is_failing = True, False
+
+    @property
+    def known(self) -> frozenset[int]:
+        """The numbers of the records."""
+        with self._lock:
+            return frozenset(_index(line) or 0 for line in self._names.values())
 
     def add(self, error: BadRecord, step: int) -> None:
         """Lists a bad record, once; an `OnBadRecord`, called from any thread.
@@ -124,12 +155,11 @@ class Quarantine(contextlib.AbstractContextManager):
 
     def _list(self, line: str) -> bool:
         """Whether a line is new."""
-        name, index = line.partition("\t")[0], _index(line)
-        assert index is not None
+        name = line.partition("\t")[0]
         with self._lock:
             if name in self._names:
                 return False
-            self._names[name] = index
+            self._names[name] = line
             self._lines.append(line)
             self._is_written = False
         return True
@@ -139,12 +169,12 @@ class Quarantine(contextlib.AbstractContextManager):
         if count <= self._limit:
             return
         self._write()
-        names = ", ".join([*self._names][:_NAMES_IN_ERROR])
-        listed = f" {self._path} lists them; remove it after repairs" * bool(self._path)
-        raise DataError(
-            f"{self._dataset}: {count} of {self._num_examples} images cannot be read "
-            f"({names}, ...): config.data.bad_records_max={self._max_share:g} allows "
-            f"{self._limit}.{listed}"
+        raise too_many(
+            self._dataset,
+            [tuple(line.split("\t")[:2]) for line in self._names.values()],
+            num_examples=self._num_examples,
+            max_share=self._max_share,
+            path=self._path,
         )
 
     def _warn(self, error: BadRecord) -> None:

@@ -15,48 +15,80 @@ from simclr_jax.data.sources import bad_records, in_memory, kept, registry
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.views import host_form
-from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.errors import BadRecord, ConfigError, DataError
 from simclr_jax.parallel import processes
-from simclr_jax.runs.quarantine import Quarantine
+from simclr_jax.runs.quarantine import Quarantine, most_allowed, too_many
 from simclr_jax.training.device_views import make_composition
 from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
 _LOG = logging.getLogger(__name__)
 
 
-def open_source(config: config_dict.ConfigDict, split: str) -> Source:
+def open_source(
+    config: config_dict.ConfigDict, split: str, *, to_train: bool = False
+) -> Source:
     """Opens a split of the config's dataset; see `sources.open_source`.
 
     No collective, but processes that open it at the same time share the work.
+
+    Args:
+      config: valid.
+      split: of the dataset.
+      to_train: bad images are treated as `data.on_bad_record` says; otherwise they are
+        errors.
+
+    Raises:
+      DataError: it cannot be opened; or more images are bad than the config allows.
     """
-    return registry.open_source(
+    on_bad_record: bad_records.OnBadRecord = bad_records.refuse
+    if to_train:
+        on_bad_record = _pass_over if _replaces(config) else bad_records.stop
+    source = registry.open_source(
         config.data.dataset,
         split=split,
         data_dir=config.data.data_dir,
         image_key=config.data.image_key,
         label_key=config.data.label_key,
         sharing=kept.Sharing(*processes.place()),
+        on_bad_record=on_bad_record,
     )
+    bad = bad_records.of(source)
+    share = config.data.bad_records_max
+    if len(bad) > most_allowed(source.num_examples, share):
+        raise too_many(
+            source.name,
+            [(error.name, error.reason) for error in bad],
+            num_examples=source.num_examples,
+            max_share=share,
+        )
+    return source
 
 
-def open_labelled(config: config_dict.ConfigDict, split: str, *, why: str) -> Source:
+def open_labelled(
+    config: config_dict.ConfigDict, split: str, *, why: str, to_train: bool = False
+) -> Source:
     """As `open_source`, of a split that must have labels.
 
     Args:
       config: valid.
       split: of the config's dataset.
       why: for the message, such as 'evaluation needs some'.
+      to_train: as in `open_source`.
 
     Raises:
       DataError: it has none.
     """
-    source = open_source(config, split)
+    source = open_source(config, split, to_train=to_train)
     if source.num_classes is None:
         raise DataError(
             f"dataset {source.name}: has no labels, and {why} (for a folder: one "
             "sub-folder for each class)"
         )
     return source
+
+
+def _pass_over(_error: BadRecord, _step: int) -> None:
+    """An `OnBadRecord` for sources that keep the errors."""
 
 
 def make_buffers(
@@ -168,7 +200,7 @@ def open_quarantine(
         num_examples=source.num_examples,
         max_share=config.data.bad_records_max if _replaces(config) else 1.0,
     )
-    for error in in_memory.bad_records_of(source):
+    for error in bad_records.of(source):
         quarantine.add(error, 0)
     return quarantine
 
@@ -188,9 +220,9 @@ def hold_in_memory(
     held = in_memory.hold(
         source,
         limit_mb=limit_mb,
-        on_bad_record=((lambda *_: None) if _replaces(config) else bad_records.stop),
+        on_bad_record=_pass_over if _replaces(config) else bad_records.stop,
     )
-    if held is not None and (bad := in_memory.bad_records_of(held)):
+    if held is not None and (bad := bad_records.of(held)):
         _LOG.warning(
             "%s: %d of %d images cannot be read, and the next good ones take their "
             "place.",

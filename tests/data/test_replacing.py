@@ -139,7 +139,7 @@ def test_the_next_good_image_replaces_a_bad_one(damaged, expected):
         assert str(error) == f"{error.name}: {error.reason}"
     reasons = {error.index: error.reason for error in found}
     assert reasons[GONE] == "cannot be read (No such file or directory)"
-    assert reasons[NO_IMAGE] == "cannot be read (is no image of a known kind)"
+    assert reasons[NO_IMAGE] == "cannot be read (no known kind of image)"
     assert reasons[CUT].startswith("cannot be decoded (jpeg::Uncompress failed")
 
 
@@ -475,6 +475,8 @@ def test_records_of_tfds(tmp_path):
     np.testing.assert_array_equal(held.arrays()[0], np.insert(images, 5, images[5], 0))
     np.testing.assert_array_equal(held.labels, np.r_[labels[:5], labels[6], labels[6:]])
     assert (found[1][0].index, found[1][1]) == (5, 0)
+    for error, _ in found:
+        assert error.reason == "cannot be decoded (Could not parse example input)"
 
 
 LABELS = np.arange(0, 60, 10, np.int32)

@@ -108,18 +108,19 @@ def test_how_many_bad_images_a_dataset_may_have(num_examples, share, expected):
 
 
 def test_too_many_end_the_run(tmp_path):
-    quarantine = start(tmp_path, num_examples=20, max_share=0.01)
-    for index in range(2):
+    quarantine = start(tmp_path, num_examples=20, max_share=0.15)
+    for index in range(3):
         quarantine.add(bad(index), 1)
     with pytest.raises(DataError) as caught:
-        quarantine.add(bad(2), 3)
+        quarantine.add(bad(3), 3)
     assert str(caught.value) == (
-        "mine: 3 of 20 images cannot be read (file 00.jpg, file 01.jpg, file 02.jpg, "
-        "...): config.data.bad_records_max=0.01 allows 2. "
+        "mine: 4 of 20 images cannot be read (file 00.jpg: cannot be decoded (cut "
+        "short), file 01.jpg, file 02.jpg, ...); config.data.bad_records_max=0.15 "
+        "allows 3. "
         f"{tmp_path / FILE_NAME} lists them; remove it after repairs"
     )
-    assert len(lines(tmp_path)) == 3
-    with pytest.raises(DataError, match="3 of 20"):
+    assert len(lines(tmp_path)) == 4
+    with pytest.raises(DataError, match="4 of 20"):
         start(tmp_path, num_examples=20, max_share=0.01).collect()
     with pytest.raises(DataError, match=r"allows 0\.$"):
         start(None, max_share=0.0).add(bad(1), 1)

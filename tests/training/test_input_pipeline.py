@@ -12,7 +12,7 @@ from tfds_files import prepare
 from simclr_jax import parallel
 from simclr_jax.configs import smoke
 from simclr_jax.data.sampling import draws, order
-from simclr_jax.data.sources import registry
+from simclr_jax.data.sources import registry, subsets
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.errors import DataError
 from simclr_jax.evaluation import protocols
@@ -195,8 +195,9 @@ def folder_with_bad_images(root, count=20, bad=(4, 5)):
 
 def batches_of(config, source, workdir=None):
     held = input_pipeline.hold_in_memory(config, source)
-    quarantine = input_pipeline.open_quarantine(config, held, workdir)
-    return list(input_pipeline.local_batches(config, held, 0, quarantine=quarantine))
+    with input_pipeline.open_quarantine(config, held, workdir) as quarantine:
+        batches = input_pipeline.local_batches(config, held, 0, quarantine=quarantine)
+        return list(batches)
 
 
 def listed(workdir):
@@ -255,6 +256,39 @@ def test_too_many_bad_images_stop_a_run(limit_mb, tmp_path):
     with pytest.raises(DataError, match=said):
         batches_of(config, source, str(tmp_path))
     assert len(listed(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("limit_mb", [0, 1024], ids=["read", "in memory"])
+def test_files_that_are_no_images_at_a_start(limit_mb, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    folder_with_bad_images(root, bad=())
+    config = make_config(
+        **{"data.in_memory_mb": limit_mb, "data.dataset": f"folder:{root}"}
+    )
+    whole = batches_of(config, input_pipeline.open_source(config, "all"))
+    (root / "0" / "04.png").write_bytes(b"no image")
+    source = input_pipeline.open_source(config, "all", to_train=True)
+    found = batches_of(config, source, str(tmp_path))
+    for batch, before in zip(found, whole, strict=True):
+        good = before["images"][:, 0, 4, 4, 0] != 4
+        np.testing.assert_array_equal(
+            batch["images"][good, :, 4, 4], before["images"][good, :, 4, 4]
+        )
+        assert (batch["images"][~good, 0, 4, 4] == 6).all()
+    assert listed(tmp_path) == [(2, 0)]
+    part = subsets.Subset(source, np.array([1, 2, 3]), name="part")
+    assert [(e.index, e.name) for e in part.bad_records] == [(1, source.describe(2))]
+    # Whatever else is opened, and with too many of them.
+    with pytest.raises(DataError, match=r"04\.png: is no readable image \(no known"):
+        input_pipeline.open_source(config, "all")
+    for number in (6, 8):
+        (root / "0" / f"{number:02}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"3 of 20 .*/04\.png: is no readable image"):
+        input_pipeline.open_source(config, "all", to_train=True)
+    config.data.on_bad_record = "stop"
+    with pytest.raises(DataError, match=r"no readable image .*before the first step"):
+        input_pipeline.open_source(config, "all", to_train=True)
 
 
 def test_evaluation_replaces_no_image(tmp_path):

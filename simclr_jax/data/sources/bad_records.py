@@ -7,7 +7,7 @@ the record may be intact: nothing may take its place.
 
 import errno
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import UnidentifiedImageError
 
@@ -43,28 +43,38 @@ def stop(error: BadRecord, step: int) -> None:
     ) from error
 
 
-def of_record(source: Source, index: int, what: str, error: Exception) -> DataError:
-    """The error to raise where a record of a source could not be read or decoded.
+def refuse(error: BadRecord, _step: int) -> None:
+    """An `OnBadRecord` for images that are not trained on: raises the error."""
+    raise error
+
+
+def of(source: Source) -> tuple[BadRecord, ...]:
+    """The records of a source that were found to be bad before the first step."""
+    return getattr(source, "bad_records", ())
+
+
+def fail(index: int, name: str, what: str, error: Exception) -> NoReturn:
+    """Raises the error of a record that could not be read or decoded.
 
     Args:
-      source: the source.
       index: of the record.
+      name: of the record.
       what: happened, such as 'cannot be decoded'.
       error: of the reader or decoder, which raise anything on damaged data.
 
-    Returns:
-      A BadRecord; another DataError where the record may be intact.
+    Raises:
+      BadRecord: it is bad.
+      DataError: it may be intact.
     """
     if isinstance(error, BadRecord | StoreFailed):
-        return error
-    name = source.describe(index)
+        raise error
     cause = first_line(error).removeprefix(f"{name}: ")
     intact = isinstance(error, MemoryError | PermissionError)
     if isinstance(error, UnidentifiedImageError):
-        cause = "is no image of a known kind"  # Pillow names the object in memory
+        cause = "no known kind of image"  # Pillow names the object in memory
     elif isinstance(error, OSError):
         cause = error.strerror or cause  # without the path, which the name has
         intact |= error.errno in _OF_THIS_MACHINE
     if intact:
-        return DataError(f"{name}: {what} ({cause})")
-    return BadRecord(index, name, f"{what} ({cause})")
+        raise DataError(f"{name}: {what} ({cause})") from error
+    raise BadRecord(index, name, f"{what} ({cause})") from error

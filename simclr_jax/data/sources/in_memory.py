@@ -65,11 +65,6 @@ def hold(
     return held
 
 
-def bad_records_of(source: Source) -> tuple[BadRecord, ...]:
-    """The images of a source in memory in whose places are others."""
-    return source.bad_records if isinstance(source, ArraySource | HeldFiles) else ()
-
-
 def _hold(
     source: Source, limit: int, on_bad_record: bad_records.OnBadRecord
 ) -> Source | None:

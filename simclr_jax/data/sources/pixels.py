@@ -145,14 +145,13 @@ def in_chunks(
 def _records(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         return source.read(indices)
-    except StoreFailed:
-        raise
     except Exception as error:
-        if len(indices) > 1:
+        if len(indices) > 1 and not isinstance(error, StoreFailed):
             for index in indices:  # raises at the one that is at fault
                 _records(source, np.array([index]))
         index = int(indices[0])
-        raise bad_records.of_record(source, index, "cannot be read", error) from error
+        name = source.describe(index)
+        bad_records.fail(index, name, "cannot be read", error)
 
 
 def _each(
@@ -166,7 +165,6 @@ def _each(
         try:
             results.append(decode(record))
         except Exception as error:
-            raise bad_records.of_record(
-                source, int(index), "cannot be decoded", error
-            ) from error
+            name = source.describe(int(index))
+            bad_records.fail(int(index), name, "cannot be decoded", error)
     return results

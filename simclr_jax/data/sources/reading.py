@@ -17,8 +17,6 @@ from simclr_jax.errors import DataError, InvalidInput, StoreFailed
 # enough that the calls of one batch run side by side.
 READ_CHUNK = 16
 _LABEL_BATCH = 1024
-# Numbers of records where a step could not be sampled.
-NOTHING = -1
 
 
 def options(threads: int) -> tf.data.Options:
@@ -76,16 +74,11 @@ def read_chunks(
 
     def fetch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            if indices[0] != NOTHING:
-                return source.read(indices)
-        except Exception as error:
-            if isinstance(error, StoreFailed) and failures is not None:
+            return source.read(indices)
+        except StoreFailed as error:
+            if failures is not None:
                 failures.append(error)
-            if not source.encoded:
-                raise
-        # Of an error raised here TensorFlow would log the traceback. These are no
-        # images, so they fail as well.
-        return np.full(len(indices), b"", object), np.zeros(len(indices), np.int32)
+            raise
 
     def read(indices: tf.Tensor, *extras: tf.Tensor) -> tuple[tf.Tensor, ...]:
         records, labels = tf.numpy_function(
@@ -252,4 +245,4 @@ def check_record(
         image, _ = unpack(source, tf.constant(records[0]), tf.constant(labels[0]))
         return decode(image) if source.encoded else image
     except Exception as error:  # whatever they raise on damaged data
-        raise bad_records.of_record(source, index, what, error) from error
+        bad_records.fail(index, source.describe(index), what, error)
