@@ -129,7 +129,8 @@ class Quarantine(contextlib.AbstractContextManager):
         # Before the first step all processes find the same.
         is_mine = self._is_main or step > 0
         if self._list(line) and is_mine:
-            self._warn(error)
+            if len(self._names) <= self._limit:  # else the run ends with an error
+                self._warn(error)
             self._postings.post(line)
         self._check()
 

@@ -107,7 +107,7 @@ def test_how_many_bad_images_a_dataset_may_have(num_examples, share, expected):
     assert most_allowed(num_examples, share) == expected
 
 
-def test_too_many_end_the_run(tmp_path):
+def test_too_many_end_the_run(tmp_path, caplog):
     quarantine = start(tmp_path, num_examples=20, max_share=0.15)
     for index in range(3):
         quarantine.add(bad(index), 1)
@@ -120,6 +120,7 @@ def test_too_many_end_the_run(tmp_path):
         f"{tmp_path / FILE_NAME} lists them; remove it after repairs"
     )
     assert len(lines(tmp_path)) == 4
+    assert len(caplog.records) == 3, "the error stands for the last one"
     with pytest.raises(DataError, match="4 of 20"):
         start(tmp_path, num_examples=20, max_share=0.01).collect()
     with pytest.raises(DataError, match=r"allows 0\.$"):
