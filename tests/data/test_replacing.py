@@ -331,10 +331,13 @@ def test_by_default_a_bad_record_stops_the_run(damaged):
     with pytest.raises(DataError) as caught:
         list(_batches(damaged))
     message = str(caught.value)
-    first = _needed_first()
-    number = min(first, key=lambda n: (first[n], message.find(damaged.describe(n)) < 0))
+    step = min(_needed_first().values())
+    plan = {"seed": SEED, "num_examples": COUNT, "batch_size": BATCH}
+    numbers, _ = order.batch_indices(step - 1, **plan)
+    number = next(number for number in numbers if number in BAD)
     assert message.startswith(f"{damaged.describe(number)}: cannot be ")
-    assert f"; step {first[number]} needs it. config.data.on_bad_record=" in message
+    assert f"; step {step} needs it. A training with " in message
+    assert "config.data.on_bad_record='replace' takes the next image" in message
     assert "simclr_jax.prepare` leaves such files out" in message
     for internal in ("{{", "[[", "[Op", "node", "\n"):
         assert internal not in message

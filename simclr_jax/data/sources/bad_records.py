@@ -38,8 +38,9 @@ def stop(error: BadRecord, step: int) -> None:
     """
     needed = f"step {step} needs it" if step else "it is needed before the first step"
     raise DataError(
-        f"{error}; {needed}. config.data.on_bad_record='replace' takes the next image "
-        "in its place; `python -m simclr_jax.prepare` leaves such files out"
+        f"{error}; {needed}. A training with config.data.on_bad_record='replace' takes "
+        "the next image in its place; `python -m simclr_jax.prepare` leaves such files "
+        "out"
     ) from error
 
 
