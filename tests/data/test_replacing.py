@@ -242,18 +242,25 @@ def test_a_batch_that_fails_for_no_record_ends_the_run(monkeypatch):
 
 def test_hosts_have_slices_of_the_same_batches(damaged, expected):
     hosts = [
-        _batches(damaged, on_bad_record=lambda *_: None, host_index=n, num_hosts=2)
-        for n in range(2)
+        _batches(
+            damaged,
+            on_bad_record=lambda *_: None,
+            known_bad=known,
+            host_index=host,
+            num_hosts=2,
+            stop_step=3,
+        )
+        for host, known in enumerate([(), BAD])
     ]
     joined = [
         {key: np.concatenate([first[key], second[key]]) for key in first}
         for first, second in zip(*hosts, strict=True)
     ]
-    _assert_equal(joined, expected)
+    _assert_equal(joined, expected[:3])
 
 
 def test_blocks_are_replaced_likewise(damaged, tmp_path_factory):
-    settings = {"block_size": 3, "stop_step": 4}
+    settings = {"block_size": 3, "stop_step": 4, "known_bad": (CUT, NO_IMAGE)}
     found = list(_batches(damaged, on_bad_record=lambda *_: None, **settings))
     root = tmp_path_factory.mktemp("blocks")
     write_images(root)
@@ -421,7 +428,9 @@ def test_many_bad_files_of_one_batch(tmp_path):
     source = folder.FolderSource(str(tmp_path))
     for number in range(2, COUNT):
         path_of(tmp_path, number).write_bytes(b"no image")
-    batches = _batches(source, batch_size=COUNT, on_bad_record=lambda *_: None)
+    batches = _batches(
+        source, batch_size=COUNT, stop_step=2, on_bad_record=lambda *_: None
+    )
     for batch in batches:
         labels, counts = np.unique(batch["labels"], return_counts=True)
         assert (labels.tolist(), counts.tolist()) == ([0, 1], [COUNT - 1, 1])
