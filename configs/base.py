@@ -34,6 +34,12 @@ def get_config() -> config_dict.ConfigDict:
     # request where they are stored together. 1 is best on disks. A store such as GCS
     # needs 16 or more, and then a dataset that is not stored class by class.
     data.block_size = 1
+    # A training image that cannot be read. replace: the next image that can takes its
+    # place, and quarantine.tsv of the run lists it; stop: the run ends.
+    data.on_bad_record = "replace"
+    # The run ends when more than this share of the images went bad. Unless it is 0, it
+    # allows 5 images of any dataset, or a tenth of fewer than 50: one of 10, none of 9.
+    data.bad_records_max = 0.001
 
     # Images in one update, over all devices. NT-Xent sees twice as many views.
     config.batch = batch = config_dict.ConfigDict()
@@ -168,6 +174,7 @@ def get_config() -> config_dict.ConfigDict:
     checkpoint.every_secs = config_dict.placeholder(float)  # also, since the last one
     checkpoint.keep_last = 3
     checkpoint.keep_every_steps = config_dict.placeholder(int)  # never deleted
+    checkpoint.checksums = True  # of arrays, compared whenever they are read
 
     # Defaults of `simclr_jax.evaluate`.
     config.evaluation = evaluation = config_dict.ConfigDict()

@@ -1,5 +1,14 @@
 """Errors the user can fix; commands print them as one line."""
 
+import re
+
+# Names of devices, operations and nodes in TensorFlow's messages, and bytes.
+_INTERNALS = re.compile(
+    r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:\w+\]( name:)?"
+    r"|Error in user-defined function passed to .*? with iterator: [\w:]+: "
+    r"|, value: '.*"  # the bytes of a record
+)
+
 
 class InvalidInput(ValueError):
     """A config, flag, dataset or folder that cannot be used; names it and the rule."""
@@ -17,8 +26,23 @@ class NotPrepared(DataError):
     """A dataset that TensorFlow Datasets has not prepared in its data folder."""
 
 
+class BadRecord(DataError):
+    """A record of a dataset that cannot be read as an image.
+
+    Attributes:
+      index: its number in the dataset.
+      name: of the record.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, index: int, name: str, reason: str) -> None:
+        """Takes what the message says."""
+        super().__init__(f"{name}: {reason}")
+        self.index, self.name, self.reason = index, name, reason
+
+
 class StoreFailed(DataError):
-    """A file that a disk or store did not return after retries; it may be intact."""
+    """A file that a disk or store did not return; it may be intact."""
 
 
 class CheckpointNotFound(InvalidInput, FileNotFoundError):
@@ -62,6 +86,9 @@ class ExportFailed(RunFailed):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 300 characters, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    """The first line of an error's message, at most 300 characters, or its type.
+
+    Without the internals of TensorFlow's messages.
+    """
+    lines = _INTERNALS.sub("", str(error)).strip().splitlines()
+    return lines[0][:300].strip() if lines else type(error).__name__

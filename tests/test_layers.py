@@ -130,8 +130,9 @@ DATA_FLOORS = (
     ("sampling", "sources"),
     ("views",),
     ("step_sampler",),
+    ("replacing",),
     ("thread_pipeline", "tf_pipeline"),
-    ("augment", "augment_jax", "pipeline"),
+    ("augment", "augment_jax", "pipeline", "stalls"),
 )
 
 

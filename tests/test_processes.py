@@ -9,9 +9,10 @@ import jobs
 import numpy as np
 import pytest
 from commands import TINY
+from PIL import Image
 
 from simclr_jax.evaluation import loop
-from simclr_jax.runs import metrics_writer
+from simclr_jax.runs import metrics_writer, quarantine
 
 RUN = [
     "-m",
@@ -44,6 +45,38 @@ def test_process_0_alone_writes_and_prints(run_of_two):
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     names = {path.name.split(".")[0] for path in workdir.iterdir()}
     assert names == {"config", "dataset", "metrics", "events", "checkpoints"}
+
+
+@pytest.mark.slow
+def test_bad_images_of_all_processes_are_listed(tmp_path):
+    generator = np.random.default_rng(0)
+    for number in range(64):
+        path = tmp_path / "data" / f"{number:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        pixels = generator.integers(0, 256, (20, 20 + number % 2, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+        if number % 16 == 5:
+            path.write_bytes(path.read_bytes()[:-100])
+    run = [*RUN, f"--config.data.dataset=folder:{tmp_path}/data"]
+    run += ["--config.data.split=all", "--config.data.in_memory_mb=0"]
+    run += ["--config.batch.batch_size=32", f"--workdir={tmp_path}/run"]
+    for code, text in jobs.run(run, num_processes=2, devices_each=2):
+        assert code == 0, text[-3000:]
+        assert "Traceback" not in text
+        assert "{{" not in text
+    header, *lines = (tmp_path / "run" / quarantine.FILE_NAME).read_text().splitlines()
+    assert header.split("\t") == ["record", "reason", "step", "index"]
+    assert sorted(line.split("\t")[3] for line in lines) == ["21", "37", "5", "53"]
+    records = metrics_writer.read_metrics(tmp_path / "run" / metrics_writer.FILE_NAME)
+    assert records[-1]["bad_records"] == 4
+    # With two more they are too many.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for name in ("00.jpg", "01.jpg"):
+        shutil.copy(tmp_path / "data" / "05.jpg", tmp_path / "data" / name)
+    ((code, text),) = jobs.run(run, num_processes=1, devices_each=4)
+    assert code == 2
+    assert "error: folder:" in text
+    assert "6 of 64 images cannot be read" in text
 
 
 def told_to_stop(folder, command, *required):

@@ -219,7 +219,7 @@ def measure(
       ConfigError, DataError: the config or dataset cannot be run.
     """
     rules.validate(config)
-    source = input_pipeline.open_source(config, config.data.split)
+    source = input_pipeline.open_source(config, config.data.split, to_train=True)
     source = input_pipeline.hold_in_memory(_placed(config, "host"), source)
     resolve.resolve(config, num_examples=source.num_examples)
     report("measuring the input pipeline")

@@ -12,6 +12,8 @@ _OPERATIONAL = (
     "data.threads",
     "data.parallel_reads",
     "data.memory_mb",
+    "data.on_bad_record",
+    "data.bad_records_max",
     "augment.host_views",
     "parallel.shard_state",
     "parallel.deterministic",

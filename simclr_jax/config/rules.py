@@ -73,6 +73,8 @@ _RULES: list[Rule] = [
     *_none_or_at_least_one("data.threads", "data.parallel_reads", "data.memory_mb"),
     *_at_least_one("data.block_size"),
     *_not_negative("data.in_memory_mb"),
+    *_one_of("data.on_bad_record", ("replace", "stop")),
+    *_share("data.bad_records_max"),
     *_one_of("augment.placement", composition.PLACEMENTS),
     *_one_of("augment.host_views", composition.HOST_VIEWS),
     ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),

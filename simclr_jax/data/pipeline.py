@@ -4,15 +4,17 @@ Two pipelines compute the same batches. `thread_pipeline` takes images in memory
 needs no TensorFlow; `tf_pipeline` takes everything else.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import numpy as np
 
-from simclr_jax.data import optional, thread_pipeline
+from simclr_jax.data import optional, replacing, thread_pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.sources import pixels
+from simclr_jax.data.sources import bad_records, pixels
 from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.step_sampler import StepSampler, slice_of_host
 from simclr_jax.data.views.composition import Composition
@@ -34,11 +36,14 @@ def train_batches(
     block_size: int = 1,
     compiled: bool = True,
     buffers: Buffers | None = None,
+    on_bad_record: bad_records.OnBadRecord = bad_records.stop,
+    known_bad: Collection[int] = (),
 ) -> Iterator[Batch]:
     """Training batches of steps start_step, ..., stop_step - 1.
 
     The batch of a step depends on (source, composition, seed, step, batch_size,
-    block_size) alone; starting at any step costs the same.
+    block_size) alone; starting at any step costs the same. The next good image replaces
+    one that cannot be read, if `on_bad_record` allows it; see `replacing.py`.
 
     Args:
       source: what to read.
@@ -55,13 +60,16 @@ def train_batches(
       compiled: computes views with machine code instead of TensorFlow's operations;
         see `views/host.py`.
       buffers: threads and memory; chosen for this machine when None.
+      on_bad_record: called once with each image that cannot be read, and the step that
+        needs it; by default raises an error with both.
+      known_bad: numbers of images of which it is known, which changes no batch.
 
     Returns:
       An iterator over this host's contiguous slices: images uint8
       [B / num_hosts, V, S, S, 3] and labels int32 [B / num_hosts], -1 where there are
       none; with `host_crop` also the draws of the remaining operations, float32
-      [B / num_hosts, V, D]. It raises a DataError that names the record if one cannot
-      be read.
+      [B / num_hosts, V, D]. It raises what `on_bad_record` raises; a StoreFailed, or
+      another DataError, if a record cannot be read and may be intact.
 
     Raises:
       DataError: the dataset is smaller than a batch, or needs TensorFlow, which is not
@@ -77,17 +85,36 @@ def train_batches(
         block_size=block_size,
     )
     on_host = composition.crop_alone() if host_crop else composition
-    steps = {"start_step": start_step, "stop_step": stop_step}
+    settings: dict[str, Any] = {
+        "stop_step": stop_step,
+        "host_crop": host_crop,
+        "buffers": buffers,
+    }
+    begin: Callable[..., Iterator[Batch]]
+    try_views: replacing.TryViews
     if compiled and _in_threads(source) and not _not_compiled(on_host):
-        return thread_pipeline.train_batches(
-            sampler, **steps, host_crop=host_crop, buffers=buffers
-        )
-    _require_tensorflow(f"dataset {source.name}")
-    # Imported here, since it needs TensorFlow.
-    from simclr_jax.data import tf_pipeline
+        begin = functools.partial(thread_pipeline.train_batches, **settings)
+        try_views = thread_pipeline.try_views
+        reads_files = not pixels.are_held(source)
+    else:
+        _require_tensorflow(f"dataset {source.name}")
+        # Imported here, since it needs TensorFlow.
+        from simclr_jax.data import tf_pipeline
 
-    return tf_pipeline.train_batches(
-        sampler, **steps, host_crop=host_crop, compiled=compiled, buffers=buffers
+        settings["compiled"] = compiled
+        begin = functools.partial(tf_pipeline.train_batches, **settings)
+        try_views = tf_pipeline.try_views
+        reads_files = source.encoded
+    if not reads_files:
+        return begin(sampler, start_step=start_step)
+    return replacing.train_batches(
+        sampler,
+        lambda sampler, step: begin(sampler, start_step=step),
+        try_views,
+        start_step=start_step,
+        on_bad_record=on_bad_record,
+        known=known_bad,
+        threads=max(buffers.threads, buffers.parallel_reads),
     )
 
 

@@ -17,8 +17,19 @@ def decode_rgb(content: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def image_shape(content: tf.Tensor) -> tf.Tensor:
-    """(height, width) int32 [2] of a JPEG or PNG file, read from its header."""
+def ends_as_jpeg(contents: tf.Tensor) -> tf.Tensor:
+    """Whether files, bytes of any shape, end as a JPEG that was not cut short."""
+    return tf.equal(tf.strings.substr(contents, -2, 2), b"\xff\xd9")
+
+
+def image_shape(content: tf.Tensor, ends_well: tf.Tensor | bool = True) -> tf.Tensor:
+    """(height, width) int32 [2] of a JPEG or PNG file, read from its header.
+
+    Args:
+      content: bytes.
+      ends_well: from `ends_as_jpeg`. Where False, a JPEG is decoded; one that was cut
+        short then fails here, and not only for crops that reach to what is missing.
+    """
 
     def of_png() -> tf.Tensor:
         # A PNG starts with its signature, then a length, b"IHDR", width and height.
@@ -33,7 +44,7 @@ def image_shape(content: tf.Tensor) -> tf.Tensor:
         return tf.cond(is_png, of_png, lambda: tf.shape(decode_rgb(content))[:2])
 
     return tf.cond(
-        tf.io.is_jpeg(content),
+        tf.logical_and(tf.io.is_jpeg(content), ends_well),
         lambda: tf.io.extract_jpeg_shape(content)[:2],
         of_other,
     )

@@ -7,29 +7,32 @@ state is the first step.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from simclr_jax.data import tf_decode
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.sources import reading
+from simclr_jax.data.sources import bad_records, reading
 from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.step_sampler import StepSampler, chunk_size
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import definition, host
 from simclr_jax.data.views.composition import Composition
-from simclr_jax.errors import StoreFailed
+from simclr_jax.errors import InvalidInput
 
 # Small images of one size are read and augmented by larger chunks than files.
 _PIXEL_CHUNK = 64
 
 
 def in_graph(
-    sampler: StepSampler, chunk: int
+    sampler: StepSampler, chunk: int, failures: list[InvalidInput] | None = None
 ) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
-    """A sampler as a graph operation, each array [b / chunk, chunk, ...]."""
+    """A sampler as a graph operation, each array [b / chunk, chunk, ...].
+
+    Its errors are appended to `failures`, as in `reading.read_chunks`.
+    """
     crops = (tf.uint32, 2) if sampler.source.encoded else (tf.int32, 4)
     views = sampler.num_views
     specs: list[tuple[Any, tuple[int, ...]]] = [
@@ -38,8 +41,16 @@ def in_graph(
         (tf.float32, (views, sampler.composition.num_draws)),
     ]
 
+    def sample_here(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            return sampler(int(step))
+        except InvalidInput as error:
+            if failures is not None:
+                failures.append(error)
+            raise
+
     def sample(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        arrays = tf.numpy_function(sampler, [step], [dtype for dtype, _ in specs])
+        arrays = tf.numpy_function(sample_here, [step], [dtype for dtype, _ in specs])
         return tuple(
             tf.reshape(array, (sampler.size // chunk, chunk, *shape))
             for array, (_, shape) in zip(arrays, specs, strict=True)
@@ -66,11 +77,11 @@ def train_batches(
     """See `pipeline.train_batches`."""
     source, size = sampler.source, sampler.size
     chunk = records_per_read(source, size, sampler.block_size)
-    failures: list[StoreFailed] = []
+    failures: list[InvalidInput] = []
     dataset = tf.data.Dataset.range(start_step, stop_step)
     # A step ahead, so that the first reads of a step do not wait for its draws.
     dataset = reading.unbatch(
-        dataset.map(in_graph(sampler, chunk), num_parallel_calls=1)
+        dataset.map(in_graph(sampler, chunk, failures), num_parallel_calls=1)
     )
     dataset = reading.read_chunks(source, dataset, buffers.parallel_reads, failures)
     dataset = views(
@@ -87,15 +98,35 @@ def train_batches(
         dataset = dataset.batch(size // chunk, drop_remainder=True)
         dataset = dataset.map(lambda batch: _merge_chunks(batch, size))
     dataset = dataset.prefetch(buffers.prefetch)
+
+    # The prefetching pipeline does not say which record failed.
+    def fail(_number: int, error: Exception) -> NoReturn:
+        raise bad_records.batch_failed(source, error) from error
+
     return reading.iterate(
-        source,
         dataset.with_options(reading.options(buffers.pool_size)),
-        # The prefetching pipeline does not say which record failed, but the step says
-        # which records there were.
-        lambda number: sampler.indices(start_step + number)[0],
+        fail,
         num_batches=stop_step - start_step,
         failures=failures,
     )
+
+
+def try_views(sampler: StepSampler, index: int, words: np.ndarray) -> None:
+    """See `replacing.TryViews`."""
+    source, composition = sampler.source, sampler.composition
+
+    def decode(content: tf.Tensor) -> tf.Tensor:
+        # As the pipeline does, which decodes no more than the crops need.
+        try:
+            ends_well = tf_decode.ends_as_jpeg(content)
+            shape = tf_decode.image_shape(content, ends_well)
+            boxes = composition.boxes_of_files(words[None], shape[None].numpy())[0]
+            return tf_decode.decode_crops(content, shape, tf.constant(boxes))[0]
+        except Exception:
+            tf_decode.decode_rgb(content)  # has a better reason, if it fails too
+            raise
+
+    reading.check_record(source, index, decode)
 
 
 def _merge_chunks(batch: dict[str, tf.Tensor], size: int) -> dict[str, tf.Tensor]:
@@ -178,7 +209,10 @@ def with_boxes(
                 tf.unstack(records), tf.unstack(labels), strict=True
             )
         ]
-        shapes = tf.stack([tf_decode.image_shape(content) for content in contents])
+        ends = [tf_decode.ends_as_jpeg(content) for content in contents]
+        if source.unpack is None:  # one operation for all of them
+            ends = tf.unstack(tf_decode.ends_as_jpeg(records))
+        shapes = tf.stack(list(map(tf_decode.image_shape, contents, ends)))
         crops = tf.numpy_function(
             composition.boxes_of_files, [words, shapes], tf.int32, stateful=False
         )

@@ -149,6 +149,12 @@ def train_batches(
     )
 
 
+def try_views(sampler: StepSampler, index: int, _words: np.ndarray) -> None:
+    """See `replacing.TryViews`."""
+    # The whole image is decoded, whatever its crops.
+    pixels.read(sampler.source, np.array([index]))
+
+
 def _fetch(source: Source, sampled: Future, part: slice) -> _Fetched:
     """What a part of a batch needs, once it is known which images are in it."""
     return pixels.fetch(source, sampled.result()[0][part])

@@ -113,6 +113,8 @@ def _crops_and_flips(context: Context, *, num_steps: int) -> config_dict.ConfigD
     config.image_size = context.preprocessing.image_size
     config.batch.batch_size = config.evaluation.sgd_batch_size
     config.batch.micro_batch_size = None
+    # On other images it would be another figure.
+    config.data.on_bad_record = "stop"
     config.schedule.train_steps = num_steps
     config.augment.operations = ("crop", "flip")
     config.augment.flip.probability = 0.5

@@ -8,6 +8,7 @@ none: if one left alone, the others would wait for it in the next collective.
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from simclr_jax import host_resources, signals
 from simclr_jax.errors import ConfigError, InvalidInput, RunFailed
 from simclr_jax.parallel import roll_call
 from simclr_jax.parallel.agreement import Agreement
+from simclr_jax.parallel.postings import Postings
 from simclr_jax.parallel.roll_call import Membership
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ _MAX_TEXT = 2048
 # Kept outside JAX, whose start-up may have failed.
 _num_processes = 1
 _agreement = Agreement()
+_num_topics = itertools.count()
 # Time for the others to read that process 0 ends, before the service ends with it.
 _NOTICE_SECS = 1.0
 
@@ -105,6 +108,16 @@ def _listen_to_others(job: Membership) -> None:
 def agreement() -> Agreement:
     """The requests of all processes of this job; see `Agreement`."""
     return _agreement
+
+
+def postings(topic: str) -> Postings:
+    """Texts for process 0; see `Postings`. All processes call it in the same order."""
+    # JAX has no public way to its coordination service.
+    from jax._src import distributed
+
+    state = distributed.global_state
+    number = next(_num_topics)
+    return Postings(state.client, f"{topic}/{number}", process_id=state.process_id)
 
 
 def serve_virtual_devices(alone: bool = True) -> None:

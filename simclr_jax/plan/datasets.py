@@ -72,7 +72,7 @@ def _open(config: config_dict.ConfigDict) -> Dataset:
     from simclr_jax.training import input_pipeline
 
     try:
-        source = input_pipeline.open_source(config, config.data.split)
+        source = input_pipeline.open_source(config, config.data.split, to_train=True)
     except DataError as error:
         raise ConfigError(
             f"config.data.dataset={config.data.dataset!r}: its size is not known here; "

@@ -133,9 +133,7 @@ def _decode(content: bytes) -> np.ndarray:
         try:
             pixels = decode_rgb(tf.constant(content)).numpy()
         except (tf.errors.OpError, ValueError) as error:
-            # Without the names of the device and the operation around it.
-            reason = re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", first_line(error)).strip()
-            raise NotAnImage(f"TensorFlow: {reason}") from error
+            raise NotAnImage(f"TensorFlow: {first_line(error)}") from error
         complaint = said()
     if complaint.startswith("Corrupt JPEG data"):
         match = _EXTRANEOUS.match(complaint)

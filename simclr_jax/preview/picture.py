@@ -7,7 +7,7 @@ from PIL import Image
 from simclr_jax.data import pipeline
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import pixels
+from simclr_jax.data.sources import bad_records, pixels
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import InvalidInput
 from simclr_jax.training import input_pipeline
@@ -32,7 +32,7 @@ def write_preview(
       DataError: the dataset cannot be read, or has fewer images.
       InvalidInput: the picture cannot be written to `path`.
     """
-    source = input_pipeline.open_source(config, config.data.split)
+    source = input_pipeline.open_source(config, config.data.split, to_train=True)
     source = input_pipeline.hold_in_memory(config, source)
     views = _training_views(config, source, num_images, num_views)
     originals = _evaluation_images(config, source, num_images)
@@ -56,6 +56,7 @@ def _training_views(
         num_views=num_views,
         stop_step=1,
         compiled=input_pipeline.use_compiled_views(config),
+        on_bad_record=bad_records.refuse,
         buffers=input_pipeline.make_buffers(
             config, batch_size=num_images, num_views=num_views
         ),

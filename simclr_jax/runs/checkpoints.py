@@ -49,6 +49,7 @@ class Checkpoints:
         *,
         keep_last: int,
         keep_every_steps: int | None,
+        with_checksums: bool = True,
         owner: ownership.Ownership | None = None,
     ) -> None:
         """Opens, or creates, the folder of checkpoints of a run.
@@ -57,8 +58,10 @@ class Checkpoints:
           workdir: the run directory.
           keep_last: number of newest checkpoints to keep.
           keep_every_steps: also keep every checkpoint at a multiple of it.
+          with_checksums: record checksums of arrays, and compare them.
           owner: its lease is looked at before every save.
         """
+        self._with_checksums = with_checksums
         self._keep = {"max_to_keep": keep_last, "keep_period": keep_every_steps}
         self._owner = owner
         self._failed = False
@@ -108,7 +111,7 @@ class Checkpoints:
             step,
             state.params,
             state.batch_stats,
-            description | _sums(_fields(state)),
+            description | self._sums(_fields(state)),
             state=ocp.args.StandardSave(_fields(state)),
         )
 
@@ -117,7 +120,10 @@ class Checkpoints:
     ) -> None:
         """Saves weights without a state; pretraining cannot resume from them."""
         variables = {"params": params, "batch_stats": batch_stats}
-        self._save(step, params, batch_stats, description | _sums(variables))
+        self._save(step, params, batch_stats, description | self._sums(variables))
+
+    def _sums(self, tree: dict[str, Any]) -> dict[str, Any]:
+        return {"checksums": checksums.of_tree(tree) if self._with_checksums else {}}
 
     def _save(
         self,
@@ -236,7 +242,8 @@ class Checkpoints:
             lambda: self._manager.restore(step, args=args),
             changed=changed,
         )
-        damage.compare(folder, items["state"], sums)
+        if self._with_checksums:
+            damage.compare(folder, items["state"], sums)
         return type(like)(**items["state"])
 
     def check(self) -> None:
@@ -306,10 +313,6 @@ def _fields(state: Any) -> dict[str, Any]:
     return {
         field.name: getattr(state, field.name) for field in dataclasses.fields(state)
     }
-
-
-def _sums(tree: dict[str, Any]) -> dict[str, Any]:
-    return {"checksums": checksums.of_tree(tree)}
 
 
 def _sealed(description: dict[str, Any], step: int) -> dict[str, Any]:

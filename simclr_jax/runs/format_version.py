@@ -21,6 +21,9 @@ _ADDED: dict[int, dict[str, Any]] = {
     3: {"parallel.deterministic": False},
     4: {"checkpoint.every_secs": None},
     5: {
+        "data.on_bad_record": "replace",
+        "data.bad_records_max": 0.001,
+        "checkpoint.checksums": True,
         "optimizer.clip_norm": None,
         "optimizer.on_nonfinite": "stop",
         "optimizer.max_skipped_steps": 10,

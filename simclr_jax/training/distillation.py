@@ -104,7 +104,8 @@ def make_job(
         rules.validate(config)
         finetuning.warn_of_other_size(config, teacher, "teacher was")
         source = _usable_labels(
-            config, input_pipeline.open_source(config, config.data.split)
+            config,
+            input_pipeline.open_source(config, config.data.split, to_train=True),
         )
         if source.num_classes not in (None, num_classes):
             raise ConfigError(

@@ -109,7 +109,7 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJ
         rules.validate(config)
         check_head(config.finetune.layer, weights.model.head)
         source = input_pipeline.open_labelled(
-            config, config.data.split, why="fine-tuning needs them"
+            config, config.data.split, why="fine-tuning needs them", to_train=True
         )
         source = subsets.class_balanced(
             source, config.finetune.label_fraction, seed=config.seed

@@ -9,53 +9,86 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import parallel
-from simclr_jax.data import optional, pipeline
+from simclr_jax.data import optional, pipeline, stalls
 from simclr_jax.data.buffers import Buffers
-from simclr_jax.data.sources import in_memory, kept, registry
+from simclr_jax.data.sources import bad_records, in_memory, kept, registry
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.views import host_form
-from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.errors import BadRecord, ConfigError, DataError
 from simclr_jax.parallel import processes
+from simclr_jax.runs.quarantine import Quarantine, most_allowed, too_many
 from simclr_jax.training.device_views import make_composition
 from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
 _LOG = logging.getLogger(__name__)
 
 
-def open_source(config: config_dict.ConfigDict, split: str) -> Source:
+def open_source(
+    config: config_dict.ConfigDict, split: str, *, to_train: bool = False
+) -> Source:
     """Opens a split of the config's dataset; see `sources.open_source`.
 
     No collective, but processes that open it at the same time share the work.
+
+    Args:
+      config: valid.
+      split: of the dataset.
+      to_train: bad images are treated as `data.on_bad_record` says; otherwise they are
+        errors.
+
+    Raises:
+      DataError: it cannot be opened; or more images are bad than the config allows.
     """
-    return registry.open_source(
+    on_bad_record: bad_records.OnBadRecord = bad_records.refuse
+    if to_train:
+        on_bad_record = _pass_over if _replaces(config) else bad_records.stop
+    source = registry.open_source(
         config.data.dataset,
         split=split,
         data_dir=config.data.data_dir,
         image_key=config.data.image_key,
         label_key=config.data.label_key,
         sharing=kept.Sharing(*processes.place()),
+        on_bad_record=on_bad_record,
     )
+    bad = bad_records.of(source)
+    share = config.data.bad_records_max
+    if len(bad) > most_allowed(source.num_examples, share):
+        raise too_many(
+            source.name,
+            [(error.name, error.reason) for error in bad],
+            num_examples=source.num_examples,
+            max_share=share,
+        )
+    return source
 
 
-def open_labelled(config: config_dict.ConfigDict, split: str, *, why: str) -> Source:
+def open_labelled(
+    config: config_dict.ConfigDict, split: str, *, why: str, to_train: bool = False
+) -> Source:
     """As `open_source`, of a split that must have labels.
 
     Args:
       config: valid.
       split: of the config's dataset.
       why: for the message, such as 'evaluation needs some'.
+      to_train: as in `open_source`.
 
     Raises:
       DataError: it has none.
     """
-    source = open_source(config, split)
+    source = open_source(config, split, to_train=to_train)
     if source.num_classes is None:
         raise DataError(
             f"dataset {source.name}: has no labels, and {why} (for a folder: one "
             "sub-folder for each class)"
         )
     return source
+
+
+def _pass_over(_error: BadRecord, _step: int) -> None:
+    """An `OnBadRecord` for sources that keep the errors."""
 
 
 def make_buffers(
@@ -147,6 +180,31 @@ def _first_reason(own: str) -> str:
     return ""
 
 
+def open_quarantine(
+    config: config_dict.ConfigDict, source: Source, workdir: str | None = None
+) -> Quarantine:
+    """The list of a run's bad images, with those that `hold_in_memory` found.
+
+    Args:
+      config: valid.
+      source: the training images.
+      workdir: the run directory; None keeps no list on disk.
+
+    Raises:
+      DataError: more images are bad than `data.bad_records_max` allows.
+    """
+    quarantine = Quarantine(
+        workdir,
+        dataset=source.name,
+        describe=source.describe,
+        num_examples=source.num_examples,
+        max_share=config.data.bad_records_max if _replaces(config) else 1.0,
+    )
+    for error in bad_records.of(source):
+        quarantine.add(error, 0)
+    return quarantine
+
+
 def hold_in_memory(
     config: config_dict.ConfigDict, source: Source, num_views: int = NUM_VIEWS
 ) -> Source:
@@ -155,11 +213,23 @@ def hold_in_memory(
     Raises:
       DataError: `data.memory_mb` is too small for batches of `num_views` views; or
         views are to be computed on the accelerator, and the images do not fit there or
-        are synthetic.
+        are synthetic; or an image cannot be read, and `data.on_bad_record` is 'stop'.
     """
     make_buffers(config, batch_size=config.batch.batch_size, num_views=num_views)
     limit_mb = config.data.in_memory_mb
-    held = in_memory.hold(source, limit_mb=limit_mb)
+    held = in_memory.hold(
+        source,
+        limit_mb=limit_mb,
+        on_bad_record=_pass_over if _replaces(config) else bad_records.stop,
+    )
+    if held is not None and (bad := bad_records.of(held)):
+        _LOG.warning(
+            "%s: %d of %d images cannot be read, and the next good ones take their "
+            "place.",
+            source.name,
+            len(bad),
+            source.num_examples,
+        )
     if config.augment.placement != "accelerator":
         return held or source
     if isinstance(held, ArraySource):
@@ -176,6 +246,10 @@ def hold_in_memory(
     )
 
 
+def _replaces(config: config_dict.ConfigDict) -> bool:
+    return config.data.on_bad_record == "replace"
+
+
 def local_batches(
     config: config_dict.ConfigDict,
     source: Source,
@@ -183,11 +257,14 @@ def local_batches(
     *,
     num_views: int = NUM_VIEWS,
     compiled: bool | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Iterator[pipeline.Batch]:
     """This host's slice of each step's batch: views, or crops with their draws.
 
-    `compiled` is from `use_compiled_views`, which is called where it is None.
+    `compiled` is from `use_compiled_views` and `quarantine` from `open_quarantine`,
+    which are called where they are None.
     """
+    quarantine = quarantine or open_quarantine(config, source)
     buffers = make_buffers(
         config, batch_size=config.batch.batch_size, num_views=num_views
     )
@@ -199,7 +276,7 @@ def local_batches(
         buffers.prefetch,
         buffers.memory_bytes // 2**20,
     )
-    return pipeline.train_batches(
+    batches = pipeline.train_batches(
         source,
         make_composition(config),
         seed=config.seed,
@@ -213,7 +290,10 @@ def local_batches(
         compiled=use_compiled_views(config) if compiled is None else compiled,
         block_size=config.data.block_size,
         buffers=buffers,
+        on_bad_record=quarantine.add if _replaces(config) else bad_records.stop,
+        known_bad=quarantine.known if _replaces(config) else (),
     )
+    return stalls.watched(batches, source.name)
 
 
 def global_batches(
@@ -223,6 +303,7 @@ def global_batches(
     mesh: Mesh,
     num_views: int = NUM_VIEWS,
     compiled: bool | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Iterator[Batch]:
     """The train step's inputs from `start_step` on.
 
@@ -235,6 +316,11 @@ def global_batches(
         arrays = {"images": images, "labels": labels}
         return itertools.repeat(parallel.put(parallel.replicated(mesh), arrays))
     batches = local_batches(
-        config, source, start_step, num_views=num_views, compiled=compiled
+        config,
+        source,
+        start_step,
+        num_views=num_views,
+        compiled=compiled,
+        quarantine=quarantine,
     )
     return (parallel.shard_batch(mesh, batch) for batch in batches)

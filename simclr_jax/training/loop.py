@@ -72,7 +72,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
     """
     with processes.all_or_none():
         rules.validate(config)
-        source = input_pipeline.open_source(config, config.data.split)
+        source = input_pipeline.open_source(config, config.data.split, to_train=True)
         source = input_pipeline.hold_in_memory(config, source)
         config = resolve.resolve(config, num_examples=source.num_examples)
         mesh = parallel.create_mesh()
@@ -110,7 +110,7 @@ def run(
     Raises:
       ConfigError: the directory or the number of devices does not fit the config;
         raised before any device work.
-      DataError: an image cannot be read.
+      DataError: an image cannot be read, or too many that others would replace.
       CheckpointError: the newest checkpoint cannot be restored.
       TrainingDiverged: a loss, gradient or update is not finite. Earlier checkpoints
         are unchanged.
@@ -128,12 +128,8 @@ def run(
     compiled = input_pipeline.use_compiled_views(config)
     num_views = job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(
-            workdir,
-            owner=stack.enter_context(ownership.owned(workdir)),
-            keep_last=config.checkpoint.keep_last,
-            keep_every_steps=config.checkpoint.keep_every_steps,
-        )
+        owner = stack.enter_context(ownership.owned(workdir))
+        checkpoints = starting.open_checkpoints(config, workdir, owner)
         stack.callback(checkpoints.close)
         state = starting.initial_or_restored(
             config, job.parts, job.mesh, checkpoints, job.initialize, workdir
@@ -143,8 +139,10 @@ def run(
         dataset_record.write(workdir, listing)
         start_step = int(state.step)
         starting.log(config, job.source, state)
+        quarantine = input_pipeline.open_quarantine(config, job.source, workdir)
+        stack.enter_context(quarantine)
         batches = input_pipeline.global_batches(
-            config, job.source, start_step, job.mesh, num_views, compiled
+            config, job.source, start_step, job.mesh, num_views, compiled, quarantine
         )
         writer = MetricsWriter(
             workdir,
@@ -164,6 +162,7 @@ def run(
             chance=job.parts.objective.chance,
             health=job.health,
             guard=divergence.Guard(config, state, writer.skipped_steps),
+            bad_records=quarantine.collect,
         )
         return _run_steps(
             job, state, batches, reporter, checkpoints, requests, profiler, last_step

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from ml_collections import config_dict
@@ -28,6 +28,7 @@ class Reporter:
         chance: float | None,
         health: HealthMonitor | None,
         guard: divergence.Guard,
+        bad_records: Callable[[], int] = lambda: 0,
     ) -> None:
         """Starts the clock.
 
@@ -38,6 +39,8 @@ class Reporter:
           chance: the loss of a model that has learnt nothing, if there is such a level.
           health: judges the metrics, if given.
           guard: looks for values that are not finite.
+          bad_records: how many images cannot be read; called at steps that are logged
+            or saved.
         """
         self.start_step = start_step
         self._every_steps = config.log.every_steps
@@ -47,6 +50,7 @@ class Reporter:
         self._writer = writer
         self._health = health
         self._guard = guard
+        self._bad_records = bad_records
         self._verdict = ""
         self._bottleneck = bottleneck.DEVICE  # not worth a line
         self._clock = StepClock(start_step)
@@ -74,9 +78,13 @@ class Reporter:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """A context in which a checkpoint is saved; the metrics go where it goes."""
+        """A context in which a checkpoint is saved.
+
+        The metrics and the list of bad images go where it goes.
+        """
         with self._clock.saving():
             yield
+        self._bad_records()
         self._writer.copy_soon()
 
     def _log(self, done: int, values: dict[str, float], interval: Interval) -> None:
@@ -85,6 +93,7 @@ class Reporter:
             **values,
             "images_per_sec": steps * self._batch_size / secs,
             "input_wait_share": waited_secs / secs,
+            "bad_records": self._bad_records(),
         }
         if self._chance is not None:
             values["chance"] = self._chance

@@ -11,6 +11,7 @@ from simclr_jax.config import identity
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.parallel import processes
+from simclr_jax.runs import ownership
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training import compiling, replanning
 from simclr_jax.training.step import StepParts, TrainState
@@ -32,6 +33,19 @@ def require_same_config_and_data(
         f"the training images of {config.data.dataset}:",
         f"{listing.num_examples} of {listing.num_classes} classes, fingerprint "
         f"{listing.fingerprint}",
+    )
+
+
+def open_checkpoints(
+    config: config_dict.ConfigDict, workdir: str, owner: ownership.Ownership
+) -> Checkpoints:
+    """The checkpoints of a run, by the config's group `checkpoint`."""
+    return Checkpoints(
+        workdir,
+        keep_last=config.checkpoint.keep_last,
+        keep_every_steps=config.checkpoint.keep_every_steps,
+        with_checksums=config.checkpoint.checksums,
+        owner=owner,
     )
 
 

@@ -271,6 +271,8 @@ BAD_VALUES = {
     "data.memory_mb": 0,
     "data.in_memory_mb": -1,
     "data.block_size": 0,
+    "data.on_bad_record": "skip",
+    "data.bad_records_max": 1.5,
     "augment.placement": "gpu",
     "augment.host_views": "numba",
     "batch.batch_size": 1,

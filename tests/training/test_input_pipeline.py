@@ -1,6 +1,7 @@
 """What a config makes of a dataset: pixels in memory, buffers, batches."""
 
 import itertools
+import types
 
 import jax
 import numpy as np
@@ -11,9 +12,11 @@ from tfds_files import prepare
 from simclr_jax import parallel
 from simclr_jax.configs import smoke
 from simclr_jax.data.sampling import draws, order
-from simclr_jax.data.sources import registry
+from simclr_jax.data.sources import registry, subsets
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.errors import DataError
+from simclr_jax.evaluation import protocols
+from simclr_jax.runs.quarantine import FILE_NAME
 from simclr_jax.training import device_views, input_pipeline
 
 
@@ -177,3 +180,122 @@ def test_shapes_of_what_the_step_is_given(device):
     assert made["images"].shape == (8, 2, 8, 8, 3)
     assert made["images"].dtype == np.uint8
     assert made["labels"].shape == (8,)
+
+
+def folder_with_bad_images(root, count=20, bad=(4, 5)):
+    """Images of the level of their number, some cut short behind their header."""
+    for number in range(count):
+        path = root / f"{number % 2}" / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (10, 12 + number % 3), (number,) * 3).save(path)
+        if number in bad:
+            path.write_bytes(path.read_bytes()[:45])
+    return registry.open_source(f"folder:{root}", split="all")
+
+
+def batches_of(config, source, workdir=None):
+    held = input_pipeline.hold_in_memory(config, source)
+    with input_pipeline.open_quarantine(config, held, workdir) as quarantine:
+        batches = input_pipeline.local_batches(config, held, 0, quarantine=quarantine)
+        return list(batches)
+
+
+def listed(workdir):
+    lines = (workdir / FILE_NAME).read_text().splitlines()[1:]
+    return [(int(line.split("\t")[3]), int(line.split("\t")[2])) for line in lines]
+
+
+@pytest.mark.parametrize("limit_mb", [0, 1024], ids=["read", "in memory"])
+def test_bad_images_are_replaced_and_listed(limit_mb, tmp_path):
+    (tmp_path / "data").mkdir()
+    source = folder_with_bad_images(tmp_path / "data")
+    config = make_config(
+        **{
+            "data.in_memory_mb": limit_mb,
+            "schedule.train_steps": 4,
+            "augment.crop.area_min": 1.0,
+        }
+    )
+    # Class 0 comes first: files 4 and 5 are its third and class 1's.
+    bad = [2, 12]
+    held = input_pipeline.hold_in_memory(config, source)
+    quarantine = input_pipeline.open_quarantine(config, held, str(tmp_path))
+    batches = input_pipeline.local_batches(config, held, 0, quarantine=quarantine)
+    numbers = [*range(0, 20, 2), *range(1, 20, 2)]
+    needed = {}
+    for step, batch in enumerate(batches):
+        plan = {"seed": config.seed, "num_examples": 20, "batch_size": 8}
+        indices, _ = order.batch_indices(step, **plan)
+        for index in bad:
+            if index in indices:
+                needed.setdefault(index, 0 if limit_mb else step + 1)
+        replaced = [index + (index in bad) for index in indices]
+        assert (batch["images"][:, 0, 4, 4, 0] == np.take(numbers, replaced)).all()
+        assert (batch["labels"] == np.take([0] * 10 + [1] * 10, replaced)).all()
+    assert needed.keys() == {*bad}
+    assert quarantine.collect() == 2
+    assert sorted(listed(tmp_path)) == sorted(needed.items())
+
+
+@pytest.mark.parametrize("limit_mb", [0, 1024], ids=["read", "in memory"])
+def test_bad_images_stop_a_run_that_wants_it(limit_mb, tmp_path):
+    source = folder_with_bad_images(tmp_path)
+    changes = {"data.on_bad_record": "stop", "data.in_memory_mb": limit_mb}
+    config = make_config(**changes)
+    said = r"0[45]\.png: cannot be .*on_bad_record='replace'"
+    with pytest.raises(DataError, match=said):
+        batches_of(config, source)
+
+
+@pytest.mark.parametrize("limit_mb", [0, 1024], ids=["read", "in memory"])
+def test_too_many_bad_images_stop_a_run(limit_mb, tmp_path):
+    (tmp_path / "data").mkdir()
+    source = folder_with_bad_images(tmp_path / "data", bad=(4, 5, 6))
+    config = make_config(**{"data.in_memory_mb": limit_mb})
+    said = r"3 of 20 images cannot be read .*bad_records_max=0\.001 allows 2\."
+    with pytest.raises(DataError, match=said):
+        batches_of(config, source, str(tmp_path))
+    assert len(listed(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("limit_mb", [0, 1024], ids=["read", "in memory"])
+def test_files_that_are_no_images_at_a_start(limit_mb, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    folder_with_bad_images(root, bad=())
+    config = make_config(
+        **{"data.in_memory_mb": limit_mb, "data.dataset": f"folder:{root}"}
+    )
+    whole = batches_of(config, input_pipeline.open_source(config, "all"))
+    (root / "0" / "04.png").write_bytes(b"no image")
+    source = input_pipeline.open_source(config, "all", to_train=True)
+    found = batches_of(config, source, str(tmp_path))
+    for batch, before in zip(found, whole, strict=True):
+        good = before["images"][:, 0, 4, 4, 0] != 4
+        np.testing.assert_array_equal(
+            batch["images"][good, :, 4, 4], before["images"][good, :, 4, 4]
+        )
+        assert (batch["images"][~good, 0, 4, 4] == 6).all()
+    assert listed(tmp_path) == [(2, 0)]
+    part = subsets.Subset(source, np.array([1, 2, 3]), name="part")
+    assert [(e.index, e.name) for e in part.bad_records] == [(1, source.describe(2))]
+    # Whatever else is opened, and with too many of them.
+    with pytest.raises(DataError, match=r"04\.png: is no readable image \(no known"):
+        input_pipeline.open_source(config, "all")
+    for number in (6, 8):
+        (root / "0" / f"{number:02}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"3 of 20 .*/04\.png: is no readable image"):
+        input_pipeline.open_source(config, "all", to_train=True)
+    config.data.on_bad_record = "stop"
+    with pytest.raises(DataError, match=r"no readable image .*before the first step"):
+        input_pipeline.open_source(config, "all", to_train=True)
+
+
+def test_evaluation_replaces_no_image(tmp_path):
+    config = make_config()
+    context = types.SimpleNamespace(
+        config=config, preprocessing=types.SimpleNamespace(image_size=8)
+    )
+    of_evaluation = protocols._crops_and_flips(context, num_steps=1)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        input_pipeline.hold_in_memory(of_evaluation, folder_with_bad_images(tmp_path))

@@ -4,7 +4,7 @@ import numpy as np
 
 from simclr_jax.data.sources.base import NO_LABEL, Source
 from simclr_jax.data.sources.listings import Listing, of_array
-from simclr_jax.errors import DataError
+from simclr_jax.errors import BadRecord, DataError
 
 
 def _as_rgb(images: np.ndarray) -> np.ndarray:
@@ -13,9 +13,14 @@ def _as_rgb(images: np.ndarray) -> np.ndarray:
 
 
 class ArraySource:
-    """Images in memory."""
+    """Images in memory.
+
+    Attributes beside those of `Source`:
+      bad_records: of images in whose places are others; see `in_memory.py`.
+    """
 
     unpack = None
+    bad_records: tuple[BadRecord, ...] = ()
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray | None = None, *, name: str
@@ -83,9 +88,13 @@ class HeldFiles:
     """A source of image files whose pixels are in memory, in different sizes.
 
     As a `Source` it still has the files.
+
+    Attributes beside those of `Source`:
+      bad_records: as in `ArraySource`.
     """
 
     unpack = None
+    bad_records: tuple[BadRecord, ...] = ()
     encoded = True
 
     def __init__(

@@ -6,11 +6,17 @@ import logging
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data.sources import folder_files, kept, listings, storage
+from simclr_jax.data.sources import (
+    bad_records,
+    folder_files,
+    kept,
+    listings,
+    storage,
+)
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.data.sources.listings import Listing
-from simclr_jax.errors import DataError
+from simclr_jax.errors import BadRecord, DataError
 
 _LOG = logging.getLogger(__name__)
 _HIDDEN = tuple(f"/{suffix}" for suffix in IMAGE_SUFFIXES)
@@ -28,6 +34,7 @@ class FolderSource:
         *,
         split: str = "all",
         sharing: kept.Sharing = kept.ALONE,
+        on_bad_record: bad_records.OnBadRecord = bad_records.refuse,
     ) -> None:
         """Lists and checks the files.
 
@@ -35,9 +42,11 @@ class FolderSource:
           folder: local or on a store; searched recursively.
           split: a sub-folder of `folder`, or 'all' for the folder itself.
           sharing: the processes that open it too, and may share the checks.
+          on_bad_record: called with each file that is no image; if it returns, the file
+            remains an image of the dataset, and one of `bad_records`.
 
         Raises:
-          DataError: no such folder, no image in it, or a file that is no image.
+          DataError: no such folder, no image in it; or by `on_bad_record`.
         """
         root = storage.expanded(folder)
         root = root if split == "all" else f"{root.rstrip('/')}/{split}"
@@ -59,7 +68,16 @@ class FolderSource:
                 f"dataset {self.name}: holds no image (looked for "
                 f"{', '.join(IMAGE_SUFFIXES)} among {len(everything.paths)} files)"
             )
-        folder_files.check(root, images, what=self.name, sharing=sharing)
+        found: list[BadRecord] = []
+
+        def note(error: BadRecord, step: int) -> None:
+            on_bad_record(error, step)
+            found.append(error)
+
+        folder_files.check(
+            root, images, what=self.name, sharing=sharing, on_bad_record=note
+        )
+        self.bad_records = tuple(found)
         self._paths, self._sizes = images.paths, images.sizes
         self.num_examples = len(self._paths)
         self.encoded = True

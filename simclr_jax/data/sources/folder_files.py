@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax.data.progress import Progress
-from simclr_jax.data.sources import kept, object_store, storage
-from simclr_jax.errors import DataError, StoreFailed, first_line
+from simclr_jax.data.sources import bad_records, kept, object_store, storage
+from simclr_jax.errors import BadRecord, DataError
 
 _LOG = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -125,23 +125,32 @@ def _find_objects(root: str) -> _Found:
     ]
 
 
-def check(root: str, files: Files, *, what: str, sharing: kept.Sharing) -> None:
+def check(
+    root: str,
+    files: Files,
+    *,
+    what: str,
+    sharing: kept.Sharing,
+    on_bad_record: bad_records.OnBadRecord,
+) -> None:
     """Reads the headers of images, so that a bad file is found before training.
 
-    Files that were checked in an earlier start and have not changed are not opened.
+    Files that an earlier start found good and that have not changed are not opened.
 
     Args:
       root: the folder.
       files: the images below it.
       what: they are, for messages.
       sharing: the processes that open them.
+      on_bad_record: called with each file that is no image, step 0 and in any order.
 
     Raises:
-      DataError: a file is no image.
+      DataError: a file cannot be opened, and may be intact; or by `on_bad_record`.
       StoreFailed: a disk or store does not answer.
     """
     if len(files.paths) < FEWEST_KEPT:
-        _check_all(root, files, None)
+        everything = list(range(len(files.paths)))
+        _check_all(root, files.paths, everything, on_bad_record, None)
         return
     place = kept.Place(root)
     arrays = _to_arrays(files)
@@ -151,24 +160,35 @@ def check(root: str, files: Files, *, what: str, sharing: kept.Sharing) -> None:
     ):
         kept.forget_parts(place, _NAME)
         return
-    todo = files
+    todo = list(range(len(files.paths)))
     if before is not None:
         known = set(_from_arrays(before).keys())
-        keys = files.keys()
-        todo = files.choose([n for n, key in enumerate(keys) if key not in known])
-    progress = Progress(_LOG, len(todo.paths), "files", what=f"Checking {what}: ")
-    count = min(-(-len(todo.paths) // (2 * sharing.count)), _MOST_FILES) or 1
-    parts = [
-        todo.choose(list(range(start, min(start + count, len(todo.paths)))))
-        for start in range(0, len(todo.paths), count)
-    ]
+        todo = [n for n, key in enumerate(files.keys()) if key not in known]
+    progress = Progress(_LOG, len(todo), "files", what=f"Checking {what}: ")
+    count = min(-(-len(todo) // (2 * sharing.count)), _MOST_FILES) or 1
+    parts = [todo[start : start + count] for start in range(0, len(todo), count)]
+    bad: list[int] = []
+
+    def check_again(numbers: list[int]) -> list[int]:
+        found = _check_all(root, files.paths, numbers, on_bad_record, progress)
+        bad.extend(found)
+        return found
+
+    mine: set[int] = set()
 
     def check_part(number: int) -> kept.Arrays:
-        _check_all(root, parts[number], progress)
-        return {"num_checked": np.array(len(parts[number].paths))}
+        mine.add(number)
+        part = parts[number]
+        found = check_again(part)
+        return {"bad": np.flatnonzero(np.isin(part, found))}
 
-    stamps = [kept.stamp(*part.keys()) for part in parts]
-    kept.in_parts(place, _NAME, stamps, check_part, sharing)
+    stamps = [kept.stamp(*files.choose(part).keys()) for part in parts]
+    results = kept.in_parts(place, _NAME, stamps, check_part, sharing)
+    for number, result in enumerate(results):
+        if number not in mine:  # for the reasons
+            check_again([parts[number][n] for n in result.get("bad", [])])
+    good = np.setdiff1d(np.arange(len(files.paths)), bad)
+    arrays = _to_arrays(files.choose(good.tolist()))
     place.save(_NAME, arrays)
 
 
@@ -186,35 +206,49 @@ def _from_arrays(arrays: kept.Arrays) -> Files:
     return Files(text.split("\0"), arrays["sizes"], arrays["times"])
 
 
-def _check_all(root: str, files: Files, progress: Progress | None) -> None:
+def _check_all(
+    root: str,
+    paths: list[str],
+    numbers: list[int],
+    on_bad_record: bad_records.OnBadRecord,
+    progress: Progress | None,
+) -> list[int]:
+    """Checks some of the files; returns the numbers of those that are no images."""
     check_one: Callable[[str], None] = _check_local
     if storage.is_remote(root):
         check_one = _check_object
 
-    def check_path(path: str) -> None:
-        check_one(f"{root}/{path}")
+    def error_of(number: int) -> BadRecord | None:
+        path = f"{root}/{paths[number]}"
+        try:
+            _check_one(check_one, path, number)
+        except BadRecord as error:
+            return error
         if progress:
             progress.add()
+        return None
 
-    if storage.is_distant(root):
-        for _ in storage.each(check_path, files.paths):
-            pass
-        return
+    bad = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(check_path, files.paths):
-            pass
+        each = storage.each if storage.is_distant(root) else pool.map
+        for error in filter(None, each(error_of, numbers)):
+            on_bad_record(error, 0)
+            bad.append(error.index)
+    return bad
+
+
+def _check_one(check: Callable[[str], None], path: str, number: int) -> None:
+    try:
+        check(path)
+    except _BROKEN as error:
+        bad_records.fail(number, f"file {path}", "is no readable image", error)
 
 
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def _check_local(path: str) -> None:
-    try:
-        storage.retried(path, lambda: Image.open(path).close())
-    except StoreFailed:
-        raise
-    except _BROKEN as error:
-        raise DataError(f"file {path}: is no readable image ({error})") from error
+    storage.retried(path, lambda: Image.open(path).close())
 
 
 def _check_object(path: str) -> None:
@@ -224,17 +258,10 @@ def _check_object(path: str) -> None:
         )
         return bytes(content), size
 
+    head, size = read(_HEAD_BYTES)
     try:
-        head, size = read(_HEAD_BYTES)
-        try:
-            Image.open(io.BytesIO(head)).close()
-        except _BROKEN:
-            if size <= len(head):
-                raise
-            Image.open(io.BytesIO(read(size)[0])).close()
-    except StoreFailed:
-        raise
-    except _BROKEN as error:
-        raise DataError(
-            f"file {path}: is no readable image ({first_line(error)})"
-        ) from error
+        Image.open(io.BytesIO(head)).close()
+    except _BROKEN:
+        if size <= len(head):
+            raise
+        Image.open(io.BytesIO(read(size)[0])).close()

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from simclr_jax import paths
 from simclr_jax.data import optional
-from simclr_jax.errors import DataError, first_line
+from simclr_jax.errors import DataError, StoreFailed, first_line
 
 _Result = TypeVar("_Result")
 # Of which a change means another server or other credentials.
@@ -239,7 +239,7 @@ def _requested(path: str, request: Callable[[Any, str], _Result]) -> _Result:
             raise _missing(path, str(error)) from error
         cause = _shortened(str(error))
         if 400 <= status < 500 and status not in (408, 429):
-            raise DataError(f"file {path}: cannot be read ({cause})") from error
+            raise StoreFailed(f"file {path}: cannot be read ({cause})") from error
         raise Unavailable(errno.EIO, cause, path) from error
 
 

@@ -1,16 +1,17 @@
 """Pixels of a source's images; without TensorFlow, except for TFDS's records."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from simclr_jax import host_resources
 from simclr_jax.data import pillow_decode
+from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.arrays import ArraySource, HeldFiles
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import DataError, first_line
+from simclr_jax.errors import BadRecord, StoreFailed
 
 _CHUNK = 64  # images that one call reads
 _Result = TypeVar("_Result")
@@ -69,7 +70,13 @@ def decode(
         # Imported here, since it needs TensorFlow.
         from simclr_jax.data.sources import reading
 
-        return reading.decode_records(source, records, labels)
+        pairs = list(zip(records, labels, strict=True))
+        decoded = _each(
+            source, indices, pairs, lambda pair: reading.decode_here(source, *pair)
+        )
+        return [image for image, _ in decoded], np.array(
+            [label for _, label in decoded]
+        )
     return _each(source, indices, records, pillow_decode.decode_rgb), labels
 
 
@@ -83,10 +90,43 @@ def shapes(source: Source, indices: np.ndarray) -> list[tuple[int, int]]:
     return _each(source, indices, records, pillow_decode.image_shape)
 
 
+def read_each(
+    source: Source, indices: np.ndarray
+) -> list[tuple[np.ndarray, int] | BadRecord]:
+    """(image, label) of some images; the error in the place of one that is bad.
+
+    Raises:
+      DataError, StoreFailed: an image cannot be read, and may be intact.
+    """
+    return _or_errors(lambda part: zip(*read(source, part), strict=True), indices)
+
+
+def each_shape(
+    source: Source, indices: np.ndarray
+) -> list[tuple[int, int] | BadRecord]:
+    """`shapes`, with the error in the place of an image that is bad."""
+    return _or_errors(lambda part: shapes(source, part), indices)
+
+
+def _or_errors(
+    function: Callable[[np.ndarray], Iterable[_Result]], indices: np.ndarray
+) -> list[_Result | BadRecord]:
+    try:
+        return [*function(indices)]
+    except BadRecord as error:
+        if len(indices) == 1:
+            return [error]
+        return [
+            result
+            for index in indices
+            for result in _or_errors(function, np.array([index]))
+        ]
+
+
 def in_chunks(
     source: Source, function: Callable[[Source, np.ndarray], _Result]
 ) -> Iterator[_Result]:
-    """The results of `read` or `shapes` for all images, by consecutive chunks.
+    """The results of one of the above for all images, by consecutive chunks.
 
     All cores that this process may use work, a few chunks ahead of the consumer.
     """
@@ -105,30 +145,26 @@ def in_chunks(
 def _records(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     try:
         return source.read(indices)
-    except DataError:  # StoreFailed is one
-        raise
     except Exception as error:
-        if len(indices) > 1:
+        if len(indices) > 1 and not isinstance(error, StoreFailed):
             for index in indices:  # raises at the one that is at fault
                 _records(source, np.array([index]))
-        raise DataError(
-            f"{source.describe(int(indices[0]))}: cannot be read ({first_line(error)})"
-        ) from error
+        index = int(indices[0])
+        name = source.describe(index)
+        bad_records.fail(index, name, "cannot be read", error)
 
 
 def _each(
     source: Source,
     indices: np.ndarray,
-    records: np.ndarray,
-    decode: Callable[[bytes], _Result],
+    records: Iterable[Any],
+    decode: Callable[[Any], _Result],
 ) -> list[_Result]:
     results = []
     for index, record in zip(indices, records, strict=True):
         try:
             results.append(decode(record))
-        except Exception as error:  # decoders raise anything on damaged data
-            raise DataError(
-                f"{source.describe(int(index))}: cannot be decoded "
-                f"({first_line(error)})"
-            ) from error
+        except Exception as error:
+            name = source.describe(int(index))
+            bad_records.fail(int(index), name, "cannot be decoded", error)
     return results

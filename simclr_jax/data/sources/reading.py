@@ -7,10 +7,11 @@ from typing import NoReturn
 import numpy as np
 
 from simclr_jax import host_resources
+from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.tf_decode import decode_rgb
-from simclr_jax.errors import DataError, StoreFailed, first_line
+from simclr_jax.errors import DataError, InvalidInput, StoreFailed
 
 # Records that one call into Python reads: enough to hide the cost of the call, few
 # enough that the calls of one batch run side by side.
@@ -51,23 +52,19 @@ def decode_record(
     return (decode_rgb(image) if source.encoded else image), label
 
 
-def decode_records(
-    source: Source, records: np.ndarray, labels: np.ndarray
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Some records as images uint8 [H, W, 3] and labels, outside of a graph."""
-    decoded = [
-        decode_record(source, record, label)
-        for record, label in zip(records, labels, strict=True)
-    ]
-    images = [np.asarray(image) for image, _ in decoded]
-    return images, np.array([np.asarray(label) for _, label in decoded])
+def decode_here(
+    source: Source, record: bytes, label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`decode_record` outside of a graph."""
+    image, own_label = decode_record(source, tf.constant(record), tf.constant(label))
+    return image.numpy(), own_label.numpy()
 
 
 def read_chunks(
     source: Source,
     dataset: tf.data.Dataset,
     parallel_reads: int | None,
-    failures: list[StoreFailed] | None = None,
+    failures: list[InvalidInput] | None = None,
 ) -> tf.data.Dataset:
     """Maps chunks (indices, extras...) to chunks (records, labels, extras...).
 
@@ -118,16 +115,21 @@ def record_batches(
       DataError: a record cannot be read; the message names it.
     """
     threads = threads or host_resources.num_cpus()
-    failures: list[StoreFailed] = []
+    failures: list[InvalidInput] = []
     dataset = tf.data.Dataset.from_tensor_slices(indices)
     dataset = dataset.batch(READ_CHUNK).map(lambda chunk: (chunk,))
     dataset = read_chunks(source, dataset, threads, failures).unbatch()
     dataset = dataset.map(unpack, num_parallel_calls=threads)
     dataset = dataset.batch(batch_size).prefetch(prefetch)
+
+    def name_record(number: int, error: Exception) -> NoReturn:
+        # Records are read in chunks, which can reach into the next batches.
+        suspects = indices[number * batch_size :][: batch_size + READ_CHUNK]
+        _raise_naming_record(source, suspects, error)
+
     return iterate(
-        source,
         dataset.with_options(options(threads)),
-        lambda number: indices[number * batch_size :][:batch_size],
+        name_record,
         num_batches=math.ceil(len(indices) / batch_size),
         failures=failures,
     )
@@ -172,21 +174,19 @@ def label_batches(source: Source) -> Iterator[Batch]:
 
 
 def iterate(
-    source: Source,
     dataset: tf.data.Dataset,
-    records_of: Callable[[int], np.ndarray],
+    fail: Callable[[int, Exception], NoReturn],
     *,
     num_batches: int,
-    failures: list[StoreFailed],
+    failures: list[InvalidInput],
 ) -> Iterator[Batch]:
-    """The batches of a dataset as NumPy arrays, with errors that name the record.
+    """The batches of a dataset as NumPy arrays.
 
     Args:
-      source: which the dataset reads.
       dataset: of batches.
-      records_of: number of a batch -> the records in it.
+      fail: raises the error of a batch, from its number and TensorFlow's error.
       num_batches: how many the dataset has.
-      failures: from `read_chunks`.
+      failures: from `read_chunks`; the first one is raised instead.
     """
     iterator = dataset.as_numpy_iterator()
     for number in range(num_batches):
@@ -194,37 +194,55 @@ def iterate(
             batch = next(iterator)
         # TensorFlow fails to build a message from bytes that are not text.
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            # The store failed, so no record is at fault.
             if failures:
                 raise failures[0] from failures[0].__cause__
-            # Records are read in chunks, which can reach into the next batches.
-            following = range(number, min(number + READ_CHUNK, num_batches))
-            suspects = np.concatenate([records_of(n) for n in following])
-            _raise_naming_record(source, suspects, error)
+            fail(number, error)
         yield batch
 
 
 def _raise_naming_record(
     source: Source, indices: np.ndarray, error: Exception
 ) -> NoReturn:
-    """Finds the damaged record among some and raises a DataError."""
-    for index in indices:
-        name = source.describe(int(index))
-        try:
-            records, labels = source.read(np.array([index]))
-            image, _ = decode_record(
-                source, tf.constant(records[0]), tf.constant(labels[0])
-            )
-        except (tf.errors.OpError, OSError, ValueError) as cause:
-            raise DataError(
-                f"{name}: cannot be decoded ({first_line(cause)})"
-            ) from cause
-        height, width, _ = image.shape
-        if source.image_shape not in (None, (height, width)):
-            raise DataError(
-                f"{name}: has {height} x {width} pixels, where its dataset says that "
-                "all images have {} x {}".format(*source.image_shape)
-            ) from error
-    raise DataError(
-        f"{source.name}: reading a batch failed ({first_line(error)})"
-    ) from error
+    """Finds the bad record among some and raises a BadRecord or DataError."""
+    for index in indices.tolist():
+        image = check_record(source, index)
+        if source.image_shape not in (None, tuple(image.shape[:2])):
+            raise of_other_size(source, index, image) from error
+    raise bad_records.batch_failed(source, error) from error
+
+
+def of_other_size(source: Source, index: int, image: np.ndarray) -> DataError:
+    """The error to raise where an image has another size than its dataset says."""
+    assert source.image_shape is not None
+    return DataError(
+        f"{source.describe(index)}: has {image.shape[0]} x {image.shape[1]} pixels, "
+        "where its dataset says that all images have {} x {}".format(
+            *source.image_shape
+        )
+    )
+
+
+def check_record(
+    source: Source,
+    index: int,
+    decode: Callable[[tf.Tensor], tf.Tensor] = lambda content: decode_rgb(content),
+) -> tf.Tensor:
+    """Reads and decodes a record outside of a graph.
+
+    Args:
+      source: what to read.
+      index: of the record.
+      decode: the bytes of a file -> pixels.
+
+    Raises:
+      BadRecord: it cannot be read as an image.
+      DataError: it cannot be read, and may be intact.
+    """
+    what = "cannot be read"
+    try:
+        records, labels = source.read(np.array([index]))
+        what = "cannot be decoded"
+        image, _ = unpack(source, tf.constant(records[0]), tf.constant(labels[0]))
+        return decode(image) if source.encoded else image
+    except Exception as error:  # whatever they raise on damaged data
+        bad_records.fail(index, source.describe(index), what, error)

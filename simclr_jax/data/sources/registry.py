@@ -11,7 +11,14 @@ from types import ModuleType
 import numpy as np
 
 from simclr_jax.data import optional
-from simclr_jax.data.sources import folder, kept, photographs, prepared, storage
+from simclr_jax.data.sources import (
+    bad_records,
+    folder,
+    kept,
+    photographs,
+    prepared,
+    storage,
+)
 from simclr_jax.data.sources.arrays import ArraySource, SyntheticSource
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import DataError
@@ -48,6 +55,7 @@ def open_source(
     image_key: str = "image",
     label_key: str = "label",
     sharing: kept.Sharing = kept.ALONE,
+    on_bad_record: bad_records.OnBadRecord = bad_records.refuse,
 ) -> Source:
     """Opens a dataset by its name in the config.
 
@@ -62,13 +70,17 @@ def open_source(
       label_key: the label feature of a TFDS dataset.
       sharing: the processes that open it at the same time, and share the work of the
         first time.
+      on_bad_record: called with each file of a folder that is no image; if it returns,
+        the file remains one of the dataset.
 
     Raises:
-      DataError: the dataset is missing, empty or unreadable.
+      DataError: the dataset is missing, empty or unreadable; or by `on_bad_record`.
     """
     kind, _, argument = dataset.partition(":")
     if kind == "folder":
-        return folder.FolderSource(argument, split=split, sharing=sharing)
+        return folder.FolderSource(
+            argument, split=split, sharing=sharing, on_bad_record=on_bad_record
+        )
     if kind == "prepared":
         return prepared.ShardSource(argument, split=split)
     if kind == "npz":

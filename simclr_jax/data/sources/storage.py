@@ -11,10 +11,12 @@ import logging
 import os
 import random
 import stat
+import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from simclr_jax import paths
 from simclr_jax.data.sources import object_store
@@ -147,6 +149,34 @@ def retried(path: str, request: Callable[[], _Result]) -> _Result:
         policy.sleep(pause)
         wait *= policy.growth
     raise AssertionError("a policy has at least one try")
+
+
+class UnderWay(NamedTuple):
+    """A request that has not returned yet.
+
+    Attributes:
+      path: of the file.
+      failed: whether a try has failed, so that this is one of its `RETRIES`.
+    """
+
+    path: str
+    failed: bool
+
+
+def under_way() -> list[UnderWay]:
+    """The requests under way in this process.
+
+    They are found on the stacks of its threads, so that no request has to be noted.
+    """
+    found = []
+    for frame in sys._current_frames().values():
+        inner: types.FrameType | None = frame
+        while inner is not None:
+            if inner.f_code is retried.__code__:
+                variables = inner.f_locals
+                found.append(UnderWay(variables["path"], "pause" in variables))
+            inner = inner.f_back
+    return found
 
 
 def is_folder(path: str) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.sampling import order
+from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.base import NO_LABEL, Source, Unpack
 from simclr_jax.data.sources.listings import Listing
-from simclr_jax.errors import DataError
+from simclr_jax.errors import BadRecord, DataError
 
 
 class Subset:
@@ -51,6 +52,16 @@ class Subset:
             self.labels = source.labels[indices]
         self.unpack = source.unpack and self._with_label(source.unpack)
         self.of = source
+
+    @property
+    def bad_records(self) -> tuple[BadRecord, ...]:
+        """Those of the other source that are in the subset, with their numbers here."""
+        places = {index: place for place, index in enumerate(self.indices.tolist())}
+        return tuple(
+            BadRecord(places[error.index], error.name, error.reason)
+            for error in bad_records.of(self.of)
+            if error.index in places
+        )
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""

@@ -135,6 +135,56 @@ def test_a_start_after_a_bad_file_continues(anywhere, checked):
     assert sorted(checked) == [f"{anywhere}/b/0.PNG", f"{anywhere}/b/1.png"]
 
 
+@pytest.mark.parametrize("fewest", [1, 100])
+def test_bad_files_may_remain_in_the_dataset(fewest, anywhere, checked, monkeypatch):
+    monkeypatch.setattr(folder_files, "FEWEST_KEPT", fewest)
+    folder.FolderSource(anywhere)
+    root = paths.as_path(anywhere)
+    for name in ("b/1.png", "a/z.png"):
+        (root / name).write_bytes(b"\x89PNG no more")
+    found = []
+    for _ in range(2):  # each start looks at them again
+        del checked[:]
+        found.clear()
+        source = folder.FolderSource(
+            anywhere, on_bad_record=lambda *error: found.append(error)
+        )
+        assert source.num_examples == len(NAMES)
+        assert {f"{anywhere}/b/1.png", f"{anywhere}/a/z.png"} <= {*checked}
+        assert len(checked) == (2 if fewest == 1 else len(NAMES))
+        assert {error for error, _ in found} == {*source.bad_records}
+        assert {step for _, step in found} == {0}
+        for error in source.bad_records:
+            assert error.name == source.describe(error.index)
+            assert error.reason == "is no readable image (no known kind of image)"
+    assert len(found) == 2
+
+
+def test_bad_files_that_another_process_found(local, checked, monkeypatch):
+    (local / "b/1.png").write_bytes(b"no image")
+    (local / "a/z.png").write_bytes(b"no image")
+    save = kept.Place.save
+    # As if the others were not yet done with all parts.
+    monkeypatch.setattr(
+        kept.Place,
+        "save",
+        lambda place, name, arrays: (
+            name == "checked-images" or save(place, name, arrays)
+        ),
+    )
+    monkeypatch.setattr(kept, "_PATIENCE_SECS", 0)
+    names = [f"{local}/a/z.png", f"{local}/b/1.png"]
+    found = []
+    for index in range(2):
+        del checked[:], found[:]
+        sharing = kept.Sharing(index, 2)
+        folder.FolderSource(
+            str(local), sharing=sharing, on_bad_record=lambda *e: found.append(e)
+        )
+        assert sorted(error.name for error, _ in found) == [f"file {n}" for n in names]
+    assert sorted(checked) == names, "for the reasons"
+
+
 def test_small_folders_keep_nothing(local, monkeypatch):
     monkeypatch.setattr(folder_files, "FEWEST_KEPT", len(NAMES) + 1)
     folder.FolderSource(str(local))

@@ -1,0 +1,81 @@
+"""Records that are no images: which errors say so, and what a reader does then.
+
+A record is bad if it is gone, or its bytes cannot be read as an image. Where a disk or
+store fails, permission is missing, or this machine runs out of memory or of open files,
+the record may be intact: nothing may take its place.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from PIL import UnidentifiedImageError
+
+from simclr_jax.data.sources.base import Source
+from simclr_jax.errors import BadRecord, DataError, StoreFailed, first_line
+
+# Called with a record that is bad and the step that needs it, from 1; 0 where images
+# are decoded before the first step. Returns if another image may take its place.
+OnBadRecord = Callable[[BadRecord, int], Any]
+
+_OF_THIS_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class BatchFailed(DataError):
+    """A batch that could not be made; nothing says yet which record is at fault."""
+
+
+def batch_failed(source: Source, error: Exception) -> BatchFailed:
+    """The error to raise where no record of a batch is known to be at fault."""
+    return BatchFailed(f"{source.name}: reading a batch failed ({first_line(error)})")
+
+
+def stop(error: BadRecord, step: int) -> None:
+    """An `OnBadRecord` that lets no other image take the place.
+
+    Raises:
+      DataError: always; with the step, and how to go on.
+    """
+    needed = f"step {step} needs it" if step else "it is needed before the first step"
+    raise DataError(
+        f"{error}; {needed}. A training with config.data.on_bad_record='replace' takes "
+        "the next image in its place; `python -m simclr_jax.prepare` leaves such files "
+        "out"
+    ) from error
+
+
+def refuse(error: BadRecord, _step: int) -> None:
+    """An `OnBadRecord` for images that are not trained on: raises the error."""
+    raise error
+
+
+def of(source: Source) -> tuple[BadRecord, ...]:
+    """The records of a source that were found to be bad before the first step."""
+    return getattr(source, "bad_records", ())
+
+
+def fail(index: int, name: str, what: str, error: Exception) -> NoReturn:
+    """Raises the error of a record that could not be read or decoded.
+
+    Args:
+      index: of the record.
+      name: of the record.
+      what: happened, such as 'cannot be decoded'.
+      error: of the reader or decoder, which raise anything on damaged data.
+
+    Raises:
+      BadRecord: it is bad.
+      DataError: it may be intact.
+    """
+    if isinstance(error, BadRecord | StoreFailed):
+        raise error
+    cause = first_line(error).removeprefix(f"{name}: ")
+    intact = isinstance(error, MemoryError | PermissionError)
+    if isinstance(error, UnidentifiedImageError):
+        cause = "no known kind of image"  # Pillow names the object in memory
+    elif isinstance(error, OSError):
+        cause = error.strerror or cause  # without the path, which the name has
+        intact |= error.errno in _OF_THIS_MACHINE
+    if intact:
+        raise DataError(f"{name}: {what} ({cause})") from error
+    raise BadRecord(index, name, f"{what} ({cause})") from error
