@@ -251,6 +251,7 @@ class _Life:
                 like, sharding, description["config_hash"]
             )
             read_secs = time.monotonic() - start
+        assert restored is not None
         self._compare(restored, "the state that was read back")
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like)) / 1e6
         late = ""

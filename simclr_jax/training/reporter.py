@@ -71,7 +71,8 @@ class Reporter:
         Raises:
           TrainingDiverged: the loss, the gradient or the update is not finite.
         """
-        was_ready = all(value.is_ready() for value in metrics.values())
+        # JAX's stubs do not have `is_ready`.
+        was_ready = all(x.is_ready() for x in metrics.values())  # type: ignore[attr-defined]
         values = self._guard.check(done, jax.device_get(metrics))
         if values is not None and self.is_logged(done):
             self._log(done, values, self._clock.read(done, was_ready=was_ready))
