@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from simclr_jax.data.image_files import open_image
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.prepare.entries import Listing
 from simclr_jax.prepare.layout import Run, Shard
@@ -228,7 +229,7 @@ def write_preview(path: pathlib.Path, records: list[bytes]) -> None:
     for i, record in enumerate(records):
         example = tf.train.Example.FromString(record)
         content = example.features.feature["image"].bytes_list.value[0]
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content), num_bytes=len(content)) as image:
             tile = ImageOps.fit(image.convert("RGB"), (side, side))
         row, column = divmod(i, _PREVIEW_COLUMNS)
         grid.paste(tile, (column * side, row * side))

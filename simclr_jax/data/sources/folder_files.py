@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from simclr_jax.data import image_files
 from simclr_jax.data.progress import Progress
 from simclr_jax.data.sources import kept, object_store, storage
 from simclr_jax.errors import DataError, StoreFailed, first_line
@@ -18,7 +18,8 @@ _LOG = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What is checked faster than read is not kept.
 FEWEST_KEPT = 10_000
-_NAME = "checked-images"
+# The number is that of the rules of `image_files`.
+_NAME = "checked-images-2"
 _THREADS = 16
 _MOST_FILES = 1 << 14  # in a part of the work
 # Pillow finds an image's size in the first bytes, unless a preview lies before it.
@@ -205,16 +206,24 @@ def _check_all(root: str, files: Files, progress: Progress | None) -> None:
             pass
 
 
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_BROKEN = (OSError, image_files.NotAnImage)
+# Others may have pages or frames further on.
+_TOLD_BY_HEAD = ("JPEG", "MPO", "PNG", "BMP")
 
 
 def _check_local(path: str) -> None:
     try:
-        storage.retried(path, lambda: Image.open(path).close())
+        storage.retried(path, lambda: _open_local(path))
     except StoreFailed:
         raise
     except _BROKEN as error:
-        raise DataError(f"file {path}: is no readable image ({error})") from error
+        raise DataError(
+            f"file {path}: is no readable image ({first_line(error)})"
+        ) from error
+
+
+def _open_local(path: str) -> None:
+    image_files.open_image(path, num_bytes=os.path.getsize(path)).close()
 
 
 def _check_object(path: str) -> None:
@@ -227,11 +236,15 @@ def _check_object(path: str) -> None:
     try:
         head, size = read(_HEAD_BYTES)
         try:
-            Image.open(io.BytesIO(head)).close()
+            with image_files.open_image(io.BytesIO(head), num_bytes=size) as image:
+                is_known = image.format in _TOLD_BY_HEAD
         except _BROKEN:
+            is_known = False
             if size <= len(head):
                 raise
-            Image.open(io.BytesIO(read(size)[0])).close()
+        if not is_known and size > len(head):
+            content = io.BytesIO(read(size)[0])
+            image_files.open_image(content, num_bytes=size).close()
     except StoreFailed:
         raise
     except _BROKEN as error:
