@@ -4,6 +4,7 @@ import logging
 
 from ml_collections import config_dict
 
+from simclr_jax.config import rules
 from simclr_jax.data.sampling import order
 from simclr_jax.errors import ConfigError
 
@@ -23,7 +24,8 @@ def resolve(
       num_examples: images in the training split.
 
     Raises:
-      ConfigError: the dataset is smaller than a batch.
+      ConfigError: the dataset is smaller than a batch, or the warm-up is longer than
+        the training, or either has too many steps.
     """
     config = config.copy_and_resolve_references()
     if config.batch.batch_size > num_examples:
@@ -54,11 +56,24 @@ def resolve(
             f"config.data.block_size={config.data.block_size}: leaves no batch of "
             f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
         )
+    asked = {}
     for name in ("train", "warmup"):
-        if schedule[f"{name}_steps"] is None:
-            epochs = schedule[f"{name}_epochs"]
-            schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
+        steps, key = f"{name}_steps", f"{name}_steps"
+        if schedule[steps] is None:
+            key = f"{name}_epochs"
+            schedule[steps] = round(schedule[key] * steps_per_epoch)
+        asked[name] = f"config.schedule.{key}={schedule[key]}"
+        if schedule[steps] > rules.MOST_STEPS:
+            raise ConfigError(
+                f"{asked[name]}: makes {schedule[steps]} steps, must be at most "
+                f"{rules.MOST_STEPS}"
+            )
     schedule.train_steps = max(schedule.train_steps, 1)
+    if schedule.warmup_steps > schedule.train_steps:
+        raise ConfigError(
+            f"{asked['train']}: makes {schedule.train_steps} steps, which must not be "
+            f"fewer than the {schedule.warmup_steps} of {asked['warmup']}"
+        )
     if schedule.warmup_steps >= schedule.train_steps:
         _LOG.warning(
             "config.schedule.warmup_steps=%d is not below train_steps=%d: the learning "
