@@ -39,6 +39,9 @@ processes.serve_virtual_devices()
 
 def pytest_addoption(parser):
     parser.addoption("--fidelity-page", help="Write the comparisons made to this file.")
+    parser.addoption(
+        "--fuzz-secs", type=float, default=5, help="Time for each target in tests/fuzz."
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks for markers

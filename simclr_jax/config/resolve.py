@@ -45,7 +45,7 @@ def resolve(
             config.image_size,
             automatic,
         )
-    schedule = config.schedule
+    _warn_of_blur_without_effect(config)
     steps_per_epoch = order.steps_per_epoch(
         num_examples=num_examples,
         batch_size=config.batch.batch_size,
@@ -56,6 +56,24 @@ def resolve(
             f"config.data.block_size={config.data.block_size}: leaves no batch of "
             f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
         )
+    _set_steps(config.schedule, steps_per_epoch)
+    return config
+
+
+def _warn_of_blur_without_effect(config: config_dict.ConfigDict) -> None:
+    fraction = config.augment.blur.kernel_fraction
+    if "blur" in config.augment.operations and config.image_size * fraction < 2:
+        _LOG.warning(
+            "config.augment.blur.kernel_fraction=%g: is less than 2 of "
+            "config.image_size=%d pixels, so that 'blur' in config.augment.operations "
+            "changes nothing.",
+            fraction,
+            config.image_size,
+        )
+
+
+def _set_steps(schedule: config_dict.ConfigDict, steps_per_epoch: int) -> None:
+    """Turns epochs into steps, where these are not set."""
     asked = {}
     for name in ("train", "warmup"):
         steps, key = f"{name}_steps", f"{name}_steps"
@@ -81,4 +99,3 @@ def resolve(
             schedule.warmup_steps,
             schedule.train_steps,
         )
-    return config

@@ -255,6 +255,21 @@ _ORDERED = (
 )
 
 
+def check_keys(config: dict[str, Any], *, file: str) -> None:
+    """Checks that a file has every key, whatever its value.
+
+    Raises:
+      ConfigError: one is missing, or is no name of a key.
+    """
+    flat = identity.flatten(config)
+    missing = sorted({key for key, _, _ in _RULES} - flat.keys())
+    if missing:
+        raise ConfigError(f"file {file}: lacks the key {missing[0]}")
+    names = [name for key in flat for name in key.split(".")]
+    if not all(map(str.isidentifier, names)):
+        raise ConfigError(f"file {file}: has keys that are no names")
+
+
 @contextlib.contextmanager
 def _as_config_error(key: str) -> Iterator[None]:
     try:
@@ -350,13 +365,6 @@ def _check_augmentations(config: config_dict.ConfigDict) -> None:
         raise ConfigError(
             f"config.data.block_size={config.data.block_size}: must be 1 where "
             "config.augment.placement='accelerator', which reads nothing"
-        )
-    fraction = config.augment.blur.kernel_fraction
-    if "blur" in operations and int(config.image_size * fraction) < 2:
-        raise ConfigError(
-            f"config.augment.blur.kernel_fraction={fraction!r}: of "
-            f"config.image_size={config.image_size} is less than 2 pixels, so that "
-            "'blur' in config.augment.operations changes nothing"
         )
     jitter = config.augment.color_jitter
     if jitter.hue * jitter.strength > 0.5:

@@ -42,7 +42,11 @@ def open_image(file: str | BinaryIO, *, num_bytes: int) -> Image.Image:
             # Of odd metadata, and of sizes below MAX_PIXELS.
             warnings.simplefilter("ignore")
             image = Image.open(file, formats=FORMATS)
-            reason = _refusal(image, num_bytes)
+            try:
+                reason = _refusal(image, num_bytes)
+            except BaseException:
+                image.close()
+                raise
     except MemoryError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -59,6 +63,22 @@ def open_image(file: str | BinaryIO, *, num_bytes: int) -> Image.Image:
         image.close()
         raise NotAnImage(reason)
     return image
+
+
+def decode_rgb(image: Image.Image) -> Image.Image:
+    """All pixels of an opened image, with three channels.
+
+    Raises:
+      NotAnImage: they cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything on broken data
+        raise NotAnImage(f"Pillow: {first_line(error)}") from error
 
 
 def _beginning(file: str | BinaryIO) -> str:

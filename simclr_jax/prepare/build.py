@@ -224,7 +224,14 @@ def _agree_on_plan(options: Options, listing: Listing, target: Output) -> None:
     if not path.exists():
         files.write_text(path, json.dumps(plan))
         return
-    other = json.loads(path.read_text())
+    try:
+        other = json.loads(path.read_text())
+        other["options"].items()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"file {path}: is damaged ({first_line(error)}); remove the folder "
+            f"{target.work} to start again"
+        ) from error
     _compare(options, other["options"], target, "unfinished work")
     if other.get("work_version") != _WORK_VERSION:
         raise DataError(

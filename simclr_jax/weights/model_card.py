@@ -1,6 +1,5 @@
 """The model card of an export: architecture, how to load it, training, figures."""
 
-import json
 from typing import Any
 
 from etils import epath
@@ -135,7 +134,7 @@ def _figures(workdir: epath.Path, checksum: str) -> str:
     folder = workdir / "eval"
     # Those on other datasets are in folders of their own.
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        receipt = json.loads(path.read_text(encoding="utf-8"))
+        receipt = descriptions.read_json(path)
         # Only receipts of these weights and of h, and not the mean over datasets.
         if receipt.get("encoder_checksum_after") != checksum or receipt.get("layer", 0):
             continue

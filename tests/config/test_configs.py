@@ -462,6 +462,43 @@ def test_stems_follow_the_image_size_and_a_mismatch_is_told(caplog):
     assert "config.encoder.stem" in caplog.text
 
 
+def test_a_kernel_of_one_pixel_is_told(caplog):
+    config = base.get_config()
+    config.image_size = 20
+    resolve.resolve(config, num_examples=5000)
+    assert not caplog.records
+    config.image_size = 19
+    resolve.resolve(config, num_examples=5000)
+    assert "config.augment.blur.kernel_fraction=0.1: " in caplog.text
+    config.augment.operations = ("crop",)
+    caplog.clear()
+    resolve.resolve(config, num_examples=5000)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup_steps": 5, "train_steps": 4}, r"warmup_steps=5: .*train_steps=4"),
+        ({"train_steps": 5}, r"train_steps=5: makes 5 .* 120 of .*warmup_epochs=10"),
+        ({"train_epochs": 5.0}, r"train_epochs=5.0: makes 60 .* 120 of .*=10.0"),
+        ({"train_epochs": 1e6, "warmup_steps": 2**31}, r"warmup_steps=2147483648: "),
+    ],
+)
+def test_a_warm_up_is_no_longer_than_the_training(changes, message):
+    config = base.get_config()
+    config.schedule.update(changes)
+    config.image_size, config.batch.batch_size = 224, 100
+    with pytest.raises(ConfigError, match=message) as error:
+        _check(config)
+    assert "\n" not in str(error.value)
+
+
+def _check(config):
+    rules.validate(config)
+    resolve.resolve(config, num_examples=1200)
+
+
 def test_hashes_and_differences():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     assert identity.config_hash(old) == identity.config_hash(new)

@@ -119,5 +119,5 @@ def read_image_file(path: str) -> bytes:
     buffer = io.BytesIO()
     file = io.BytesIO(content)
     with image_files.open_image(file, num_bytes=len(content)) as image:
-        image.convert("RGB").save(buffer, "PNG", compress_level=0)
+        image_files.decode_rgb(image).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()

@@ -5,7 +5,6 @@ A new source is one class with the methods of `base.Source` and one line in
 """
 
 import io
-import zipfile
 from types import ModuleType
 
 import numpy as np
@@ -14,24 +13,30 @@ from simclr_jax.data import optional
 from simclr_jax.data.sources import folder, kept, photographs, prepared, storage
 from simclr_jax.data.sources.arrays import ArraySource, SyntheticSource
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import DataError
+from simclr_jax.errors import DataError, first_line
 
 
 def _open_npz(path: str) -> ArraySource:
     try:
         located = storage.expanded(path)
-        # On a disk each array is read when it is asked for.
-        there = (
-            io.BytesIO(storage.read_file(path)) if storage.is_remote(path) else located
-        )
-        with np.load(there) as file:
-            arrays = dict(file)
+        remote = storage.is_remote(path)
+        # Opened here: where it is no archive, NumPy would leave it open.
+        with (
+            io.BytesIO(storage.read_file(path)) if remote else open(located, "rb")
+        ) as opened:
+            loaded = np.load(opened)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("holds a single array")
+            with loaded:
+                arrays = dict(loaded)
     except FileNotFoundError as error:
         storage.check_bucket(path)
         raise DataError(f"dataset npz:{path}: no such file") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise anything on damaged files
         raise DataError(
-            f"file {path}: is no .npz file of plain arrays ({error})"
+            f"file {path}: is no .npz file of plain arrays ({first_line(error)})"
         ) from error
     if "images" not in arrays:
         raise DataError(
@@ -66,7 +71,9 @@ def open_source(
     Raises:
       DataError: the dataset is missing, empty or unreadable.
     """
-    kind, _, argument = dataset.partition(":")
+    kind, colon, argument = dataset.partition(":")
+    if colon and kind in ("folder", "prepared", "npz") and not argument.strip():
+        raise DataError(f"dataset {dataset}: must be {kind}:PATH")
     if kind == "folder":
         return folder.FolderSource(argument, split=split, sharing=sharing)
     if kind == "prepared":
