@@ -20,6 +20,7 @@ from simclr_jax.errors import (
     RunFailed,
     RunStopped,
     printable,
+    printable_lines,
 )
 
 # The flags defined here show in the --help of the command that asks for them.
@@ -222,11 +223,7 @@ def _guarded(main: Callable[[], None]) -> None:
 
 def say(text: str) -> None:
     """Prints the result of a command; characters that a terminal obeys are escaped."""
-    print(_printable_lines(text), flush=True)
-
-
-def _printable_lines(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
+    print(printable_lines(text), flush=True)
 
 
 class _Formatter(logging.Formatter):
@@ -234,7 +231,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record."""
-        return _printable_lines(super().format(record)).replace("\n", "\n  ")
+        return printable_lines(super().format(record)).replace("\n", "\n  ")
 
 
 def _set_up_logging() -> None:

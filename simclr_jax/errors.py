@@ -72,6 +72,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """`printable` for each line of a text."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters, or its type."""
     lines = str(error).strip().splitlines()

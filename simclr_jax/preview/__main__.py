@@ -34,7 +34,7 @@ def main() -> None:
         num_images=_NUM_IMAGES.value,
         num_views=_NUM_VIEWS.value,
     )
-    print(f"wrote {_OUTPUT.value}")
+    cli.say(f"wrote {_OUTPUT.value}")
 
 
 if __name__ == "__main__":
