@@ -62,8 +62,8 @@ def _in_file(error: BaseException, text: str, file: str) -> tuple[str, str]:
         if "get_config() takes" in reason:
             taken = argument.removeprefix(":")
             return name, f"get_config() takes no such argument ({taken!r})"
-        frames = [(f, n) for f, n in _FRAME.findall(text) if f == name]
-        place = f"{name}, line {frames[-1][1]}" if frames else name
+        lines_of_file = [line for file_, line in _FRAME.findall(text) if file_ == name]
+        place = f"{name}, line {lines_of_file[-1]}" if lines_of_file else name
         return place, reason.removeprefix("ValueError: ")
     if isinstance(error, SyntaxError):
         line = "" if error.lineno is None else f", line {error.lineno}"
