@@ -56,26 +56,21 @@ def _in_file(error: BaseException, text: str, file: str) -> tuple[str, str]:
     if _IN_TEXT in text:
         # ml_collections puts a whole traceback into the message.
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        reason = next(
-            (x for x in reversed(lines) if re.match(r"[\w.]+: ", x)), lines[-1]
-        )
+        errors = [line for line in lines if re.match(r"[\w.]+: ", line)]
+        reason = (errors or lines)[-1]
         if "get_config() takes" in reason:
             taken = argument.removeprefix(":")
             return name, f"get_config() takes no such argument ({taken!r})"
-        lines_of_file = [line for file_, line in _FRAME.findall(text) if file_ == name]
-        place = f"{name}, line {lines_of_file[-1]}" if lines_of_file else name
+        numbers = [number for file_, number in _FRAME.findall(text) if file_ == name]
+        place = f"{name}, line {numbers[-1]}" if numbers else name
         return place, reason.removeprefix("ValueError: ")
     if isinstance(error, SyntaxError):
         line = "" if error.lineno is None else f", line {error.lineno}"
         return f"{error.filename or name}{line}", str(error.msg)
     if isinstance(error, AttributeError) and "'get_config'" in text:
         return name, "has no function get_config"
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if f.filename == name
-    ]
-    kind = type(error).__name__
-    if frames:
-        return f"{name}, line {frames[-1].lineno}", f"{kind}: {text}"
+    if found := _lines_in(error, name):
+        return f"{name}, line {found[-1]}", f"{type(error).__name__}: {text}"
     # A file that is not read as text.
     return (name, text) if "source code" in text else ("", "")
 
@@ -85,7 +80,7 @@ def _without_fields(reason: str) -> str:
     reason = re.sub(r'Other fields present: "\{.*?\}"', "", reason, flags=re.S)
     if "'Key" in reason:
         reason = reason.replace("'Key", "Key").removesuffix("'").replace("\\n", "")
-    return reason
+    return re.sub(r"<class '([\w.]+)'>", r"\1", reason)
 
 
 def _flag_with_key(text: str, argv: Sequence[str]) -> str | None:

@@ -200,6 +200,7 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         val_fraction=options.val_fraction,
         drop_duplicates=options.drop_duplicates,
         shard_bytes=int(options.shard_size_mb * 1e6),
+        name=options.input,
     )
     receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
     manifest = {

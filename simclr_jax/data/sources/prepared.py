@@ -161,7 +161,8 @@ def read_manifest(folder: str) -> dict[str, Any]:
     try:
         _check_manifest(manifest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{type(error).__name__} {first_line(error)}"
+        missing = isinstance(error, KeyError)
+        reason = f"it lacks {error}" if missing else first_line(error)
         raise DataError(f"file {path}: is damaged ({reason})") from error
     return manifest
 
@@ -169,9 +170,9 @@ def read_manifest(folder: str) -> dict[str, Any]:
 def _check_manifest(manifest: dict[str, Any]) -> None:
     """Raises KeyError, TypeError, AttributeError or ValueError for a wrong one."""
 
-    def check(holds: bool, what: str) -> None:
+    def check(holds: Any, what: str) -> None:
         if not holds:
-            raise ValueError(f"of {what}")
+            raise ValueError(f"its {what} cannot be used")
 
     def is_count(value: Any) -> bool:
         return isinstance(value, int) and 0 <= value < 2**63
@@ -179,13 +180,14 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     names = manifest["class_names"]
     is_list = isinstance(names, list) and all(isinstance(n, str) for n in names)
     check(names is None or is_list, "class_names")
+    check(isinstance(manifest["splits"], dict) and manifest["splits"], "splits")
     for name, split in manifest["splits"].items():
         for file in _files(split):
             # In the folder of the manifest, wherever that is.
-            check(isinstance(file["file"], str) and "/" not in file["file"], "a file")
+            check(isinstance(file["file"], str) and "/" not in file["file"], "files")
             check(is_count(file["bytes"]), "bytes")
         check(all(is_count(s["records"]) for s in split["shards"]), "records")
-        check(bool(split["shards"]), f"split {name}")
+        check(split["shards"], f"split {name}")
 
 
 def read_index(content: bytes) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ A new source is one class with the methods of `base.Source` and one line in
 """
 
 import io
+import zipfile
 from types import ModuleType
 
 import numpy as np
@@ -24,11 +25,11 @@ def _open_npz(path: str) -> ArraySource:
         with (
             io.BytesIO(storage.read_file(path)) if remote else open(located, "rb")
         ) as opened:
-            loaded = np.load(opened)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise ValueError("holds a single array")
-            with loaded:
-                arrays = dict(loaded)
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it is no zip archive")
+            opened.seek(0)
+            with np.load(opened) as file:
+                arrays = dict(file)
     except FileNotFoundError as error:
         storage.check_bucket(path)
         raise DataError(f"dataset npz:{path}: no such file") from error
