@@ -27,6 +27,7 @@ from simclr_jax.errors import (
 flags.disclaim_key_flags()
 
 _FAILED, _USAGE_ERROR = 1, 2
+_MOST_SECS = 1_000_000
 _PROCESSES_FLAG = "coordinator_address"
 
 
@@ -118,6 +119,7 @@ def start_processes(workdir: str | None) -> None:
 
     cpu_memory.keep_freed_memory()
     values = flags.FLAGS
+    check_secs("startup_timeout_secs", values.startup_timeout_secs)
     processes.start(
         values.coordinator_address,
         values.num_processes,
@@ -138,6 +140,12 @@ def start_processes(workdir: str | None) -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
     if jax.process_count() > 1:
         _label_log_lines(jax.process_index())
+
+
+def check_secs(flag: str, secs: float) -> None:
+    """Raises ConfigError unless a flag's time ends within two weeks."""
+    if not 0 < secs <= _MOST_SECS:  # true of NaN, which bounds of flags let pass
+        raise ConfigError(f"--{flag}={secs}: must be positive and at most {_MOST_SECS}")
 
 
 def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:

@@ -240,11 +240,24 @@ COMMAND_LINES = [
     _set("loss.temperature=1"),
     _set("evaluation.knn_k=many"),
     _set("evaluation.batch_size"),
+    _set("seed=" + "[" * 50 + "1"),
     Case(
         "Command lines",
         "--profile_steps=15:10",
         "--profile_steps=15:10",
         lambda _: profiling.parse("15:10", 100),
+    ),
+    Case(
+        "Command lines",
+        "--startup_timeout_secs=nan",
+        "--startup_timeout_secs=nan",
+        lambda _: cli.check_secs("startup_timeout_secs", _NAN),
+    ),
+    Case(
+        "Command lines",
+        "bench --secs=inf",
+        "--secs=inf",
+        lambda _: cli.check_secs("secs", _INF),
     ),
     Case(
         "Command lines",
@@ -382,6 +395,12 @@ IMAGES = [
         "synthetic:0",
         "synthetic:0",
         lambda _: _open("synthetic:0"),
+    ),
+    Case(
+        "Images and folders",
+        "synthetic:100000",
+        "synthetic:100000",
+        lambda _: _open("synthetic:100000"),
     ),
     Case(
         "Images and folders",

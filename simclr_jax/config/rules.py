@@ -215,7 +215,7 @@ _RULES: list[Rule] = [
     (
         "evaluation.knn_k",
         _are(lambda k: _is_whole(k) and 1 <= k <= MOST_STEPS),
-        f"must be one or more whole numbers from 1 to {MOST_STEPS}",
+        f"must be one or more whole numbers of at least 1 and at most {MOST_STEPS}",
     ),
     *_decay("evaluation.sgd_momentum"),
     (

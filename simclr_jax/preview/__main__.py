@@ -15,9 +15,11 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "The picture, such as views.png; the suffix is the format."
 )
 _NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", 6, "Images, one per row.", lower_bound=1
+    "num_images", 6, "Images, one per row.", lower_bound=1, upper_bound=1000
 )
-_NUM_VIEWS = flags.DEFINE_integer("num_views", 8, "Views of each image.", lower_bound=1)
+_NUM_VIEWS = flags.DEFINE_integer(
+    "num_views", 8, "Views of each image.", lower_bound=1, upper_bound=1000
+)
 
 
 def main() -> None:

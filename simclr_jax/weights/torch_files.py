@@ -210,6 +210,10 @@ class _Unpickler(_PythonUnpickler):
         self.pop_mark()
         self.append(_Placeholder())
 
+    def load_bytearray(self) -> None:
+        """Bytes that can be changed, of any size that the file says."""
+        raise pickle.UnpicklingError("byte arrays, which torch.save never writes")
+
     def _set(self, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, _KEYS):
@@ -221,6 +225,7 @@ class _Unpickler(_PythonUnpickler):
         pickle.SETITEMS[0]: load_setitems,
         pickle.ADDITEMS[0]: load_set,
         pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray,
     }
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -83,9 +83,10 @@ def open_source(
         return _open_npz(argument.replace("{split}", split))
     if kind == "synthetic":
         size = argument or "224"
-        if not size.isdecimal() or int(size) < 1:
+        if not size.isdecimal() or len(size) > 4 or not 1 <= int(size) <= 4096:
             raise DataError(
-                f"dataset {dataset}: must be synthetic:SIZE with a side in pixels"
+                f"dataset {dataset}: must be synthetic:SIZE with a side from 1 to 4096 "
+                "pixels"
             )
         return SyntheticSource(num_examples=1_281_167, image_size=int(size))
     if dataset == "photographs":
