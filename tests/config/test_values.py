@@ -94,8 +94,9 @@ def test_a_value_is_refused_in_one_line_or_works(key):
         assert message.isprintable()
         assert len(message) < 1000
     assert len(refused) > len(VALUES) // 2
-    # Never anything that could be meant.
-    for value in (math.nan, b"crop", {}, (None,), 1j):
+    # What nobody can mean, whatever the key.
+    endless = (math.inf, -math.inf, 1e300, -1e300, 10**400, -(2**63))
+    for value in (*endless, math.nan, b"crop", {}, (None,), 1j):
         assert any(value is v or value == v for v in refused), value
 
 
