@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import sys
 import tarfile
 import zipfile
@@ -710,8 +711,9 @@ def test_commands_end_with_one_line(name, tmp_path):
     module, *arguments = [word.replace("DIR", str(tmp_path)) for word in COMMANDS[name]]
     code, out, err = commands.run(module, *arguments)
     assert code == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert _SAYS[name] in err.replace(str(tmp_path), "DIR")
+    *logged, last = err.splitlines()
+    assert last.startswith("error: ")
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in logged)
+    assert _SAYS[name] in last.replace(str(tmp_path), "DIR")
     assert not (tmp_path / "run").exists()
     assert not out
