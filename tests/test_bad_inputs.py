@@ -39,8 +39,11 @@ from simclr_jax.runs import atomic, directory
 from simclr_jax.training import profiling
 from simclr_jax.weights import convert, descriptions, export, load
 
-# Of ml_collections.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the load_module"),  # of ml_collections
+    # pytest makes errors of what `image_files` has switched off.
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
 PAGE = commands.ROOT / "docs" / "bad_inputs.md"
 
 

@@ -21,6 +21,11 @@ _MAX_JPEG_PIXELS_PER_BYTE = 1024
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
+# The limit is MAX_PIXELS. For good, since many threads open images, and what
+# `warnings.catch_warnings` changes for a while changes for all of them.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 class NotAnImage(ValueError):
     """A file that cannot be decoded; the message is the reason."""
 
@@ -38,15 +43,12 @@ def open_image(file: str | BinaryIO, *, num_bytes: int) -> Image.Image:
       OSError: the disk cannot read it.
     """
     try:
-        with warnings.catch_warnings():
-            # Of odd metadata, and of sizes below MAX_PIXELS.
-            warnings.simplefilter("ignore")
-            image = Image.open(file, formats=FORMATS)
-            try:
-                reason = _refusal(image, num_bytes)
-            except BaseException:
-                image.close()
-                raise
+        image = Image.open(file, formats=FORMATS)
+        try:
+            reason = _refusal(image, num_bytes)
+        except BaseException:
+            image.close()
+            raise
     except MemoryError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -72,9 +74,7 @@ def decode_rgb(image: Image.Image) -> Image.Image:
       NotAnImage: they cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata
-            return image.convert("RGB")
+        return image.convert("RGB")
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on broken data

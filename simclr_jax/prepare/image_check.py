@@ -98,9 +98,9 @@ def check_image(content: bytes, encoding: Encoding) -> CheckedImage:
 
 def _load(content: bytes) -> Image.Image:
     """All pixels, by Pillow."""
-    image = open_image(io.BytesIO(content), num_bytes=len(content))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata
+        image = open_image(io.BytesIO(content), num_bytes=len(content))
         try:
             image.load()
         except MemoryError:

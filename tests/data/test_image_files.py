@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -13,6 +15,9 @@ from simclr_jax.data import image_files, pillow_decode
 from simclr_jax.data.sources import folder
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import image_check
+
+# pytest makes errors of what the module has switched off.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 
 def _encoded(kind, *, frames=1, mode="RGB", size=(48, 40), **options):
@@ -141,3 +146,17 @@ def test_a_disk_that_fails_is_no_broken_image(monkeypatch):
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(OSError, match="lost"):
         image_files.open_image("x.jpg", num_bytes=1)
+
+
+def test_large_images_are_told_by_our_limit_alone():
+    program = """
+import io, warnings
+from PIL import Image
+from simclr_jax.data import image_files
+buffer = io.BytesIO()
+Image.new("1", (11_000, 11_000)).save(buffer, "PNG")
+with warnings.catch_warnings(record=True) as caught:
+    image_files.open_image(buffer, num_bytes=buffer.tell())
+assert not caught
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
