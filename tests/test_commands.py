@@ -194,6 +194,7 @@ def test_from_pretraining_to_a_distilled_student(tmp_path):
         "--config=configs/distill.py:smoke",
         f"--teacher={tuned}",
         f"--workdir={student}",
+        "--config.schedule.warmup_steps=1",
         tiny,
         *small,
     )
@@ -236,6 +237,7 @@ def test_a_flat_folder_without_labels_pretrains(tmp_path):
         "--config.batch.batch_size=16",
         "--config.evaluation.batch_size=16",
         "--config.schedule.train_steps=2",
+        "--config.schedule.warmup_steps=1",
     )
     assert code == 0, err
     (_, last) = metrics_writer.read_metrics(run / metrics_writer.FILE_NAME)

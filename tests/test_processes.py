@@ -167,6 +167,7 @@ def test_two_processes_train_classifiers_as_one_does(run_of_two, tmp_path, comma
     run, _ = run_of_two
     small = [f"--config.{key}" for key in ("image_size=8", "batch.batch_size=16")]
     small += ["--config.schedule.train_steps=4", "--config.log.every_steps=1"]
+    small += ["--config.schedule.warmup_steps=4"]
     small += ["--config.checkpoint.every_steps=2", "--compilation_cache="]
 
     def train(command, workdir, *flags, num_processes):

@@ -112,6 +112,7 @@ def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
         "--config.evaluation.test_split=test",
         "--config.batch.batch_size=16",
         "--config.schedule.train_steps=2",
+        "--config.schedule.warmup_steps=1",
         "--config.log.every_steps=1",
         "--config.image_size=8",
         "--config.evaluation.batch_size=64",

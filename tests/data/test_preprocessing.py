@@ -190,8 +190,8 @@ def test_a_pillow_image_is_taken():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "images: must be one image or more"),
-        (np.zeros((0, 8, 8, 3)), "images: must be one image or more"),
+        ([], "images: must be an array or list of one"),
+        (np.zeros((0, 8, 8, 3)), "images: must be an array or list of one"),
         (None, "images: are of type NoneType"),
         ("x.jpg", "images: are of type str"),
         (b"\xff\xd8", "images: are of type bytes"),

@@ -167,7 +167,9 @@ def test_micro_batches_divide_batch_and_devices(batch, micro, limit, expected):
 
 
 def test_the_compilers_figures_are_those_of_a_real_step(monkeypatch):
-    job = loop.pretraining_job(_config(**{"schedule.train_steps": 1}))
+    job = loop.pretraining_job(
+        _config(**{"schedule.train_steps": 1, "schedule.warmup_steps": 0})
+    )
     mesh = parallel.create_mesh()
     step = jax.jit(lambda x: (x @ x.T).sum(), in_shardings=parallel.replicated(mesh))
 
