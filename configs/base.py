@@ -10,7 +10,7 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """SimCLR with ResNet-50 on ImageNet: batch 4096, 100 epochs."""
     config = config_dict.ConfigDict()
-    config.seed = 0  # of initial weights, order of images and random draws
+    config.seed = 0  # of initial weights, order of images, random draws; below 2**32
     config.image_size = 224  # side of a view and of evaluation inputs, in pixels
 
     # Where images come from; see `simclr_jax/data/sources/registry.py`.
@@ -101,7 +101,7 @@ def get_config() -> config_dict.ConfigDict:
     # The encoder f.
     config.encoder = encoder = config_dict.ConfigDict()
     encoder.depth = 50  # 10, 18, 34, 50, 101, 152 or 200
-    encoder.width = 1.0  # multiplies every layer's filters; any positive number
+    encoder.width = 1.0  # multiplies every layer's filters; from 1/64 to 16
     encoder.sk_ratio = 0.0  # 0.0625: SimCLRv2's selective kernels
     encoder.se_ratio = 0.0  # above 0: squeeze-and-excitation of that ratio
     encoder.stem = "auto"  # cifar up to 32 pixels, imagenet above; or by name

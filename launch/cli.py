@@ -10,6 +10,20 @@ from remote import LaunchError, Local
 FAILED, INTERRUPTED = 1, 130
 
 
+def word(text: str) -> str:
+    """A value for another program's command line, where it must not be an option."""
+    if not text or text.startswith("-") or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must not be empty, begin with '-' or hold control characters"
+        )
+    return text
+
+
+def word_or_nothing(text: str) -> str:
+    """As `word`, or empty."""
+    return word(text) if text else text
+
+
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Parts the arguments at `--`: ours, and those of the program."""
     if "--" not in argv:

@@ -91,14 +91,35 @@ def _delete(args: argparse.Namespace, passed: list[str]) -> None:
 
 def _add_manifest_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--image", required=True, help="container with simclr_jax and jax[tpu]")
-    add("--accelerator", required=True, help="such as tpu-v5-lite-podslice")
-    add("--topology", required=True, help="of the slice, such as 4x4 or 2x2x4")
+    add(
+        "--image",
+        required=True,
+        type=cli.word,
+        help="container with simclr_jax and jax[tpu]",
+    )
+    add(
+        "--accelerator",
+        required=True,
+        type=cli.word,
+        help="such as tpu-v5-lite-podslice",
+    )
+    add(
+        "--topology",
+        required=True,
+        type=cli.word,
+        help="of the slice, such as 4x4 or 2x2x4",
+    )
     add("--chips_per_host", type=int, default=4, help="(%(default)d)")
-    add("--config", required=True, help="such as configs/imagenet.py:50x1")
+    add(
+        "--config",
+        required=True,
+        type=cli.word,
+        help="such as configs/imagenet.py:50x1",
+    )
     add(
         "--workdir",
         required=True,
+        type=cli.word,
         help="the run directory: gs://BUCKET/..., or a path under --mount_path",
     )
     add(
@@ -132,10 +153,14 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     cluster = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    cluster.add_argument("--namespace", default="default", help="(%(default)s)")
-    cluster.add_argument("--context", default="", help="of kubectl")
+    cluster.add_argument(
+        "--namespace", default="default", type=cli.word, help="(%(default)s)"
+    )
+    cluster.add_argument(
+        "--context", default="", type=cli.word_or_nothing, help="of kubectl"
+    )
     name = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    name.add_argument("--name", required=True, help="of the JobSet")
+    name.add_argument("--name", required=True, type=cli.word, help="of the JobSet")
     commands = main.add_subparsers(dest="command", required=True)
     base = [cli.base_parser(), cluster]
     writing = cli.add_command(
@@ -150,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     applying = cli.add_command(
         commands, "apply", "kubectl apply", base, act=_apply, passes=False
     )
-    applying.add_argument("--file", required=True, help="the manifest")
+    applying.add_argument("--file", required=True, type=cli.word, help="the manifest")
     named = [*base, name]
     cli.add_command(
         commands, "status", "the JobSet and its pods", named, act=_status, passes=False

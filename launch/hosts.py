@@ -124,7 +124,12 @@ def parser() -> argparse.ArgumentParser:
     which = hosts.add_mutually_exclusive_group(required=True)
     which.add_argument("--hosts", help="names, comma-separated, the coordinator first")
     which.add_argument("--hosts_file", help="one name per line; # begins a comment")
-    hosts.add_argument("--user", default="", help="to log in as, on every host")
+    hosts.add_argument(
+        "--user",
+        default="",
+        type=cli.word_or_nothing,
+        help="to log in as, on every host",
+    )
     hosts.add_argument(
         "--ssh_option",
         action="append",

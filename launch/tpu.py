@@ -104,16 +104,28 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     slice_ = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    slice_.add_argument("--name", required=True, help="of the slice")
-    slice_.add_argument("--zone", required=True, help="such as us-west4-a")
-    slice_.add_argument("--project", default="", help="by default gcloud's own")
+    slice_.add_argument("--name", required=True, type=cli.word, help="of the slice")
+    slice_.add_argument(
+        "--zone", required=True, type=cli.word, help="such as us-west4-a"
+    )
+    slice_.add_argument(
+        "--project",
+        default="",
+        type=cli.word_or_nothing,
+        help="by default gcloud's own",
+    )
     slice_.add_argument(
         "--internal_ip", action="store_true", help="connect to internal addresses"
     )
     kind = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    kind.add_argument("--accelerator_type", required=True, help="such as v5litepod-16")
     kind.add_argument(
-        "--version", required=True, help="runtime, such as v2-alpha-tpuv5-lite"
+        "--accelerator_type", required=True, type=cli.word, help="such as v5litepod-16"
+    )
+    kind.add_argument(
+        "--version",
+        required=True,
+        type=cli.word,
+        help="runtime, such as v2-alpha-tpuv5-lite",
     )
     kind.add_argument(
         "--capacity", choices=CAPACITIES, default="on-demand", help="(%(default)s)"

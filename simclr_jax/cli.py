@@ -12,13 +12,22 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from simclr_jax import signals
-from simclr_jax.config import renamed, shipped
-from simclr_jax.errors import CheckpointError, InvalidInput, RunFailed, RunStopped
+from simclr_jax.config import explaining, shipped
+from simclr_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    InvalidInput,
+    RunFailed,
+    RunStopped,
+    printable,
+    printable_lines,
+)
 
 # The flags defined here show in the --help of the command that asks for them.
 flags.disclaim_key_flags()
 
 _FAILED, _USAGE_ERROR = 1, 2
+_MOST_SECS = 1_000_000
 _PROCESSES_FLAG = "coordinator_address"
 
 
@@ -119,6 +128,7 @@ def start_processes(workdir: str | None) -> None:
 
     cpu_memory.keep_freed_memory()
     values = flags.FLAGS
+    check_secs("startup_timeout_secs", values.startup_timeout_secs)
     processes.start(
         values.coordinator_address,
         values.num_processes,
@@ -141,6 +151,12 @@ def start_processes(workdir: str | None) -> None:
         _label_log_lines(jax.process_index())
 
 
+def check_secs(flag: str, secs: float) -> None:
+    """Raises ConfigError unless a flag's time ends within two weeks."""
+    if not 0 < secs <= _MOST_SECS:  # true of NaN, which bounds of flags let pass
+        raise ConfigError(f"--{flag}={secs}: must be positive and at most {_MOST_SECS}")
+
+
 def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
     """Parses the flags and runs a command.
 
@@ -159,33 +175,41 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    file = None
     try:
-        rest = flags.FLAGS(_with_located_config(argv))
+        located, file = _with_located_config(argv)
+        rest = flags.FLAGS(located)
         for name in flags.FLAGS:
             # A missing config file raises an error at its first use only.
-            getattr(flags.FLAGS[name].value, "keys", None)
-    except Exception as error:  # config files are programs and can raise anything
-        hints = [renamed.hint(text) for text in (*argv, str(error))]
-        _exit(next(filter(None, hints), error), _USAGE_ERROR)
+            value = flags.FLAGS[name].value
+            if name == "config" and not hasattr(value, "keys") and value is not None:
+                _exit(explaining.returned(value, str(file)), _USAGE_ERROR)
+    except ConfigError as error:
+        _exit(error, _USAGE_ERROR)
+    except (Exception, SystemExit) as error:  # a config file is a program
+        if isinstance(error, SystemExit) and not explaining.is_of_file(error, file):
+            raise  # of --help
+        _exit(explaining.explain(error, argv, file), _USAGE_ERROR)
     if len(rest) > 1:
         _exit(f"unexpected argument {rest[1]!r}", _USAGE_ERROR)
     return rest
 
 
-def _with_located_config(argv: list[str]) -> list[str]:
-    """The arguments with `--config=NAME` replaced by `--config=FILE`."""
+def _with_located_config(argv: list[str]) -> tuple[list[str], str | None]:
+    """The arguments with `--config=NAME` replaced by `--config=FILE`, and FILE."""
+    located, file = list(argv), None
     if "config" not in flags.FLAGS:
-        return argv
-    located = list(argv)
+        return located, None
     for number, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config"):
             continue
         if equals:
-            located[number] = f"{flag}={shipped.locate(value)}"
+            file = shipped.locate(value)
+            located[number] = f"{flag}={file}"
         elif number + 1 < len(argv):
-            located[number + 1] = shipped.locate(argv[number + 1])
-    return located
+            file = located[number + 1] = shipped.locate(argv[number + 1])
+    return located, file
 
 
 def _guarded(main: Callable[[], None]) -> None:
@@ -214,6 +238,19 @@ def _guarded(main: Callable[[], None]) -> None:
         raise
 
 
+def say(text: str) -> None:
+    """Prints the result of a command; characters that a terminal obeys are escaped."""
+    print(printable_lines(text), flush=True)
+
+
+class _Formatter(logging.Formatter):
+    """Escapes what a terminal obeys; lines after a record's first one are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        return printable_lines(super().format(record)).replace("\n", "\n  ")
+
+
 def _set_up_logging() -> None:
     """Logs the messages of this package, and only warnings of libraries."""
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -225,7 +262,7 @@ def _set_up_logging() -> None:
     for library in ("aiobotocore", "botocore", "gcsfs", "s3fs"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("simclr_jax")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -239,13 +276,13 @@ def _label_log_lines(process_index: int) -> None:
         logger.setLevel(logging.WARNING)
         layout = f"%(asctime)s [process {process_index}] %(message)s"
         for handler in logger.handlers:
-            handler.setFormatter(logging.Formatter(layout, "%H:%M:%S"))
+            handler.setFormatter(_Formatter(layout, "%H:%M:%S"))
 
 
 def _print(error: Exception | str) -> None:
     # Key errors quote their message; flag errors may have several lines.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    print("error:", printable(" ".join(str(message).split())), file=sys.stderr)
 
 
 def _exit(error: Exception | str, code: int) -> NoReturn:

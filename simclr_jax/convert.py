@@ -84,8 +84,8 @@ def main() -> None:
             config = module.get_config()
         config = convert.complete_config(config, weights)
     receipt = convert.write(_WORKDIR.value, config, weights, _INPUT.value)
-    print(convert.summary(receipt))
-    print(f"The run is in {_WORKDIR.value}.")
+    cli.say(convert.summary(receipt))
+    cli.say(f"The run is in {_WORKDIR.value}.")
 
 
 def _check_left_out() -> None:

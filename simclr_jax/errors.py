@@ -85,6 +85,22 @@ class ExportFailed(RunFailed):
     """An exported encoder whose features differ from the original's."""
 
 
+def printable(text: str) -> str:
+    r"""A text in one line, without what a terminal would obey: '\n' for a line's end.
+
+    Names of files, classes and tensors can hold control characters, such as those that
+    move a terminal's cursor, and marks that turn the direction of a line.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for each line of a text."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters, or its type.
 

@@ -89,7 +89,7 @@ def main() -> None:
         adapt=finetune.adapt,
     )
     if processes.is_main():
-        print(loop.table(results))
+        cli.say(loop.table(results))
 
 
 if __name__ == "__main__":

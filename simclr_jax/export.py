@@ -45,8 +45,8 @@ def main() -> None:
         pickled=_PTH.value,
         images=_IMAGES.value,
     )
-    print("\n".join(parity.lines()))
-    print(f"The export is in {_OUTPUT.value}; start with its README.md.")
+    cli.say("\n".join(parity.lines()))
+    cli.say(f"The export is in {_OUTPUT.value}; start with its README.md.")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from simclr_jax.errors import RunFailed
+from simclr_jax.errors import RunFailed, printable_lines
 from simclr_jax.parallel import processes
 
 
@@ -39,7 +39,7 @@ def print_all(verdicts: Iterable[Verdict]) -> None:
     for verdict in verdicts:
         bad += verdict.ok is False
         if processes.is_main():
-            print(verdict, flush=True)
+            print(printable_lines(str(verdict)), flush=True)
     if bad:
         raise RunFailed(f"{bad} check{'s' if bad > 1 else ''} failed")
     if processes.is_main():

@@ -25,6 +25,7 @@ os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 
+import bad_input_page  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from fidelity import Fidelity  # noqa: E402
@@ -39,6 +40,10 @@ processes.serve_virtual_devices()
 
 def pytest_addoption(parser):
     parser.addoption("--fidelity-page", help="Write the comparisons made to this file.")
+    parser.addoption("--bad-inputs-page", help="Write the bad inputs to this file.")
+    parser.addoption(
+        "--fuzz-secs", type=float, default=5, help="Time for each target in tests/fuzz."
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks for markers
@@ -53,16 +58,23 @@ def fidelity(request):
     return Fidelity(request.node.user_properties)
 
 
-_rows = []
+_rows: dict[str, list] = {"fidelity": [], "bad input": []}
 
 
 def pytest_runtest_logreport(report):
     # Properties travel with the reports from the workers to the process that prints.
     if report.when == "call" and report.passed:
-        _rows.extend(row for name, row in report.user_properties if name == "fidelity")
+        for name, row in report.user_properties:
+            _rows.get(name, []).append(row)
 
 
 def pytest_sessionfinish(session, exitstatus):
-    path = session.config.getoption("--fidelity-page")
-    if path and exitstatus == 0 and not hasattr(session.config, "workerinput"):
-        pathlib.Path(path).write_text(fidelity_page(_rows))
+    if exitstatus != 0 or hasattr(session.config, "workerinput"):
+        return
+    pages = {
+        "--fidelity-page": lambda: fidelity_page(_rows["fidelity"]),
+        "--bad-inputs-page": lambda: bad_input_page.page(_rows["bad input"]),
+    }
+    for option, page in pages.items():
+        if path := session.config.getoption(option):
+            pathlib.Path(path).write_text(page())

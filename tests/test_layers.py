@@ -120,6 +120,7 @@ def test_imports_run_downwards():
 DATA_FLOORS = (
     (
         "buffers",
+        "image_files",
         "optional",
         "pillow_decode",
         "preprocessing",

@@ -39,6 +39,7 @@ def main() -> None:
     from simclr_jax.bench import throughput
     from simclr_jax.training import cpu_memory
 
+    cli.check_secs("secs", _SECS.value)
     cpu_memory.keep_freed_memory()  # as training does, whose step is timed
     unknown = sorted(set(_MODES.value or ()) - set(PLACEMENTS))
     if unknown or not _MODES.value:

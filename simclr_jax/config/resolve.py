@@ -4,6 +4,7 @@ import logging
 
 from ml_collections import config_dict
 
+from simclr_jax.config import rules
 from simclr_jax.data.sampling import order
 from simclr_jax.errors import ConfigError
 
@@ -23,8 +24,8 @@ def resolve(
       num_examples: images in the training split.
 
     Raises:
-      ConfigError: the dataset is smaller than a batch, or the schedule is extended from
-        its end on.
+      ConfigError: the dataset is smaller than a batch, the training or the warm-up has
+        too many steps, or the schedule is extended from its end on.
     """
     config = config.copy_and_resolve_references()
     if config.batch.batch_size > num_examples:
@@ -44,7 +45,7 @@ def resolve(
             config.image_size,
             automatic,
         )
-    schedule = config.schedule
+    _warn_of_blur_without_effect(config)
     steps_per_epoch = order.steps_per_epoch(
         num_examples=num_examples,
         batch_size=config.batch.batch_size,
@@ -55,10 +56,34 @@ def resolve(
             f"config.data.block_size={config.data.block_size}: leaves no batch of "
             f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
         )
+    _set_steps(config.schedule, steps_per_epoch)
+    return config
+
+
+def _warn_of_blur_without_effect(config: config_dict.ConfigDict) -> None:
+    fraction = config.augment.blur.kernel_fraction
+    if "blur" in config.augment.operations and config.image_size * fraction < 2:
+        _LOG.warning(
+            "config.augment.blur.kernel_fraction=%g: is less than 2 of "
+            "config.image_size=%d pixels, so that 'blur' in config.augment.operations "
+            "changes nothing.",
+            fraction,
+            config.image_size,
+        )
+
+
+def _set_steps(schedule: config_dict.ConfigDict, steps_per_epoch: int) -> None:
+    """Turns epochs into steps, where these are not set."""
     for name in ("train", "warmup"):
-        if schedule[f"{name}_steps"] is None:
-            epochs = schedule[f"{name}_epochs"]
-            schedule[f"{name}_steps"] = round(epochs * steps_per_epoch)
+        steps, key = f"{name}_steps", f"{name}_steps"
+        if schedule[steps] is None:
+            key = f"{name}_epochs"
+            schedule[steps] = round(schedule[key] * steps_per_epoch)
+        if schedule[steps] > rules.MOST_STEPS:
+            raise ConfigError(
+                f"config.schedule.{key}={schedule[key]}: makes {schedule[steps]} "
+                f"steps, must be at most {rules.MOST_STEPS}"
+            )
     schedule.train_steps = max(schedule.train_steps, 1)
     if (schedule.extend_step or 0) >= schedule.train_steps:
         raise ConfigError(
@@ -72,4 +97,3 @@ def resolve(
             schedule.warmup_steps,
             schedule.train_steps,
         )
-    return config

@@ -1,7 +1,6 @@
 """The rules of all config keys; `validate` checks them before anything else."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,40 +16,59 @@ from simclr_jax.models import resnet
 
 Rule = tuple[str, Callable[[Any], bool], str]
 
-
-def _positive(*keys: str) -> list[Rule]:
-    return [(key, lambda v: 0 < v < math.inf, "must be positive") for key in keys]
-
-
-def _not_negative(*keys: str) -> list[Rule]:
-    rule = "must be finite and not negative"
-    return [(key, lambda v: 0 <= v < math.inf, rule) for key in keys]
+# JAX counts steps in 32 bits.
+MOST_STEPS = 2**31 - 1
+# Of images in a batch, and of channels of a layer.
+_MOST_IMAGES, _MOST_CHANNELS = 2**24, 2**20
 
 
-def _at_least_one(*keys: str) -> list[Rule]:
-    return [(key, lambda v: v >= 1, "must be at least 1") for key in keys]
+def _is_whole(value: Any) -> bool:
+    # True and False are integers in Python, but no numbers here.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _none_or_at_least_one(*keys: str) -> list[Rule]:
-    return [(key, lambda v: v is None or v >= 1, "must be at least 1") for key in keys]
+def _is_number(value: Any) -> bool:
+    # Comparisons of whole numbers with floats are exact, however large they are.
+    return _is_whole(value) or isinstance(value, float)
 
 
-def _none_or_positive(key: str) -> Rule:
-    return (key, lambda v: v is None or 0 < v < math.inf, "must be positive")
-
-
-def _share(*keys: str) -> list[Rule]:
-    return [(key, lambda v: 0 <= v <= 1, "must be between 0 and 1") for key in keys]
-
-
-def _decay(*keys: str) -> list[Rule]:
+def _whole(low: int, high: int, *keys: str, none: bool = False) -> list[Rule]:
+    rule = f"must be a whole number from {low} to {high}"
     return [
-        (key, lambda v: 0 <= v < 1, "must be at least 0 and below 1") for key in keys
+        (
+            key,
+            lambda v: (none and v is None) or (_is_whole(v) and low <= v <= high),
+            rule + (", or None" if none else ""),
+        )
+        for key in keys
     ]
 
 
-def _fraction(key: str) -> Rule:
-    return (key, lambda v: 0 < v <= 1, "must be above 0 and at most 1")
+def _between(low: float, high: float, *keys: str, none: bool = False) -> list[Rule]:
+    sign = "must be positive, " if low > 0 else "must be "
+    rule = f"{sign}between {low:g} and {high:g}"
+    return [
+        (
+            key,
+            lambda v: (none and v is None) or (_is_number(v) and low <= v <= high),
+            rule + (", or None" if none else ""),
+        )
+        for key in keys
+    ]
+
+
+def _share(*keys: str) -> list[Rule]:
+    return _between(0, 1, *keys)
+
+
+def _decay(*keys: str) -> list[Rule]:
+    rule = "must be at least 0 and below 1"
+    return [(key, lambda v: _is_number(v) and 0 <= v < 1, rule) for key in keys]
+
+
+def _fraction(*keys: str) -> list[Rule]:
+    rule = "must be above 0 and at most 1"
+    return [(key, lambda v: _is_number(v) and 0 < v <= 1, rule) for key in keys]
 
 
 def _one_of(key: str, allowed: Any) -> list[Rule]:
@@ -58,129 +76,190 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
     return [(key, lambda v: v in allowed, f"must be one of {names}")]
 
 
+def _flag(*keys: str) -> list[Rule]:
+    rule = "must be True or False"
+    return [(key, lambda v: isinstance(v, bool), rule) for key in keys]
+
+
+def _text(*keys: str) -> list[Rule]:
+    rule = "must be a text, not empty and without NUL"
+    return [(key, _is_text, rule) for key in keys]
+
+
+def _text_or_none(*keys: str) -> list[Rule]:
+    rule = "must be None or a text, not empty and without NUL"
+    return [(key, lambda v: v is None or _is_text(v), rule) for key in keys]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and "\0" not in value
+
+
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """A setting that is one value or several."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
+def _are(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: bool(as_tuple(v)) and all(map(holds, as_tuple(v)))
 
 
 _RULES: list[Rule] = [
-    *_not_negative("seed"),
-    ("image_size", lambda v: v >= 8, "must be at least 8"),
-    *_none_or_at_least_one("data.threads", "data.parallel_reads", "data.memory_mb"),
-    *_at_least_one("data.block_size"),
-    *_not_negative("data.in_memory_mb"),
+    # Keys of random numbers are made from 32 bits.
+    *_whole(0, 2**32 - 1, "seed"),
+    *_whole(8, 4096, "image_size"),
+    *_text("data.dataset", "data.split", "data.image_key", "data.label_key"),
+    *_text_or_none("data.data_dir"),
+    *_whole(1, 1024, "data.threads", none=True),
+    *_whole(1, 2**16, "data.parallel_reads", none=True),
+    *_whole(1, MOST_STEPS, "data.memory_mb", none=True),
+    *_whole(1, 2**16, "data.block_size"),
+    *_whole(0, MOST_STEPS, "data.in_memory_mb"),
     *_one_of("data.on_bad_record", ("replace", "stop")),
     *_share("data.bad_records_max"),
     *_one_of("augment.placement", composition.PLACEMENTS),
     *_one_of("augment.host_views", composition.HOST_VIEWS),
-    ("batch.batch_size", lambda v: v >= 2, "must be at least 2"),
-    ("batch.micro_batch_size", lambda v: v is None or v >= 2, "must be at least 2"),
+    *_whole(2, _MOST_IMAGES, "batch.batch_size"),
+    *_whole(2, _MOST_IMAGES, "batch.micro_batch_size", none=True),
+    *_flag("parallel.shard_state", "parallel.deterministic"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
     *_one_of("parallel.remat", models.REMATERIALIZATIONS),
     *_one_of("augment.crop.sampler", ("reference", "torchvision")),
-    *_positive(
-        "augment.crop.area_min", "augment.crop.ratio_min", "augment.blur.sigma_min"
-    ),
+    # No smaller crop has pixels, and no more oblong one fits into an image.
+    *_between(1e-6, 1, "augment.crop.area_min"),
+    *_between(1e-3, 1, "augment.crop.area_max"),
+    *_between(0.1, 10, "augment.crop.ratio_min", "augment.crop.ratio_max"),
+    # Pixels; a wider kernel than `kernel_fraction` is cut off.
+    *_between(0.01, 1000, "augment.blur.sigma_min", "augment.blur.sigma_max"),
+    *_fraction("augment.blur.kernel_fraction", "augment.cutout.size_fraction"),
     *_share(
         "encoder.sk_ratio",
         "encoder.se_ratio",
-        "augment.crop.area_max",
         "augment.flip.probability",
         "augment.color_jitter.probability",
         "augment.grayscale.probability",
         "augment.blur.probability",
-        "augment.blur.kernel_fraction",
         "augment.rotation.probability",
         "augment.cutout.probability",
-        "augment.cutout.size_fraction",
         "augment.noise.probability",
         "augment.sobel.probability",
+        # Of pixels from 0 to 1.
+        "augment.noise.stddev_min",
+        "augment.noise.stddev_max",
     ),
-    *_not_negative(
+    *_between(
+        0,
+        10,
         "augment.color_jitter.strength",
         "augment.color_jitter.brightness",
         "augment.color_jitter.contrast",
         "augment.color_jitter.saturation",
         "augment.color_jitter.hue",
-        "augment.noise.stddev_min",
     ),
     *_one_of("augment.color_jitter.brightness_mode", ("multiplicative", "additive")),
     *_one_of("encoder.depth", models.DEPTHS),
-    *_positive("encoder.width"),
+    # One filter in the first layer, or 1,024.
+    *_between(1 / 64, 16, "encoder.width"),
     *_one_of("encoder.stem", ("auto", *models.STEMS)),
+    *_flag("encoder.first_group_projection"),
     *_one_of("encoder.max_pool_padding", resnet.MAX_POOL_PADDINGS),
     *_one_of("encoder.normalization", resnet.NORMALIZATIONS),
     *_one_of("encoder.kernel_init", models.KERNEL_INITS),
     *_decay("encoder.batch_norm_momentum"),
-    *_positive("encoder.batch_norm_epsilon"),
+    *_between(1e-12, 1, "encoder.batch_norm_epsilon"),
     *_one_of("encoder.compute_dtype", ("float32", "bfloat16")),
     *_one_of("head.kind", models.HEAD_KINDS),
-    *_at_least_one("head.num_layers", "head.output_dim"),
-    *_none_or_at_least_one("head.hidden_dim"),
+    *_whole(1, 100, "head.num_layers"),
+    *_whole(1, _MOST_CHANNELS, "head.output_dim"),
+    *_whole(1, _MOST_CHANNELS, "head.hidden_dim", none=True),
     *_one_of("loss.name", losses.LOSSES),
     *_one_of("loss.form", ("auto", "global", "streaming")),
-    *_positive("loss.temperature", "loss.weight_temperature", "loss.margin"),
+    *_flag("loss.normalize", "loss.semi_hard"),
+    # float32 holds exp(1 / temperature) down to 0.012, and differences of exponents
+    # below that; at 0.001 one pair decides alone.
+    *_between(
+        1e-3,
+        1e3,
+        "loss.temperature",
+        "loss.weight_temperature",
+        "loss.margin",
+        "evaluation.knn_temperature",
+    ),
     *_one_of("optimizer.name", optim.OPTIMIZERS),
-    *_positive("optimizer.learning_rate", "optimizer.trust_coefficient"),
+    # What float32 has; rates that make a training diverge end it with an error.
+    *_between(
+        1e-30,
+        1e30,
+        "optimizer.learning_rate",
+        "optimizer.trust_coefficient",
+        "evaluation.sgd_learning_rate",
+    ),
     *_one_of("optimizer.scaling", optim.SCALING_RULES),
-    *_not_negative("optimizer.weight_decay"),
+    *_between(0, 1, "optimizer.weight_decay"),
+    *_flag("optimizer.nesterov", "probe.enabled", "log.tensorboard"),
     *_decay("optimizer.momentum", "optimizer.b1", "optimizer.b2"),
-    _none_or_positive("optimizer.clip_norm"),
+    *_between(1e-30, 1e30, "optimizer.clip_norm", none=True),
     *_one_of("optimizer.on_nonfinite", ("stop", "skip")),
-    *_at_least_one("optimizer.max_skipped_steps"),
-    *_positive("schedule.train_epochs"),
-    *_not_negative("schedule.warmup_epochs"),
-    *_none_or_at_least_one("schedule.train_steps", "checkpoint.keep_every_steps"),
-    ("schedule.warmup_steps", lambda v: v is None or v >= 0, "must not be negative"),
+    *_whole(1, MOST_STEPS, "optimizer.max_skipped_steps"),
+    *_between(1e-6, 1e6, "schedule.train_epochs", "evaluation.sgd_epochs"),
+    *_between(0, 1e6, "schedule.warmup_epochs"),
+    *_whole(1, MOST_STEPS, "schedule.train_steps", none=True),
+    *_whole(0, MOST_STEPS, "schedule.warmup_steps", none=True),
+    *_whole(1, MOST_STEPS, "checkpoint.keep_every_steps", none=True),
     *_one_of("schedule.extend", optim.EXTENSIONS),
-    *_none_or_at_least_one("schedule.extend_step"),
-    _none_or_positive("schedule.extend_learning_rate"),
-    *_at_least_one(
+    *_whole(1, MOST_STEPS, "schedule.extend_step", none=True),
+    *_between(1e-30, 1e30, "schedule.extend_learning_rate", none=True),
+    *_flag("checkpoint.checksums"),
+    *_whole(
+        1,
+        MOST_STEPS,
         "log.every_steps",
         "checkpoint.every_steps",
         "checkpoint.keep_last",
-        "evaluation.batch_size",
         "evaluation.lbfgs_steps",
-        "evaluation.sgd_batch_size",
     ),
-    _none_or_positive("checkpoint.every_secs"),
-    _fraction("evaluation.crop_proportion"),
+    *_whole(1, _MOST_IMAGES, "evaluation.batch_size", "evaluation.sgd_batch_size"),
+    (
+        "checkpoint.every_secs",
+        lambda v: v is None or (_is_number(v) and 0 < v <= MOST_STEPS),
+        f"must be None, or positive and at most {MOST_STEPS}",
+    ),
+    *_text("evaluation.train_split", "evaluation.test_split"),
+    *_between(0.01, 1, "evaluation.crop_proportion"),
     *_one_of("evaluation.resize", preprocessing.RESIZES),
-    ("evaluation.layer", lambda v: v >= -1, "must be at least -1"),
+    *_whole(-1, 100, "evaluation.layer"),
     (
         "evaluation.knn_k",
-        lambda v: bool(as_tuple(v)) and all(_is_count(k) for k in as_tuple(v)),
-        "must be one or more whole numbers of at least 1",
-    ),
-    *_positive(
-        "evaluation.knn_temperature",
-        "evaluation.sgd_epochs",
-        "evaluation.sgd_learning_rate",
+        _are(lambda k: _is_whole(k) and 1 <= k <= MOST_STEPS),
+        f"must be one or more whole numbers of at least 1 and at most {MOST_STEPS}",
     ),
     *_decay("evaluation.sgd_momentum"),
     (
         "evaluation.l2_penalties",
-        lambda v: len(v) > 0 and min(v) >= 0,
-        "must be one or more numbers, none negative",
+        _are(lambda p: _is_number(p) and 0 <= p <= 1e6),
+        "must be one or more numbers between 0 and 1e+06",
     ),
 ]
 
 # Of groups that only some configs have.
 _MORE_RULES: dict[str, list[Rule]] = {
     "finetune": [
-        _fraction("finetune.label_fraction"),
-        ("finetune.layer", lambda v: v >= -1, "must be at least -1"),
-        ("finetune.after_group", lambda v: -1 <= v <= 4, "must be between -1 and 4"),
+        *_fraction("finetune.label_fraction"),
+        *_whole(-1, 100, "finetune.layer"),
+        *_whole(-1, 4, "finetune.after_group"),
         *_one_of("finetune.batch_norm", ("train", "frozen")),
+        *_text_or_none("finetune.init_from", "finetune.init_checksum"),
     ],
     "distill": [
-        _fraction("distill.label_fraction"),
-        *_positive("distill.temperature"),
+        *_fraction("distill.label_fraction"),
+        *_between(1e-3, 1e3, "distill.temperature"),
         *_share("distill.labelled_weight"),
+        *_text_or_none(
+            "distill.teacher",
+            "distill.teacher_checksum",
+            "distill.init_from",
+            "distill.init_checksum",
+        ),
     ],
 }
 
@@ -192,6 +271,21 @@ _ORDERED = (
 )
 
 
+def check_keys(config: dict[str, Any], *, file: str) -> None:
+    """Checks that a file has every key, whatever its value.
+
+    Raises:
+      ConfigError: one is missing, or is no name of a key.
+    """
+    flat = identity.flatten(config)
+    missing = sorted({key for key, _, _ in _RULES} - flat.keys())
+    if missing:
+        raise ConfigError(f"file {file}: lacks the key {missing[0]}")
+    names = [name for key in flat for name in key.split(".")]
+    if not all(map(str.isidentifier, names)):
+        raise ConfigError(f"file {file}: has keys that are no names")
+
+
 @contextlib.contextmanager
 def _as_config_error(key: str) -> Iterator[None]:
     try:
@@ -199,7 +293,7 @@ def _as_config_error(key: str) -> Iterator[None]:
     except (KeyError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"config.{key}: missing or of the wrong type ({error})"
-        ) from (error)
+        ) from error
 
 
 def validate(config: config_dict.ConfigDict) -> None:
@@ -222,7 +316,12 @@ def validate(config: config_dict.ConfigDict) -> None:
         if not valid:
             if isinstance(value, str) and value in renamed.VALUES.get(key, {}):
                 rule = f"is now called {renamed.VALUES[key][value]!r}"
-            raise ConfigError(f"config.{key}={value!r}: {rule}")
+            raise ConfigError(f"config.{key}={_shown(value)}: {rule}")
+    _check_pairs(config, flat)
+    _check_augmentations(config)
+
+
+def _check_pairs(config: config_dict.ConfigDict, flat: dict[str, Any]) -> None:
     for low, high in _ORDERED:
         with _as_config_error(high):
             ordered = flat[low] <= flat[high]
@@ -238,7 +337,12 @@ def validate(config: config_dict.ConfigDict) -> None:
             f"config.batch.batch_size={batch.batch_size}"
         )
     _check_extension(config.schedule)
-    _check_augmentations(config)
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it; the ends of a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-30:]}"
 
 
 def _check_extension(schedule: config_dict.ConfigDict) -> None:
@@ -259,7 +363,15 @@ def _check_extension(schedule: config_dict.ConfigDict) -> None:
 
 
 def _check_augmentations(config: config_dict.ConfigDict) -> None:
-    operations = tuple(config.augment.operations)
+    operations = config.augment.operations
+    are_names = isinstance(operations, tuple | list) and all(
+        isinstance(name, str) for name in operations
+    )
+    if not are_names:
+        raise ConfigError(
+            f"config.augment.operations={_shown(operations)}: must be a tuple of names"
+        )
+    operations = tuple(operations)
     known = draws.COUNTS
     for name in operations:
         if name not in known:
@@ -285,8 +397,9 @@ def _check_augmentations(config: config_dict.ConfigDict) -> None:
     jitter = config.augment.color_jitter
     if jitter.hue * jitter.strength > 0.5:
         raise ConfigError(
-            f"config.augment.color_jitter.hue={jitter.hue!r}: times strength="
-            f"{jitter.strength!r} must be at most 0.5 (half a turn reaches every hue)"
+            f"config.augment.color_jitter.hue={jitter.hue!r}: times "
+            f"config.augment.color_jitter.strength={jitter.strength!r} must be at most "
+            "0.5 (half a turn reaches every hue)"
         )
 
 

@@ -79,11 +79,17 @@ class Buffers:
         prefetch = min((memory_mb * _MIB - fixed) // max(batch_bytes, 1), _MAX_PREFETCH)
         if prefetch < 1:
             needed = -(-(fixed + batch_bytes) // _MIB)
+            costs = {
+                f"config.data.threads={threads}": threads * _BYTES_PER_THREAD,
+                f"config.data.block_size={block_size}": records,
+                "config.batch.batch_size and image_size": needed * _MIB - working,
+            }
             raise DataError(
                 f"config.data.memory_mb={memory_mb}{why}: must be at least {needed}, "
                 f"for {_BATCHES_IN_USE + 1} slices of a batch of "
                 f"{batch_bytes / _MIB:.0f} MiB each, {threads} threads and "
-                f"{parallel_reads} parallel reads of {per_read} images"
+                f"{parallel_reads} parallel reads of {per_read} images; most of it "
+                f"follows from {max(costs, key=lambda key: costs[key])}"
             )
         return cls(
             threads=threads,

@@ -9,6 +9,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from simclr_jax.data.image_files import open_image
+
 
 def decode_rgb(content: bytes) -> np.ndarray:
     """JPEG or PNG bytes to uint8 [H, W, 3].
@@ -19,7 +21,7 @@ def decode_rgb(content: bytes) -> np.ndarray:
     Raises:
       Exception: whatever Pillow raises on damaged data.
     """
-    with Image.open(io.BytesIO(content)) as image:
+    with _opened(content) as image:
         if image.mode.startswith("I"):  # 16 bits of grey
             grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=-1)
@@ -28,5 +30,9 @@ def decode_rgb(content: bytes) -> np.ndarray:
 
 def image_shape(content: bytes) -> tuple[int, int]:
     """(height, width) of an image file, read from its header."""
-    with Image.open(io.BytesIO(content)) as image:
+    with _opened(content) as image:
         return image.height, image.width
+
+
+def _opened(content: bytes) -> Image.Image:
+    return open_image(io.BytesIO(content), num_bytes=len(content))

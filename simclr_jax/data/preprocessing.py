@@ -5,6 +5,7 @@ pipelines run the same arithmetic in TensorFlow (`definition.center_crop_and_res
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 # bicubic: as tf.image.resize. bicubic_legacy: as TensorFlow 1, with which Google's
 # published SimCLR weights were trained.
 RESIZES = ("bicubic", "bicubic_legacy")
+_NO_IMAGE = "images: must be an array or list of one image or more"
 _TAPS = 4
 # TensorFlow looks its weights up in a table of 1024 sub-pixel positions.
 _TABLE_SIZE = 1024
@@ -89,13 +91,17 @@ class Preprocessing:
             values outside [0, 1].
         """
         if isinstance(images, list | tuple):
-            return np.stack([self._prepare(np.asarray(image)) for image in images])
-        images = np.asarray(images)
+            if not images:
+                raise ValueError(_NO_IMAGE)
+            return np.stack([self._prepare(as_array(image)) for image in images])
+        images = as_array(images)
         return self._prepare(images[None] if images.ndim == 3 else images)
 
     def _prepare(self, images: np.ndarray) -> np.ndarray:
         """Images [..., H, W, 3] of one size."""
         shape = images.shape
+        if images.ndim == 4 and not len(images):
+            raise ValueError(_NO_IMAGE)
         if images.ndim not in (3, 4) or shape[-1] != 3 or images.size == 0:
             raise ValueError(f"image has shape {shape[-3:]}: must be [H, W, 3]")
         height, width = shape[-3:-1]
@@ -115,16 +121,37 @@ class Preprocessing:
         return np.clip(images, 0.0, 1.0)
 
 
+def as_array(images: Any) -> np.ndarray:
+    """Images as a NumPy array; raises ValueError for what is no array of numbers."""
+    try:
+        array = np.asarray(images)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"images: cannot be an array ({error}); must be arrays of one shape, or a "
+            "list of images"
+        ) from error
+    if array.dtype.kind in "OUSMm" or (array.dtype.kind == "V" and array.dtype.names):
+        raise ValueError(
+            f"images: are of type {type(images).__name__}: must be an array [N, H, W, "
+            "3] or [H, W, 3], or a list of images"
+        )
+    return array
+
+
 def _in_unit_range(images: np.ndarray) -> np.ndarray:
     """uint8 or floats as float32 in [0, 1]; raises ValueError for anything else."""
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
+    if images.dtype.name == "bfloat16":  # JAX's, which NumPy takes for no float
+        images = images.astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"image has dtype {images.dtype}: must be uint8 or float")
-    low, high = images.min(), images.max()
+    low, high = float(images.min()), float(images.max())
+    if math.isnan(low):  # of NaN and numbers it is NaN
+        raise ValueError("float image has NaN: all values must be values in [0, 1]")
     if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"float image has values in [{low:.3g}, {high:.3g}]: must be in [0, 1] (or "
+            f"float image has values in [{low:.9g}, {high:.9g}]: must be in [0, 1] (or "
             "pass uint8 in [0, 255])"
         )
     return images.astype(np.float32)

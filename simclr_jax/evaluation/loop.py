@@ -11,7 +11,7 @@ from simclr_jax import parallel
 from simclr_jax.config import rules
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import ConfigError
+from simclr_jax.errors import ConfigError, printable_lines
 from simclr_jax.evaluation import (
     datasets,
     features,
@@ -275,7 +275,7 @@ def train_and_classify(
     if classify:
         results = evaluate(workdir, ["classifier"])
         if processes.is_main():
-            print(table(results))
+            print(printable_lines(table(results)))
 
 
 def table(results: dict[str, Results]) -> str:

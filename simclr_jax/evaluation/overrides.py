@@ -73,7 +73,9 @@ def _apply(
         value = _parse_like(current, text)
         if value is None:
             kind = type(current).__name__
-            raise ConfigError(f"--set={override}: the value must be of type {kind}")
+            raise ConfigError(
+                f"--set={override[:200]}: the value must be of type {kind}"
+            )
         changes[key] = value
     with result.ignore_type():
         result.update_from_flattened_dict(changes)
@@ -84,7 +86,7 @@ def _parse_like(current: Any, text: str) -> Any:
     """The parsed value, or None if its type is not that of `current`."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # of numbers and lists without an end, too
         value = text
     if isinstance(current, tuple | list):
         # One number means a list of one.

@@ -1,6 +1,7 @@
 """Results of protocols, and the files that record them."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from simclr_jax.runs import atomic
 from simclr_jax.weights import encoder as encoders
 
 _LOG = logging.getLogger(__name__)
+_MAX_NAME = 120  # of a folder; file systems take 255 bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +52,20 @@ def folder(context: Context) -> epath.Path:
     """The folder of what is measured on a dataset.
 
     `eval/` for the run's own; `eval/<dataset>/` for another one, with other characters
-    than letters, digits, '.', '_' and '-' replaced by '-'.
+    than letters, digits, '.', '_' and '-' replaced by '-', and the end of a long name
+    by a checksum.
     """
     network = context.network
     assert network is not None
     root = paths.as_path(context.workdir) / "eval"
     if context.dataset.name == network.config["data"]["dataset"]:
         return root
-    return root / re.sub(r"[^A-Za-z0-9._-]+", "-", context.dataset.name).strip("-.")
+    name = context.dataset.name
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if len(short) > _MAX_NAME or not short:
+        digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+        short = f"{short[:_MAX_NAME]}-{digest[:8]}"
+    return root / short
 
 
 def check_unchanged(name: str, context: Context, checksum_before: str) -> None:

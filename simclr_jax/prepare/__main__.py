@@ -85,7 +85,7 @@ def main() -> None:
         scratch=_SCRATCH.value,
     )
     classes = manifest["class_names"]
-    print(
+    cli.say(
         f"{manifest['num_images']:,} images in "
         f"{len(classes) if classes else 'no'} classes, "
         f"{manifest['num_broken']:,} broken files, "

@@ -106,7 +106,7 @@ class ZipInput:
         """See `Input`."""
         found = []
         for number, member in enumerate(_open_zip(self.name).infolist()):
-            if not member.is_dir():
+            if member.filename and not member.is_dir():
                 path = posixpath.normpath(member.filename).lstrip("/")
                 found.append(Entry(path, member.file_size, member.CRC, number))
         return found
@@ -116,7 +116,9 @@ class ZipInput:
         archive = _open_zip(self.name)
         try:
             return archive.read(archive.infolist()[entry.place])
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile raises anything on damaged archives
             raise ValueError(first_line(error)) from error
 
 
@@ -125,7 +127,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
     # Kept open: a large archive's table of contents takes seconds to read.
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile raises anything on damaged archives
         raise DataError(
             f"--input: file {path}: is no whole .zip file ({first_line(error)})"
         ) from error

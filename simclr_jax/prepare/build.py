@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from simclr_jax.data.image_files import MAX_PIXELS
 from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
@@ -59,12 +60,16 @@ class Options:
             ),
             "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and below 1"),
             "resize_short_side": (
-                self.resize_short_side is None or self.resize_short_side >= 1,
-                "at least 1 pixel",
+                self.resize_short_side is None
+                or 1 <= self.resize_short_side <= MAX_PIXELS,
+                f"from 1 to {MAX_PIXELS} pixels",
             ),
             "resize_filter": (self.resize_filter in FILTERS, " or ".join(FILTERS)),
             "jpeg_quality": (1 <= self.jpeg_quality <= 100, "from 1 to 100"),
-            "shard_size_mb": (self.shard_size_mb > 0, "above 0"),
+            "shard_size_mb": (
+                1e-3 <= self.shard_size_mb <= 1e6,
+                "between 0.001 and 1000000",
+            ),
         }
         for name, (fits, rule) in rules.items():
             if not fits:
@@ -195,6 +200,7 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         val_fraction=options.val_fraction,
         drop_duplicates=options.drop_duplicates,
         shard_bytes=int(options.shard_size_mb * 1e6),
+        name=options.input,
     )
     receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
     manifest = {
@@ -224,7 +230,14 @@ def _agree_on_plan(options: Options, listing: Listing, target: Output) -> None:
     if not path.exists():
         files.write_text(path, json.dumps(plan))
         return
-    other = json.loads(path.read_text())
+    try:
+        other = json.loads(path.read_text())
+        other["options"].items()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"file {path}: is damaged ({first_line(error)}); remove the folder "
+            f"{target.work} to start again"
+        ) from error
     _compare(options, other["options"], target, "unfinished work")
     if other.get("work_version") != _WORK_VERSION:
         raise DataError(

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from simclr_jax.data.image_files import open_image
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.errors import printable
 from simclr_jax.prepare.entries import Listing
 from simclr_jax.prepare.layout import Run, Shard
 from simclr_jax.prepare.parts import FOOTER, HEADER, Table, replace
@@ -112,8 +114,8 @@ def write_tfds_files(
             "pythonClassName": f"{package}.class_label_feature.ClassLabel",
             "classLabel": {"numClasses": str(len(class_names))},
         }
-        # TFDS takes one name a line, without blanks around it.
-        write_text(folder / "label.labels.txt", "\n".join(class_names) + "\n")
+        lines = "\n".join(label_lines(class_names))
+        write_text(folder / "label.labels.txt", lines + "\n")
     description = {
         "pythonClassName": f"{package}.features_dict.FeaturesDict",
         "featuresDict": {"features": features},
@@ -156,7 +158,24 @@ def write_lists(
 
 
 def _one_line(text: str) -> str:
-    return "".join(" " if ord(c) < 32 or ord(c) == 127 else c for c in text)
+    r"""A column of a list; `\\` stands for a backslash and `\n` for a line's end."""
+    return printable(text.replace("\\", "\\\\"))
+
+
+def label_lines(class_names: list[str]) -> list[str]:
+    """Names of classes as TFDS takes them: a line each, without blanks around it.
+
+    All differ, and common names are themselves; the manifest has them unchanged.
+    """
+    lines: list[str] = []
+    taken = set()
+    for number, name in enumerate(class_names):
+        line = printable(name).strip() or "_"
+        if line in taken:
+            line = f"{line}_{number}"
+        taken.add(line)
+        lines.append(line)
+    return lines
 
 
 def dataset_checksum(
@@ -228,7 +247,7 @@ def write_preview(path: pathlib.Path, records: list[bytes]) -> None:
     for i, record in enumerate(records):
         example = tf.train.Example.FromString(record)
         content = example.features.feature["image"].bytes_list.value[0]
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content), num_bytes=len(content)) as image:
             tile = ImageOps.fit(image.convert("RGB"), (side, side))
         row, column = divmod(i, _PREVIEW_COLUMNS)
         grid.paste(tile, (column * side, row * side))

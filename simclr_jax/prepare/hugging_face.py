@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from simclr_jax.data.sources.base import NO_LABEL
@@ -43,8 +44,7 @@ class TableInput:
         self._files = files
         _import_pyarrow(root)
         schema = _open_table(os.path.join(root, files[0][0])).schema
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = features.get("info", {}).get("features", {})
+        features = _declared(root, schema)
         image = _image_column(schema, features)
         if image is None:
             raise DataError(
@@ -156,6 +156,18 @@ def _import_pyarrow(root: str) -> None:
         ) from error
 
 
+def _declared(root: str, schema: Any) -> dict[str, Any]:
+    """What a table's metadata say of its columns."""
+    content = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(content).get("info", {}).get("features", {})
+        return dict(features.items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"--input: {root}: has damaged metadata ({first_line(error)})"
+        ) from error
+
+
 def _image_column(schema: Any, features: dict) -> str | None:
     """The column declared as images, or one that looks like it."""
     declared = [
@@ -174,7 +186,7 @@ def _label_column(schema: Any, features: dict) -> tuple[str | None, list[str]]:
     """The column of classes and their names."""
     for name, feature in features.items():
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            return name, list(feature["names"])
+            return name, [str(name) for name in feature.get("names", ())]
     for name in ("label", "labels"):
         if name in schema.names and str(schema.field(name).type).startswith("int"):
             return name, []
@@ -184,16 +196,19 @@ def _label_column(schema: Any, features: dict) -> tuple[str | None, list[str]]:
 def find_files(folder: str) -> list[tuple[str, str | None]]:
     """The files of a saved dataset, or all parquet files below a folder."""
     if os.path.exists(os.path.join(folder, "dataset_dict.json")):
-        with open(os.path.join(folder, "dataset_dict.json")) as file:
-            splits = json.load(file)["splits"]
+        splits = _names(folder, "dataset_dict.json", lambda content: content["splits"])
         return [
             (f"{split}/{name}", split)
             for split in splits
             for name, _ in find_files(os.path.join(folder, split))
         ]
     if os.path.exists(os.path.join(folder, "state.json")):
-        with open(os.path.join(folder, "state.json")) as file:
-            return [(f["filename"], None) for f in json.load(file)["_data_files"]]
+        names = _names(
+            folder,
+            "state.json",
+            lambda content: [file["filename"] for file in content["_data_files"]],
+        )
+        return [(name, None) for name in names]
     found = []
     for place, _, names in os.walk(folder):
         for name in names:
@@ -205,3 +220,26 @@ def find_files(folder: str) -> list[tuple[str, str | None]]:
         (path, match.group(1) if named and match else None)
         for path, match in zip(found, matches, strict=True)
     )
+
+
+def _names(folder: str, file: str, find: Callable[[Any], Any]) -> list[str]:
+    """Names of splits or files that a dataset's own file lists.
+
+    Raises:
+      DataError: it is damaged, or has names that lead elsewhere.
+    """
+    path = os.path.join(folder, file)
+    try:
+        with open(path, encoding="utf-8") as opened:
+            names = list(find(json.load(opened)))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"--input: file {path}: is damaged ({first_line(error)})"
+        ) from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise DataError(
+                f"--input: file {path}: names {name!r}: must be letters, digits, '_', "
+                "'.' and '-'"
+            )
+    return names

@@ -12,14 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from simclr_jax.data.image_files import NotAnImage, open_image
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.tf_decode import decode_rgb
 from simclr_jax.errors import first_line
 
-# What Pillow may try: some of its other formats start programs (EPS) or are no images.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# Modes that lose their meaning in 8 bits (TensorFlow reads 16-bit PNG on its own).
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,10 +28,6 @@ _EXTRANEOUS = re.compile(
     r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9"
 )
 _MAX_EXTRANEOUS = 16
-
-
-class NotAnImage(ValueError):
-    """A file that cannot be fully decoded; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +63,8 @@ def check_image(content: bytes, encoding: Encoding) -> CheckedImage:
     PNG.
 
     Raises:
-      NotAnImage: one of the two cannot decode all of it, or it is an animation.
+      NotAnImage: one of the two cannot decode all of it, or it breaks a rule of
+        `image_files`.
     """
     if not content:
         raise NotAnImage("is empty")
@@ -105,23 +99,12 @@ def check_image(content: bytes, encoding: Encoding) -> CheckedImage:
 def _load(content: bytes) -> Image.Image:
     """All pixels, by Pillow."""
     with warnings.catch_warnings():
-        # Of odd metadata and of sizes that are large but no danger.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of odd metadata
+        image = open_image(io.BytesIO(content), num_bytes=len(content))
         try:
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
-            # A JPEG of several pictures (MPO) is its first one to every decoder.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                frames = getattr(image, "n_frames", "several")
-                raise NotAnImage(f"is an animation or has pages ({frames} frames)")
-            if image.format != "PNG" and image.mode in _DEEP_MODES:
-                raise NotAnImage(f"has pixels of kind {image.mode}, not 8 bits")
             image.load()
-        except (NotAnImage, MemoryError):
+        except MemoryError:
             raise
-        except Image.UnidentifiedImageError as error:
-            raise NotAnImage(
-                f"is no image of a known kind (begins with {content[:12]!r})"
-            ) from error
         except Exception as error:  # decoders raise anything on broken data
             raise NotAnImage(f"Pillow: {first_line(error)}") from error
     return image

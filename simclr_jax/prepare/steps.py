@@ -87,6 +87,7 @@ def choose(
     val_fraction: float,
     drop_duplicates: bool,
     shard_bytes: int,
+    name: str,
 ) -> Images:
     """Decides which images are kept, and divides them among splits and shards.
 
@@ -98,7 +99,7 @@ def choose(
     keep = table.reason == ""
     if not keep.any():
         raise DataError(
-            f"--input: all {len(keep)} files are broken, such as "
+            f"--input={name}: all {len(keep)} files are broken, such as "
             f"{listing.entries[0].path}: {table.reason[0]}"
         )
     if drop_duplicates:

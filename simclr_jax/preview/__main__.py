@@ -15,9 +15,11 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "The picture, such as views.png; the suffix is the format."
 )
 _NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", 6, "Images, one per row.", lower_bound=1
+    "num_images", 6, "Images, one per row.", lower_bound=1, upper_bound=1000
 )
-_NUM_VIEWS = flags.DEFINE_integer("num_views", 8, "Views of each image.", lower_bound=1)
+_NUM_VIEWS = flags.DEFINE_integer(
+    "num_views", 8, "Views of each image.", lower_bound=1, upper_bound=1000
+)
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
         num_images=_NUM_IMAGES.value,
         num_views=_NUM_VIEWS.value,
     )
-    print(f"wrote {_OUTPUT.value}")
+    cli.say(f"wrote {_OUTPUT.value}")
 
 
 if __name__ == "__main__":

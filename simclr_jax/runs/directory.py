@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from simclr_jax import paths
-from simclr_jax.config import identity
+from simclr_jax.config import identity, rules
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import ConfigError, first_line
 from simclr_jax.parallel import processes
@@ -118,8 +118,18 @@ def read_config(workdir: str) -> dict[str, Any]:
         raise ConfigError(f"--workdir={workdir}: is no run directory (has no {CONFIG})")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"file {path}: is no valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise ConfigError(f"file {path}: is no valid JSON ({reason})") from error
+    except Exception as error:
+        if not paths.is_failure(error):
+            raise
+        raise ConfigError(f"file {path}: cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"file {path}: must hold a JSON object")
-    return format_version.upgrade(config, file=str(path))
+    try:
+        config = format_version.upgrade(config, file=str(path))
+    except (AttributeError, TypeError) as error:  # a value where a group should be
+        raise ConfigError(f"file {path}: is damaged ({first_line(error)})") from error
+    rules.check_keys(config, file=str(path))
+    return config

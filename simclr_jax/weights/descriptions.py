@@ -9,7 +9,7 @@ from etils import epath
 
 from simclr_jax import paths
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.errors import DataError
+from simclr_jax.errors import DataError, first_line
 from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 
@@ -94,9 +94,20 @@ def read_preprocessing(folder: pathlib.Path) -> Preprocessing:
     content = read_json(folder / PREPROCESSING)
     names = [field.name for field in dataclasses.fields(Preprocessing)]
     try:
-        return Preprocessing(**{name: content[name] for name in names})
+        found = Preprocessing(**{name: content[name] for name in names})
     except KeyError as error:
         raise DataError(f"file {folder / PREPROCESSING}: lacks {error}") from error
+    size, proportion = found.image_size, found.crop_proportion
+    is_valid = (
+        isinstance(size, int)
+        and size > 0
+        and isinstance(proportion, int | float)
+        and 0 < proportion <= 1
+        and found.resize in _RESIZES
+    )
+    if not is_valid:
+        raise DataError(f"file {folder / PREPROCESSING}: has no such {found}")
+    return found
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -112,8 +123,8 @@ def read_json(path: pathlib.Path | epath.Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"file {path}: cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"file {path}: must hold a JSON object")
     return content

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.config import identity, resolve, rules
-from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.data.preprocessing import Preprocessing, as_array
 from simclr_jax.models import (
     ProjectionHead,
     ResNet,
@@ -22,7 +22,7 @@ from simclr_jax.models import (
     create_projection_head,
 )
 from simclr_jax.models.simclr import Tree
-from simclr_jax.runs import checkpoints, directory
+from simclr_jax.runs import checkpoints, damage, directory
 from simclr_jax.training import build
 
 # How an encoder is computed; weights do not depend on it.
@@ -169,6 +169,8 @@ class PretrainedEncoder:
     def _head(self, layer: int) -> Tree:
         """The variables of the projection head, if it has such a layer."""
         num_layers = self.head.num_outputs
+        if not isinstance(layer, int | np.integer) or isinstance(layer, bool):
+            raise ValueError(f"layer={layer!r}: must be a whole number")
         if not -num_layers <= layer < num_layers:
             raise ValueError(
                 f"layer={layer}: must be between 0 (h) and {num_layers - 1}, or -1, "
@@ -200,8 +202,12 @@ def encode_in_batches(
     Returns:
       [N, D].
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(
+            f"batch_size={batch_size!r}: must be a whole number of at least 1"
+        )
     if not isinstance(images, list | tuple):
-        images = np.atleast_1d(np.asarray(images))
+        images = np.atleast_1d(as_array(images))
         images = images[None] if images.ndim == 3 else images
     size = -(-min(batch_size, len(images)) // num_devices) * num_devices
     if not size:
@@ -267,6 +273,16 @@ def _logits(
     return logits + classifier["bias"]
 
 
+def _described(description: dict[str, Any]) -> tuple[SimCLR, Preprocessing]:
+    model = SimCLR(
+        encoder=build.make_encoder(description["encoder"]),
+        head=build.make_head(description["head"]),
+        num_classes=description["num_classes"],
+        fine_tuned=description.get("fine_tuned", False),
+    )
+    return model, Preprocessing(**description["preprocessing"])
+
+
 def load(
     workdir: str,
     *,
@@ -284,15 +300,11 @@ def load(
     """
     folder, step = checkpoints.open_for_reading(workdir, step, folder_name)
     description = checkpoints.read_description(folder)
+    model, preprocessing = damage.read(
+        folder, "description", lambda: _described(description)
+    )
     if check is not None:
         check(description["encoder"])
-    model = SimCLR(
-        encoder=build.make_encoder(description["encoder"]),
-        head=build.make_head(description["head"]),
-        num_classes=description["num_classes"],
-        fine_tuned=description.get("fine_tuned", False),
-    )
-    preprocessing = Preprocessing(**description["preprocessing"])
     size = preprocessing.image_size
     params, batch_stats = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, size, size, 3))
@@ -335,6 +347,9 @@ def initialize(config: config_dict.ConfigDict) -> PretrainedEncoder:
       ConfigError: the config has a value that breaks a rule.
     """
     rules.validate(config)
+    config = config.copy_and_resolve_references()
+    # No images are known here, and so no steps; initial weights do not depend on them.
+    config.schedule.train_steps, config.schedule.warmup_steps = 1, 0
     config = resolve.resolve(config, num_examples=config.batch.batch_size)
     model = build.make_model(config, num_classes=None)
     variables, heads = _init(model, config)

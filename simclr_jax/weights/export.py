@@ -73,7 +73,7 @@ def export(
         text = model_card.text(
             format_, original, result, lines=lines, workdir=paths.as_path(workdir)
         )
-        folder_name = paths.absolute(output).name
+        folder_name = model_card.in_quotes(paths.absolute(output).name)
         text = text.replace(descriptions.FOLDER, folder_name)
         (unfinished / descriptions.CARD).write_text(text, encoding="utf-8")
     return result

@@ -1,6 +1,8 @@
 """Opens a pretrained encoder: a run, a checkpoint or an exported folder."""
 
 import dataclasses
+import numbers
+import os
 import pathlib
 from typing import Any, NoReturn
 
@@ -66,6 +68,11 @@ _INSIDE = (
 
 def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderProgram:
     """Opens a pretrained encoder; see `simclr_jax.load`."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path={path!r}: must be a path")
+    whole = isinstance(step, numbers.Integral) and not isinstance(step, bool)
+    if step is not None and not (whole and step >= 0):
+        raise ConfigError(f"step={step!r}: must be a whole number, not negative")
     location = paths.as_path(path)
     is_run = plans.folder_in_force(str(location)).is_dir()
     if step is not None and not is_run:

@@ -1,10 +1,11 @@
 """The model card of an export: architecture, how to load it, training, figures."""
 
-import json
+import re
 from typing import Any
 
 from etils import epath
 
+from simclr_jax.errors import printable
 from simclr_jax.weights import convert, descriptions
 from simclr_jax.weights.encoder import PretrainedEncoder, checksum, settings_of
 from simclr_jax.weights.formats import Format
@@ -45,9 +46,20 @@ def text(
         "## Preprocessing\n\n" + _preprocessing(format_, pretrained),
         "## How it was trained\n\n" + _training(pretrained, workdir),
         "## Figures\n\n" + _figures(workdir, checksum(pretrained.variables)),
-        "## Parity\n\n" + "\n".join(f"- {line}" for line in parity.lines()),
+        "## Parity\n\n" + "\n".join(f"- {plain(line)}" for line in parity.lines()),
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
+
+
+def in_quotes(text: str) -> str:
+    """A text between the double quotes of Python code that stands in Markdown."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("`", "\\x60")
+    return printable(text)
+
+
+def plain(text: Any) -> str:
+    """A text that Markdown shows as it is: no table's end, no HTML, no link."""
+    return re.sub(r"([\\`*|<>\[\]~&])", r"\\\1", printable(str(text)))
 
 
 def architecture(settings: dict[str, Any]) -> str:
@@ -110,13 +122,14 @@ def _training(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
     if receipt.exists():
         source = descriptions.read_json(receipt)
         return (
-            f"Not by simclr_jax: the weights were imported ({source['layout']}), and "
-            "their training is not recorded."
+            "Not by simclr_jax: the weights were imported "
+            f"({plain(source['layout'])}), and their training is not recorded."
         )
     config = pretrained.config
     schedule, loss, optimizer = config["schedule"], config["loss"], config["optimizer"]
     lines = [
-        f"dataset: {config['data']['dataset']}, split {config['data']['split']}",
+        f"dataset: {plain(config['data']['dataset'])}, split "
+        f"{plain(config['data']['split'])}",
         f"views: {', '.join(config['augment']['operations'])}, of "
         f"{config['image_size']} pixels",
         f"{config['batch']['batch_size']} images a batch, step {pretrained.step} of "
@@ -135,16 +148,16 @@ def _figures(workdir: epath.Path, checksum: str) -> str:
     folder = workdir / "eval"
     # Those on other datasets are in folders of their own.
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        receipt = json.loads(path.read_text(encoding="utf-8"))
+        receipt = descriptions.read_json(path)
         # Only receipts of these weights and of h, and not the mean over datasets.
         if receipt.get("encoder_checksum_after") != checksum or receipt.get("layer", 0):
             continue
         if "test_split" not in receipt:
             continue
         rows.append(
-            f"| {receipt['protocol']} | {receipt['metric']} | "
-            f"{100 * receipt['value']:.1f} % | {receipt['dataset']}, "
-            f"{receipt['test_split']} ({receipt['num_test']} images) |"
+            f"| {plain(receipt['protocol'])} | {plain(receipt['metric'])} | "
+            f"{100 * receipt['value']:.1f} % | {plain(receipt['dataset'])}, "
+            f"{plain(receipt['test_split'])} ({receipt['num_test']} images) |"
         )
     if not rows:
         return "These weights were not evaluated (`python -m simclr_jax.evaluate`)."

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
-from PIL import Image, UnidentifiedImageError
 
+from simclr_jax.data.image_files import open_image
 from simclr_jax.data.sources import photographs
 from simclr_jax.errors import DataError, ExportFailed
 from simclr_jax.weights import load, torch_peers
@@ -158,9 +158,9 @@ def images_of_folder(folder: str) -> Samples:
     images: list[np.ndarray] = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         try:
-            with Image.open(path) as file:
+            with open_image(str(path), num_bytes=path.stat().st_size) as file:
                 images.append(np.asarray(file.convert("RGB")))
-        except (UnidentifiedImageError, OSError, ValueError):
+        except Exception:  # decoders raise anything on what is no image
             continue
         if len(images) == _NUM_IMAGES:
             break

@@ -136,6 +136,10 @@ def parse_graph(serialized: bytes) -> ObjectGraph:
         proto.ParseFromString(serialized)
     except DecodeError as error:
         raise ValueError(f"its object graph is damaged: {error}") from error
+    num_nodes = len(proto.nodes)
+    children = [child.node_id for node in proto.nodes for child in node.children]
+    if not num_nodes or not all(0 <= child < num_nodes for child in children):
+        raise ValueError("its object graph is damaged: names nodes that are not there")
     return ObjectGraph(
         [
             (

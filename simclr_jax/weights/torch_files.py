@@ -16,7 +16,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors.numpy import load_file
 
 from simclr_jax.errors import DataError, first_line
@@ -39,22 +38,6 @@ _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _SMALL, _MAX_EXPANSION = 1000, 1000
 # Keys under which training scripts keep the weights in a checkpoint.
 _INNER = ("state_dict", "model", "model_state_dict", "net", "teacher", "student")
-# The errors that the readers raise for damaged files.
-_READ_ERRORS = (
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    OSError,
-    MemoryError,
-    OverflowError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RecursionError,
-    safetensors.SafetensorError,
-)
 
 
 def is_torch_file(path: str) -> bool:
@@ -88,7 +71,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
         return _read_zip(path)
     except DataError:
         raise
-    except _READ_ERRORS as error:
+    except Exception as error:  # the readers raise anything on damaged files
         raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
 
 
@@ -172,11 +155,27 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors, containers and placeholders, and nothing else."""
+def _ordered(pairs: Any = (), *_: Any) -> dict[Any, Any]:
+    return collections.OrderedDict((k, v) for k, v in pairs if isinstance(k, _KEYS))
+
+
+# Keys of other types are left out with their values: the hash of a tuple of tuples can
+# take forever.
+_KEYS = (str, int, float, bytes)
+
+
+_PythonUnpickler: Any = pickle._Unpickler  # whose attributes are not typed
+
+
+class _Unpickler(_PythonUnpickler):
+    """Builds tensors, containers and placeholders, and nothing else.
+
+    Python's own implementation: the one in C takes the memory for as many objects as a
+    number in the file says.
+    """
 
     _ALLOWED: Mapping[tuple[str, str], Any] = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("collections", "OrderedDict"): _ordered,
         ("torch._utils", "_rebuild_tensor"): _Lazy,
         ("torch._utils", "_rebuild_tensor_v2"): _Lazy,
         ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -192,6 +191,42 @@ class _Unpickler(pickle.Unpickler):
         if module in ("torch", "torch.storage") and name in _DTYPES:
             return name
         return self._ALLOWED.get((module, name), _Placeholder)
+
+    def load_setitem(self) -> None:
+        """One item of a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def load_setitems(self) -> None:
+        """Several items of a dict."""
+        self._set(self.pop_mark())
+
+    def load_set(self) -> None:
+        """Members of a set, which no weights need."""
+        self.pop_mark()
+
+    def load_frozenset(self) -> None:
+        """A whole one."""
+        self.pop_mark()
+        self.append(_Placeholder())
+
+    def load_bytearray(self) -> None:
+        """Bytes that can be changed, of any size that the file says."""
+        raise pickle.UnpicklingError("byte arrays, which torch.save never writes")
+
+    def _set(self, items: list[Any]) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, _KEYS):
+                self.stack[-1][key] = value
+
+    dispatch: Mapping[int, Any] = {
+        **_PythonUnpickler.dispatch,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.ADDITEMS[0]: load_set,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BYTEARRAY8[0]: load_bytearray,
+    }
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage; ids are ('storage', type, key, ...)."""

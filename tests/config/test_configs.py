@@ -472,6 +472,40 @@ def test_stems_follow_the_image_size_and_a_mismatch_is_told(caplog):
     assert "config.encoder.stem" in caplog.text
 
 
+def test_a_kernel_of_one_pixel_is_told(caplog):
+    config = base.get_config()
+    config.image_size = 20
+    resolve.resolve(config, num_examples=5000)
+    assert not caplog.records
+    config.image_size = 19
+    resolve.resolve(config, num_examples=5000)
+    assert "config.augment.blur.kernel_fraction=0.1: " in caplog.text
+    config.augment.operations = ("crop",)
+    caplog.clear()
+    resolve.resolve(config, num_examples=5000)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup_steps": 2**31}, r"warmup_steps=2147483648: must be a whole number"),
+        ({"train_epochs": 1e6}, r"train_epochs=1000000.0: makes 250000000000 steps"),
+    ],
+)
+def test_steps_are_counted_in_32_bits(changes, message):
+    config = base.get_config()
+    config.schedule.update(changes)
+    config.image_size, config.batch.batch_size = 224, 4
+    with pytest.raises(ConfigError, match=message):
+        _resolved(config)
+
+
+def _resolved(config):
+    rules.validate(config)
+    return resolve.resolve(config, num_examples=1_000_000)
+
+
 def test_hashes_and_differences():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     assert identity.config_hash(old) == identity.config_hash(new)

@@ -1,5 +1,6 @@
 """Evaluation preprocessing, in NumPy and in TensorFlow."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fidelity import TENSORFLOW
@@ -8,6 +9,7 @@ from PIL import Image
 from simclr_jax.data.preprocessing import RESIZES, Preprocessing, resize_bicubic
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.views import definition
+from simclr_jax.weights import encoder
 
 TOLERANCE = 2e-6
 
@@ -183,3 +185,48 @@ def test_a_pillow_image_is_taken():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     prepare = Preprocessing(image_size=8, crop_proportion=1.0)
     np.testing.assert_array_equal(prepare(Image.fromarray(pixels)), prepare(pixels))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "images: must be an array or list of one"),
+        (np.zeros((0, 8, 8, 3)), "images: must be an array or list of one"),
+        (None, "images: are of type NoneType"),
+        ("x.jpg", "images: are of type str"),
+        (b"\xff\xd8", "images: are of type bytes"),
+        ((np.zeros((8, 8, 3)) for _ in range(2)), "images: are of type generator"),
+        ({"a": 1}, "images: are of type dict"),
+        ([["a", "b"]], "images: are of type list"),
+        (np.full((8, 8, 3), 1.0000001), r"values in \[1.0000001, 1.0000001\]"),
+        (np.full((8, 8, 3), np.nan), "has NaN"),
+    ],
+)
+def test_what_is_no_image_is_named(images, message):
+    preprocessing = Preprocessing(image_size=8, crop_proportion=1.0)
+    with pytest.raises(ValueError, match=message) as error:
+        preprocessing(images)
+    assert "\n" not in str(error.value)
+    if not isinstance(images, list):
+        with pytest.raises(ValueError, match=message):
+            encoder.encode_in_batches(len, preprocessing, images, batch_size=1)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, None, "1"])
+def test_a_batch_has_images(batch_size):
+    preprocessing = Preprocessing(image_size=8, crop_proportion=1.0)
+    with pytest.raises(
+        ValueError, match=f"^batch_size={batch_size!r}: must be a whole"
+    ):
+        encoder.encode_in_batches(
+            len, preprocessing, np.zeros((1, 8, 8, 3)), batch_size=batch_size
+        )
+
+
+def test_bfloat16_of_jax_is_a_float():
+    preprocessing = Preprocessing(image_size=8, crop_proportion=1.0)
+    pixels = np.linspace(0, 1, 192, dtype=np.float32).reshape(8, 8, 3)
+    images = jnp.asarray(pixels, jnp.bfloat16)
+    expected = preprocessing(np.asarray(images, np.float32))
+    np.testing.assert_array_equal(preprocessing(images), expected)
+    np.testing.assert_array_equal(preprocessing([images]), expected)

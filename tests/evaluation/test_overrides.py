@@ -76,3 +76,12 @@ def test_one_number_of_neighbours_is_valid():
     with config.ignore_type():
         config.evaluation.knn_k = 20
     rules.validate(config)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "-" * 10])
+def test_values_without_an_end_are_refused(text):
+    with pytest.raises(
+        ConfigError, match=r"^--set=seed=.*must be of type int"
+    ) as error:
+        with_overrides(base.get_config().to_dict(), [f"seed={text}"])
+    assert len(str(error.value)) < 300

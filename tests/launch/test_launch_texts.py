@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 
+import gke
+import hosts
 import pytest
+import tpu
 import worker
 import yaml
 from conftest import FAKES, ROOT
@@ -114,3 +117,29 @@ def test_the_skypilot_example_is_a_task():
     recovery = task["resources"]["job_recovery"]
     assert math.isfinite(recovery["max_restarts_on_errors"])
     assert recovery["recover_on_exit_codes"] == [143], "that of a run that saved"
+
+
+SLICE_WORDS = ("create", "--name=n", "--zone=z", "--accelerator_type=a", "--version=v")
+GKE_WORDS = ("status", "--name=n", "--namespace=s")
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "flag"),
+    [
+        *((tpu.main, SLICE_WORDS, flag) for flag in ("name", "zone", "version")),
+        (tpu.main, SLICE_WORDS, "accelerator_type"),
+        (tpu.main, SLICE_WORDS, "project"),
+        (gke.main, GKE_WORDS, "name"),
+        (gke.main, GKE_WORDS, "context"),
+        (hosts.main, ("status", "--hosts=h"), "user"),
+    ],
+)
+def test_a_value_never_becomes_an_option_of_another_program(main, words, flag, capsys):
+    values = ["--help", "-oProxyCommand=x", "a\nb"]
+    if flag not in ("project", "context", "user"):
+        values.append("")  # which for these means that they are not given
+    for value in values:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--dry_run", f"--{flag}={value}"])
+        assert ended.value.code == 2
+        assert f"argument --{flag}: {value!r} must not be " in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import io
 import pathlib
 import pickle
+import resource
 import zipfile
 
 import jax.numpy as jnp
@@ -166,3 +167,23 @@ def test_nested_dicts_do_no_harm(tmp_path):
         path.write_bytes(zipped(pickle.dumps(content, protocol=2)))
         with pytest.raises(DataError, match="must hold tensors by name"):
             torch_files.read_state_dict(str(path))
+
+
+def test_no_number_in_a_pickle_takes_memory_or_time(tmp_path):
+    # The hash of tuples of tuples takes 2**60 steps.
+    tuples = b")" + b"2\x86" * 60
+    contents = {
+        "the number of a memo's entry": b"\x80\x02}r\xff\xff\xff\x7f.",
+        "the size of a byte array": b"\x80\x05\x96" + bytes(4) + b"\1\0\0\0.",
+        "a key": b"\x80\x02}" + tuples + b"K\x01s.",
+        "a member of a set": b"\x80\x04\x8f(" + tuples + b"\x90.",
+        "a member of a frozen set": b"\x80\x04(" + tuples + b"\x91.",
+    }
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for content in contents.values():
+        path = tmp_path / "x.pth"
+        path.write_bytes(zipped(content))
+        with pytest.raises(DataError):
+            torch_files.read_state_dict(str(path))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 1 << 18, "in KiB"

@@ -4,8 +4,8 @@ import io
 import logging
 
 import numpy as np
-from PIL import Image
 
+from simclr_jax.data import image_files
 from simclr_jax.data.sources import (
     bad_records,
     folder_files,
@@ -134,13 +134,18 @@ def read_image_file(path: str) -> bytes:
     """The bytes of an image file, as JPEG or PNG.
 
     TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, 16 bits, alpha
-    (dropped, as torchvision's loader does). WebP and BMP become uncompressed PNG here,
-    which costs a copy and no loss.
+    (dropped, as torchvision's loader does). Other formats become uncompressed PNG
+    here, which costs a copy and no loss.
+
+    Raises:
+      StoreFailed, OSError: as `storage.read_file`.
+      NotAnImage: the file is none, see `image_files`.
     """
     content = storage.read_file(path)
     if content.startswith((b"\xff\xd8", b"\x89PNG")):
         return content
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").save(buffer, "PNG", compress_level=0)
+    file = io.BytesIO(content)
+    with image_files.open_image(file, num_bytes=len(content)) as image:
+        image_files.decode_rgb(image).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()

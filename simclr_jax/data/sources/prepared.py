@@ -6,7 +6,6 @@ with the position of every record.
 
 import io
 import json
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -132,8 +131,11 @@ class ShardSource:
         content = _content(path)
         try:
             index = read_index(content)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"file {path}: is no index ({error})") from error
+            _check_index(index, [shard["bytes"] for shard in split["shards"]])
+        except Exception as error:  # NumPy and zipfile raise anything on damaged files
+            raise DataError(
+                f"file {path}: is no index ({first_line(error)})"
+            ) from error
         counts = [shard["records"] for shard in split["shards"]]
         if np.bincount(index["shard"], minlength=len(counts)).tolist() != counts:
             raise DataError(
@@ -164,14 +166,44 @@ def read_manifest(folder: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"file {path}: is no manifest ({error!r})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = first_line(error)
+        raise DataError(f"file {path}: is no manifest ({reason})") from error
     if version != VERSION:
         raise DataError(
             f"file {path}: has format_version {version}, must be {VERSION}; prepare "
             "the dataset again"
         )
+    try:
+        _check_manifest(manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        missing = isinstance(error, KeyError)
+        reason = f"it lacks {error}" if missing else first_line(error)
+        raise DataError(f"file {path}: is damaged ({reason})") from error
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError, AttributeError or ValueError for a wrong one."""
+
+    def check(holds: Any, what: str) -> None:
+        if not holds:
+            raise ValueError(f"its {what} cannot be used")
+
+    def is_count(value: Any) -> bool:
+        return isinstance(value, int) and 0 <= value < 2**63
+
+    names = manifest["class_names"]
+    is_list = isinstance(names, list) and all(isinstance(n, str) for n in names)
+    check(names is None or is_list, "class_names")
+    check(isinstance(manifest["splits"], dict) and manifest["splits"], "splits")
+    for name, split in manifest["splits"].items():
+        for file in _files(split):
+            # In the folder of the manifest, wherever that is.
+            check(isinstance(file["file"], str) and "/" not in file["file"], "files")
+            check(is_count(file["bytes"]), "bytes")
+        check(all(is_count(s["records"]) for s in split["shards"]), "records")
+        check(split["shards"], f"split {name}")
 
 
 def read_index(content: bytes) -> dict[str, np.ndarray]:
@@ -183,6 +215,28 @@ def read_index(content: bytes) -> dict[str, np.ndarray]:
         for key in ("shard", "offset", "length", "label"):
             arrays[key]  # raises a KeyError
         return dict(arrays)
+
+
+def _check_index(index: dict[str, np.ndarray], sizes: list[int]) -> None:
+    """Raises ValueError for an index that leads outside of its shards."""
+    shard = index["shard"]
+    for key, column in index.items():
+        if column.shape != shard.shape or column.ndim != 1:
+            raise ValueError(f"{key} has shape {column.shape}")
+        if not np.issubdtype(column.dtype, np.integer):
+            raise ValueError(f"{key} has dtype {column.dtype}")
+    if shard.size and not 0 <= shard.min() <= shard.max() < len(sizes):
+        raise ValueError("shard has numbers of no shard")
+    ends = np.array(sizes, np.int64)[shard]
+    for name in ("", "image_"):
+        if f"{name}offset" not in index or f"{name}length" not in index:
+            continue
+        offset = index[f"{name}offset"].astype(np.int64)
+        length = index[f"{name}length"].astype(np.int64)
+        # Not their sum, which may exceed 64 bits.
+        outside = (offset < 0) | (length < 0) | (offset > ends)
+        if (outside | (length > ends - offset)).any():
+            raise ValueError(f"{name}offset and {name}length lie outside of a shard")
 
 
 def find_image(example: bytes) -> tuple[int, int]:

@@ -21,24 +21,30 @@ from simclr_jax.data.sources import (
 )
 from simclr_jax.data.sources.arrays import ArraySource, SyntheticSource
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import DataError
+from simclr_jax.errors import DataError, first_line
 
 
 def _open_npz(path: str) -> ArraySource:
     try:
         located = storage.expanded(path)
-        # On a disk each array is read when it is asked for.
-        there = (
-            io.BytesIO(storage.read_file(path)) if storage.is_remote(path) else located
-        )
-        with np.load(there) as file:
-            arrays = dict(file)
+        remote = storage.is_remote(path)
+        # Opened here: where it is no archive, NumPy would leave it open.
+        with (
+            io.BytesIO(storage.read_file(path)) if remote else open(located, "rb")
+        ) as opened:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it is no zip archive")
+            opened.seek(0)
+            with np.load(opened) as file:
+                arrays = dict(file)
     except FileNotFoundError as error:
         storage.check_bucket(path)
         raise DataError(f"dataset npz:{path}: no such file") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise anything on damaged files
         raise DataError(
-            f"file {path}: is no .npz file of plain arrays ({error})"
+            f"file {path}: is no .npz file of plain arrays ({first_line(error)})"
         ) from error
     if "images" not in arrays:
         raise DataError(
@@ -76,7 +82,9 @@ def open_source(
     Raises:
       DataError: the dataset is missing, empty or unreadable; or by `on_bad_record`.
     """
-    kind, _, argument = dataset.partition(":")
+    kind, colon, argument = dataset.partition(":")
+    if colon and kind in ("folder", "prepared", "npz") and not argument.strip():
+        raise DataError(f"dataset {dataset}: must be {kind}:PATH")
     if kind == "folder":
         return folder.FolderSource(
             argument, split=split, sharing=sharing, on_bad_record=on_bad_record
@@ -87,9 +95,10 @@ def open_source(
         return _open_npz(argument.replace("{split}", split))
     if kind == "synthetic":
         size = argument or "224"
-        if not size.isdecimal() or int(size) < 1:
+        if not size.isdecimal() or len(size) > 4 or not 1 <= int(size) <= 4096:
             raise DataError(
-                f"dataset {dataset}: must be synthetic:SIZE with a side in pixels"
+                f"dataset {dataset}: must be synthetic:SIZE with a side from 1 to 4096 "
+                "pixels"
             )
         return SyntheticSource(num_examples=1_281_167, image_size=int(size))
     if dataset == "photographs":

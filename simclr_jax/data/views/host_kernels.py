@@ -274,7 +274,9 @@ def _gaussian(sigma: Any, largest: Any, weight: Array) -> _Blur:
 
     `largest` must be below S, as it is for kernels no larger than the view.
     """
-    radius = int(min(math.ceil(sigma * _F(BLUR_REACH)), largest, weight.size - 1))
+    # The smallest first: no integer holds the reach of an infinite sigma.
+    reach = min(sigma * _F(BLUR_REACH), _F(largest), _F(weight.size - 1))
+    radius = min(max(math.ceil(reach), 0), weight.size - 1)
     weight[0] = total = _ONE
     for k in range(1, radius + 1):
         weight[k] = np.exp(-_F(k * k) / (_F(2) * sigma * sigma))

@@ -19,7 +19,6 @@ from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources import (
     folder,
-    folder_files,
     object_store,
     prepared,
     ranges,
@@ -462,7 +461,7 @@ def test_folders_try_again(images, waits, monkeypatch):
 
 def test_looking_through_a_folder_tries_again(images, waits, monkeypatch):
     faults = Faults(Image.open, OSError(errno.EIO, "lost"), 1, "03.png")
-    monkeypatch.setattr(folder_files.Image, "open", faults)
+    monkeypatch.setattr(Image, "open", faults)
     assert folder.FolderSource(str(images)).num_examples == 12
     assert waits == [0.5]
 

@@ -247,3 +247,12 @@ def test_kernels_run_where_nothing_can_be_written():
         "assert host_kernels.memory_size(32, 40) > 6 * 32 * 32\n"
     )
     _printed(script)
+
+
+@pytest.mark.parametrize("sigma", [np.inf, np.nan, 1e30, -1e30, 0.0])
+def test_no_sigma_leads_outside_of_the_memory(sigma):
+    weight = np.full(12, -7.0, np.float32)
+    # Beyond the eight that the kernel is given.
+    blur = host_kernels._gaussian(np.float32(sigma), np.float32(100), weight[2:10])
+    assert 0 <= blur.radius <= 7
+    np.testing.assert_array_equal(weight[[0, 1, 10, 11]], -7)

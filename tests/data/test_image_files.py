@@ -1,0 +1,162 @@
+"""Which bytes are images; the same for folders and `prepare`."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simclr_jax.data import image_files, pillow_decode
+from simclr_jax.data.sources import folder
+from simclr_jax.errors import DataError
+from simclr_jax.prepare import image_check
+
+# pytest makes errors of what the module has switched off.
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+
+def _encoded(kind, *, frames=1, mode="RGB", size=(48, 40), **options):
+    generator = np.random.default_rng(0)
+    shape = (size[1], size[0], 3)
+    images = [
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).convert(mode)
+        for _ in range(frames)
+    ]
+    if frames > 1:
+        options |= {"save_all": True, "append_images": images[1:]}
+    buffer = io.BytesIO()
+    images[0].save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _chunk(name, content):
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + checksum
+
+
+def _png_of_169_million_pixels():
+    """One bit each, all 0: some 20 kB."""
+    side = 13_000
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    data = _chunk(b"IDAT", zlib.compress(bytes(side * (1 + side // 8)), 9))
+    return b"\x89PNG\r\n\x1a\n" + header + data + _chunk(b"IEND", b"")
+
+
+def _jpeg_of_another_size():
+    content = bytearray(_encoded("JPEG"))
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = struct.pack(">HH", 4000, 4000)
+    return bytes(content)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n%%EOF\n"
+# Named x.jpg, whatever they are.
+REFUSED = {
+    "eps": (lambda: EPS, r"is no image of a known kind \(begins with b'%!PS"),
+    "ppm": (lambda: _encoded("PPM"), "no image of a known kind"),
+    "ico": (lambda: _encoded("ICO"), "no image of a known kind"),
+    "large-png": (
+        _png_of_169_million_pixels,
+        r"has 13000 x 13000 pixels, more than 134,217,728",
+    ),
+    "lying-jpeg": (
+        _jpeg_of_another_size,
+        r"says that it has 4000 x 4000 pixels, more than a JPEG of [\d,]+ bytes",
+    ),
+    "animated-webp": (lambda: _encoded("WEBP", frames=3), r"\(3 frames\)"),
+    "animated-png": (lambda: _encoded("PNG", frames=3), r"\(3 frames\)"),
+    "animated-gif": (lambda: _encoded("GIF", frames=3), r"\(3 frames\)"),
+    "pages": (lambda: _encoded("TIFF", frames=3), r"\(3 frames\)"),
+    "16-bit-tiff": (lambda: _encoded("TIFF", mode="I;16"), "pixels of kind I;16"),
+}
+ACCEPTED = {
+    "gif": lambda: _encoded("GIF"),
+    "tiff": lambda: _encoded("TIFF"),
+    "webp": lambda: _encoded("WEBP"),
+    "bmp": lambda: _encoded("BMP"),
+    "mpo": lambda: _encoded("MPO", frames=2),
+    # The least bytes that a JPEG of its size can have, and a third more.
+    "even-jpeg": lambda: _flat_jpeg(),
+}
+
+
+def _flat_jpeg():
+    buffer = io.BytesIO()
+    image = Image.new("L", (1000, 1000))
+    image.save(buffer, "JPEG", optimize=True, progressive=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """A `gs` first in PATH; returns the file that it leaves when it is started."""
+    started = tmp_path / "started"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return started
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_everywhere(name, tmp_path, programs):
+    make, reason = REFUSED[name]
+    content = make()
+    path = tmp_path / "images" / "x.jpg"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as error:
+        folder.FolderSource(str(path.parent))
+    assert str(error.value).startswith(f"file {path}: is no readable image (")
+    assert "\n" not in str(error.value)
+    with pytest.raises(image_check.NotAnImage, match=reason):
+        image_check.check_image(content, image_check.Encoding())
+    # A file that came after the check of headers.
+    with pytest.raises(image_files.NotAnImage, match=reason):
+        pillow_decode.decode_rgb(content)
+    if not content.startswith((b"\xff\xd8", b"\x89PNG")):
+        with pytest.raises(image_files.NotAnImage, match=reason):
+            folder.read_image_file(str(path))
+    assert not programs.exists()
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_is_accepted_is_the_same_in_folders_and_prepare(name, tmp_path):
+    content = ACCEPTED[name]()
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    source = folder.FolderSource(str(tmp_path))
+    records, _ = source.read(np.array([0]))
+    checked = image_check.check_image(content, image_check.Encoding())
+    np.testing.assert_array_equal(
+        pillow_decode.decode_rgb(records[0]), pillow_decode.decode_rgb(checked.content)
+    )
+
+
+def test_a_disk_that_fails_is_no_broken_image(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(5, "lost")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match="lost"):
+        image_files.open_image("x.jpg", num_bytes=1)
+
+
+def test_large_images_are_told_by_our_limit_alone():
+    program = """
+import io, warnings
+from PIL import Image
+from simclr_jax.data import image_files
+buffer = io.BytesIO()
+Image.new("1", (11_000, 11_000)).save(buffer, "PNG")
+with warnings.catch_warnings(record=True) as caught:
+    image_files.open_image(buffer, num_bytes=buffer.tell())
+assert not caught
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
