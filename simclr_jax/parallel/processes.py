@@ -126,8 +126,9 @@ def serve_virtual_devices(alone: bool = True) -> None:
     The devices wait for each other in threads of one pool. XLA's default scheduler lets
     a device wait in two collectives at once, and other devices in another order, until
     all wait for one that gets no thread. So collectives run in one order, in a pool of
-    two threads for each device. Does nothing with one CPU device, the default. Call it
-    before anything touches a device.
+    two threads for each device. One CPU device of each of several processes needs the
+    order too, since Gloo pairs what processes send by it. Otherwise does nothing with
+    one CPU device, the default. Call it before anything touches a device.
 
     Args:
       alone: whether this is the only process. With others the pool keeps its size,
@@ -138,7 +139,8 @@ def serve_virtual_devices(alone: bool = True) -> None:
     set_flags = os.environ.get("XLA_FLAGS", "")
     if forced := re.search(r"--xla_force_host_platform_device_count=(\d+)", set_flags):
         num_devices = int(forced[1])
-    if num_devices < 2:
+    shares_cpus = not alone and jax.config.jax_platforms == "cpu"
+    if num_devices < 2 and not shares_cpus:
         return
     name = "--xla_cpu_enable_concurrency_optimized_scheduler"
     if name not in set_flags:

@@ -272,7 +272,7 @@ class Start:
         self._wait_for_all()
         codes = [process.returncode for process in self._processes]
         if any(codes):
-            said = "\n".join(log.update()[-2000:] for log in self._logs)
+            said = "\n".join(log.update()[-6000:] for log in self._logs)
             raise SystemExit(f"{self._stage} ended with {codes}:\n{said}")
         self._note_recovery()
         return True

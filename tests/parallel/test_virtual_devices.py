@@ -43,6 +43,13 @@ def test_one_device_changes_nothing(num_devices):
     assert dict(os.environ) == before
 
 
+def test_one_device_of_each_of_several_processes_is_set_up_too(num_devices):
+    num_devices(1)
+    processes.serve_virtual_devices(alone=False)
+    assert IN_ORDER in os.environ["XLA_FLAGS"].split()
+    assert "PJRT_NPROC" not in os.environ
+
+
 def test_the_users_choice_stays(num_devices, monkeypatch):
     chosen = "--xla_cpu_enable_concurrency_optimized_scheduler=true"
     num_devices(4, chosen)

@@ -9,8 +9,6 @@ import errno
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from PIL import UnidentifiedImageError
-
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import BadRecord, DataError, StoreFailed, first_line
 
@@ -71,9 +69,7 @@ def fail(index: int, name: str, what: str, error: Exception) -> NoReturn:
         raise error
     cause = first_line(error).removeprefix(f"{name}: ")
     intact = isinstance(error, MemoryError | PermissionError)
-    if isinstance(error, UnidentifiedImageError):
-        cause = "no known kind of image"  # Pillow names the object in memory
-    elif isinstance(error, OSError):
+    if isinstance(error, OSError):
         cause = error.strerror or cause  # without the path, which the name has
         intact |= error.errno in _OF_THIS_MACHINE
     if intact:
