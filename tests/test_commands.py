@@ -42,14 +42,15 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "optimized"),
     [
         ("host", False),
         # Compiled as users do, which takes most of the time.
-        pytest.param("host", True, marks=pytest.mark.slow),
-        pytest.param("accelerator", False, marks=pytest.mark.slow),
-        pytest.param("host_crop", True, marks=pytest.mark.slow),
+        ("host", True),
+        ("accelerator", False),
+        ("host_crop", True),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_weights_bit_for_bit(
@@ -125,6 +126,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(tmp_path):
     assert steps == list(range(1, steps[-1] + 1))
 
 
+@pytest.mark.slow
 def test_evaluate_measures_a_run_and_leaves_receipts(tmp_path):
     generator = np.random.default_rng(0)
     for split, count in (("train", 130), ("test", 70)):

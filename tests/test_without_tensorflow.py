@@ -68,7 +68,7 @@ def data(tmp_path_factory):
     ("dataset", "placement", "blocked"),
     [
         pytest.param("npz", "host", TENSORFLOW, marks=pytest.mark.slow),
-        ("npz", "accelerator", EVERYTHING),
+        pytest.param("npz", "accelerator", EVERYTHING, marks=pytest.mark.slow),
         pytest.param("files", "host_crop", TENSORFLOW, marks=pytest.mark.slow),
     ],
 )

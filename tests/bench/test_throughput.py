@@ -93,6 +93,7 @@ def test_the_train_step_runs_in_each_mode(placement):
     assert device.images_per_sec > 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_all_figures(tmp_path):
     output = tmp_path / "bench.json"
     code, out, err = commands.run(

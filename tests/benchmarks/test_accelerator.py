@@ -37,6 +37,7 @@ def _result(workdir, part):
     return json.loads(path.read_text()) if path.exists() else {"rows": {}}
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_continues(tmp_path):
     first = _start(tmp_path)
     while "resnet18" not in _result(tmp_path, "steps")["rows"]:

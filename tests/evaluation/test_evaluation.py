@@ -168,7 +168,9 @@ def test_deeds_of_all_protocols_are_known():
 
 
 @pytest.mark.parametrize("protocol", DEEDS)
-@pytest.mark.parametrize("collection", ["params", "batch_stats"])
+@pytest.mark.parametrize(
+    "collection", ["params", pytest.param("batch_stats", marks=pytest.mark.slow)]
+)
 def test_a_protocol_that_changes_the_encoder_fails_loudly(
     tmp_path, monkeypatch, protocol, collection
 ):

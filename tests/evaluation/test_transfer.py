@@ -117,6 +117,7 @@ def check_receipt(receipt, *, num_train, num_test):
     assert (receipt["num_train"], receipt["num_test"]) == (num_train, num_test)
 
 
+@pytest.mark.slow
 def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog):
     with caplog.at_level(logging.INFO, "simclr_jax"):
         results, written = evaluate("transfer")
@@ -236,6 +237,7 @@ def test_several_k_are_in_one_receipt(evaluate):
     assert receipt["value"] == receipt["values"]["k=5"]
 
 
+@pytest.mark.slow
 def test_images_are_encoded_once_for_all_protocols(evaluate, monkeypatch):
     encoded = []
     eval_batches = pipeline.eval_batches

@@ -314,7 +314,10 @@ def test_what_is_slow_on_cpus_is_no_convolution_there(
 
 
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((0, 2), (2, 1))])
-@pytest.mark.parametrize("side", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    "side",
+    [1, *(pytest.param(side, marks=pytest.mark.slow) for side in (2, 8)), 5],
+)
 @each_form
 def test_max_pool_is_flax_s_even_where_values_tie(form, padding, side):
     generator = np.random.default_rng(side)

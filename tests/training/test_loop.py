@@ -100,6 +100,15 @@ def test_diagnostics_are_computed_for_the_steps_that_are_logged(tmp_path, monkey
         assert 0 <= record["contrastive_accuracy"] <= 1
 
 
+def test_a_run_that_stops_halfway_resumes_bit_for_bit(finished_run, tmp_path):
+    _, whole = finished_run
+    pretrain(tiny_config(), str(tmp_path), last_step=2)
+    resumed = pretrain(tiny_config(), str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), whole)
+    records = metrics_writer.read_metrics(tmp_path / metrics_writer.FILE_NAME)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+
+
 def test_a_finished_run_has_nothing_to_do(finished_run, caplog):
     workdir, state = finished_run
     with caplog.at_level("INFO", logger="simclr_jax"):

@@ -163,7 +163,9 @@ def test_a_state_split_over_devices_makes_the_same_update():
     np.testing.assert_allclose(metrics["loss"], one_metrics["loss"], rtol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["wide", "blocks"])
+@pytest.mark.parametrize(
+    "remat", [pytest.param("wide", marks=pytest.mark.slow), "blocks"]
+)
 def test_computing_activations_again_changes_nothing(remat):
     model = dataclasses.replace(SGD.model, encoder=SGD.model.encoder.copy(remat=remat))
     again, metrics = run(dataclasses.replace(SGD, model=model), 1, num_steps=1)
@@ -236,7 +238,7 @@ def test_unlabelled_images_leave_the_probe_alone():
     )
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [pytest.param(18, marks=pytest.mark.slow), 50])
 def test_bfloat16_trains_with_float32_state(depth):
     model = models.SimCLR(
         encoder=models.create_encoder(

@@ -252,13 +252,8 @@ def check_variables(fidelity, trajectory):
     compare(fidelity, trajectory, "final_delta_probe", names, probes, unit=unit)
 
 
-@pytest.mark.parametrize(
-    "tag",
-    [
-        tag if tag == WITH_PROBE else pytest.param(tag, marks=pytest.mark.slow)
-        for tag in TITLES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", TITLES)
 def test_trajectory_matches_google(fidelity, tag):
     # One test, as running takes longest and workers share nothing.
     trajectory = run(tag)

@@ -222,6 +222,7 @@ def test_stablehlo_has_no_weights_to_give(exported):
                 "compute_dtype": "bfloat16",
             },
             id="excited",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -259,6 +260,7 @@ def test_every_weight_arrives(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, got, original.variables)
 
 
+@pytest.mark.slow
 def test_torchvision_there_and_back_bit_for_bit(tmp_path, images, monkeypatch):
     """Through the folder, and through the weight file alone."""
     # A narrow encoder saves seconds; the slow tests have torchvision's widths.
@@ -304,6 +306,7 @@ def run_config(run):
 
 
 @pytest.mark.parametrize("name", ["safetensors", "huggingface"])
+@pytest.mark.slow
 def test_convert_makes_a_run_of_an_export(name, exported, tiny, tmp_path, images):
     run = tmp_path / "run"
     path = exported / name

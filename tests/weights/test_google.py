@@ -25,6 +25,12 @@ NETWORKS = {
     "ResNet-50": ("r50_1x_l3", "r50_imagenet", (50, 0.0, "imagenet")),
     "ResNet-50 SK": ("r50_1x_sk1_l3", "r50_sk", (50, 0.0625, "imagenet")),
 }
+# Each network and each format once.
+QUICK = {
+    ("ResNet-18 CIFAR", "TF1 checkpoint"),
+    ("ResNet-18 CIFAR", "TF2 SavedModel"),
+    ("ResNet-50", "TF2 checkpoint"),
+}
 
 
 def small(layout="TF1 checkpoint", config="r18_cifar_l3_pretrain"):
@@ -77,8 +83,16 @@ def test_names_are_the_recorded_ones(key):
             assert layout.ignorable(row["name"]) is None
 
 
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "layout"),
+    [
+        (network, layout)
+        if (network, layout) in QUICK
+        else pytest.param(network, layout, marks=pytest.mark.slow)
+        for network in NETWORKS
+        for layout in FORMATS
+    ],
+)
 def test_forward_pass_is_the_recorded_one(network, layout, tmp_path, fidelity):
     names, recording, (depth, sk_ratio, stem) = NETWORKS[network]
     tf_format, form = FORMATS[layout]

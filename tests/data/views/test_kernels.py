@@ -193,6 +193,7 @@ def _printed(script):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_error():
     # In a process of its own, which may have 1 GB more than it has then.
     script = (
@@ -218,6 +219,7 @@ def test_too_little_memory_is_an_error():
     assert _printed(script) == "refused\n"
 
 
+@pytest.mark.slow
 def test_several_threads_may_be_the_first():
     script = (
         "import threading\n"

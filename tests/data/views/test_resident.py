@@ -165,6 +165,7 @@ def test_crops_become_views_in_parts_too():
 
 
 @pytest.mark.parametrize("sampler", ["reference", "torchvision"])
+@pytest.mark.slow
 def test_views_do_not_depend_on_where_images_lie(sampler, tmp_path):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (COUNT, 20, 16, 3), np.uint8)
