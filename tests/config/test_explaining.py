@@ -64,7 +64,9 @@ def message(arguments, monkeypatch, capsys):
 @pytest.mark.parametrize("content", FILES)
 def test_errors_of_a_file_name_it(content, tmp_path, monkeypatch, capsys):
     line, reason = FILES[content]
-    path = tmp_path / "mine.py"
+    # A name of its own, since ml_collections loads a module again into what is left of
+    # an earlier one of the same name.
+    path = tmp_path / f"{tmp_path.name}.py"
     path.write_text(content)
     text = message([f"--config={path}"], monkeypatch, capsys)
     place = f"{path}, line {line}: " if line else f"{path}: "
