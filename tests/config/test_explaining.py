@@ -46,6 +46,8 @@ FLAGS = {
 
 def message(arguments, monkeypatch, capsys):
     """What a command with these arguments says, in one line, before it ends with 2."""
+    # ml_collections loads a file into what is left of the one before.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
@@ -64,9 +66,7 @@ def message(arguments, monkeypatch, capsys):
 @pytest.mark.parametrize("content", FILES)
 def test_errors_of_a_file_name_it(content, tmp_path, monkeypatch, capsys):
     line, reason = FILES[content]
-    # A name of its own, since ml_collections loads a module again into what is left of
-    # an earlier one of the same name.
-    path = tmp_path / f"{tmp_path.name}.py"
+    path = tmp_path / "mine.py"
     path.write_text(content)
     text = message([f"--config={path}"], monkeypatch, capsys)
     place = f"{path}, line {line}: " if line else f"{path}: "
