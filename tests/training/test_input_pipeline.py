@@ -280,7 +280,9 @@ def test_files_that_are_no_images_at_a_start(limit_mb, tmp_path):
     part = subsets.Subset(source, np.array([1, 2, 3]), name="part")
     assert [(e.index, e.name) for e in part.bad_records] == [(1, source.describe(2))]
     # Whatever else is opened, and with too many of them.
-    with pytest.raises(DataError, match=r"04\.png: is no readable image \(no known"):
+    with pytest.raises(
+        DataError, match=r"04\.png: is no readable image \(is no image of a known"
+    ):
         input_pipeline.open_source(config, "all")
     for number in (6, 8):
         (root / "0" / f"{number:02}.png").write_bytes(b"no image")

@@ -67,7 +67,7 @@ def saved(tmp_path: pathlib.Path) -> list[str]:
 
 OPENING = f"""
 from simclr_jax.training import input_pipeline
-def open_source(config, split):
+def open_source(config, split, **_):
     print('opening', flush=True)
     {BUSY}
 input_pipeline.open_source = open_source
