@@ -143,7 +143,16 @@ def test_the_next_good_image_replaces_a_bad_one(damaged, expected):
     assert reasons[CUT].startswith("cannot be decoded (jpeg::Uncompress failed")
 
 
-@pytest.mark.parametrize(("start", "known"), [(1, ()), (3, BAD), (0, range(COUNT))])
+@pytest.mark.parametrize(
+    ("start", "known"),
+    [
+        (3, BAD),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in ((1, ()), (0, range(COUNT)))
+        ),
+    ],
+)
 def test_a_step_has_the_same_batch_from_any_start(start, known, damaged, expected):
     def ignore(error, step):
         assert error.index not in known
@@ -259,6 +268,7 @@ def test_hosts_have_slices_of_the_same_batches(damaged, expected):
     _assert_equal(joined, expected[:3])
 
 
+@pytest.mark.slow
 def test_blocks_are_replaced_likewise(damaged, tmp_path_factory):
     settings = {"block_size": 3, "stop_step": 4, "known_bad": (CUT, NO_IMAGE)}
     found = list(_batches(damaged, on_bad_record=lambda *_: None, **settings))
@@ -276,6 +286,7 @@ def test_blocks_are_replaced_likewise(damaged, tmp_path_factory):
         ]
 
 
+@pytest.mark.slow
 def test_a_host_crop_is_replaced_with_its_draws(damaged):
     view = Composition(("crop", "flip"), SETTINGS, image_size=8)
     settings = {"host_crop": True, "stop_step": 4, "on_bad_record": lambda *_: None}
@@ -423,6 +434,7 @@ def test_a_file_that_was_repaired_is_used_again(tmp_path):
     _assert_equal(again, expected[4:])
 
 
+@pytest.mark.slow
 def test_many_bad_files_of_one_batch(tmp_path):
     write_images(tmp_path)
     source = folder.FolderSource(str(tmp_path))
@@ -436,6 +448,7 @@ def test_many_bad_files_of_one_batch(tmp_path):
         assert (labels.tolist(), counts.tolist()) == ([0, 1], [COUNT - 1, 1])
 
 
+@pytest.mark.slow
 def test_records_of_prepared_shards(tmp_path):
     write_images(tmp_path / "images", 8)
     build.prepare(
@@ -459,6 +472,7 @@ def test_records_of_prepared_shards(tmp_path):
     assert error.name == source.describe(2)
 
 
+@pytest.mark.slow
 def test_records_of_tfds(tmp_path):
     data, all_images = prepare(tmp_path, shards=(12,))
     source = registry.open_source("noise", split="train", data_dir=str(tmp_path))
