@@ -74,6 +74,8 @@ PHASES = {
 # In this order a life goes through them; a training has four.
 _TRAINING = ("start-up", "compilation", "steps", "save")
 _PATIENCE_SECS = 300.0
+# Processes that lost one in a step end at once; before, JAX takes minutes to notice.
+_NOTICE_SECS = 5.0
 
 
 @dataclasses.dataclass
@@ -267,9 +269,9 @@ class Start:
                 generator.choice(self._processes).send_signal(signal.SIGKILL)
                 self._tally.kills[phase] += 1
                 print(f"{self._tally.setting}: killed in {phase}", flush=True)
-                self._wait_for_all()
+                self._wait_for_all(_NOTICE_SECS)
                 return False
-        self._wait_for_all()
+        self._wait_for_all(_PATIENCE_SECS)
         codes = [process.returncode for process in self._processes]
         if any(codes):
             said = "\n".join(log.update()[-6000:] for log in self._logs)
@@ -308,15 +310,14 @@ class Start:
             self._tally.recovery_secs.append(time.monotonic() - self._begun_at)
         self._is_behind = False
 
-    def _wait_for_all(self) -> None:
-        """Waits until all are gone; those that lost one end by themselves."""
-        deadline = time.monotonic() + _PATIENCE_SECS
+    def _wait_for_all(self, secs: float) -> None:
+        """Waits until all are gone, and kills those that are left, as launchers do."""
+        deadline = time.monotonic() + secs
         while any(process.poll() is None for process in self._processes):
             self._are_all_alive()
             if time.monotonic() > deadline:
                 for process in self._processes:
                     process.kill()
-                raise SystemExit("a process did not end after another was killed")
             time.sleep(0.02)
         self._are_all_alive()
 
