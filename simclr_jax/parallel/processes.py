@@ -139,7 +139,8 @@ def serve_virtual_devices(alone: bool = True) -> None:
     set_flags = os.environ.get("XLA_FLAGS", "")
     if forced := re.search(r"--xla_force_host_platform_device_count=(\d+)", set_flags):
         num_devices = int(forced[1])
-    shares_cpus = not alone and jax.config.jax_platforms == "cpu"
+    platforms = getattr(jax.config, "jax_platforms", None)
+    shares_cpus = not alone and platforms == "cpu"
     if num_devices < 2 and not shares_cpus:
         return
     name = "--xla_cpu_enable_concurrency_optimized_scheduler"
