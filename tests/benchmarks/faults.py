@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -280,9 +281,9 @@ class Start:
         return True
 
     def furthest(self) -> int:
-        """The step that this start or one before has reached."""
-        steps = self._life.steps() if self._is_training else []
-        return max([self._furthest or 0, *steps])
+        """The step that this start or one before has reached, by what they log."""
+        logged = [m for log in self._logs for m in re.findall(r"step (\d+)/", log.text)]
+        return max([self._furthest or 0, *map(int, logged)])
 
     def _is_in(self, phase: str) -> bool:
         if phase == "compilation":
