@@ -24,6 +24,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 from PIL import Image
+from sample_images import encoded
 
 import simclr_jax
 from simclr_jax import cli, errors, paths
@@ -290,19 +291,6 @@ COMMAND_LINES = [
 # Images -------------------------------------------------------------------------------
 
 
-def _encoded(kind: str, *, frames: int = 1, **options: Any) -> bytes:
-    generator = np.random.default_rng(0)
-    images = [
-        Image.fromarray(generator.integers(0, 256, (40, 48, 3), np.uint8))
-        for _ in range(frames)
-    ]
-    if frames > 1:
-        options |= {"save_all": True, "append_images": images[1:]}
-    buffer = io.BytesIO()
-    images[0].save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def _one_bit_png(side: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("1", (side, side)).save(buffer, "PNG")
@@ -310,7 +298,7 @@ def _one_bit_png(side: int) -> bytes:
 
 
 def _lying_jpeg() -> bytes:
-    content = bytearray(_encoded("JPEG"))
+    content = bytearray(encoded("JPEG"))
     start = content.index(b"\xff\xc0") + 5
     content[start : start + 4] = b"\x0f\xa0\x0f\xa0"
     return bytes(content)
@@ -332,7 +320,7 @@ def _image(given: str, content: Callable[[], bytes], name: str = "x.jpg") -> Cas
 def _folders(*names: str) -> Callable[[pathlib.Path], None]:
     def call(folder: pathlib.Path) -> None:
         for name in names:
-            _write(folder / name, _encoded("JPEG"))
+            _write(folder / name, encoded("JPEG"))
         _open(f"folder:{folder}")
 
     return call
@@ -351,13 +339,13 @@ IMAGES = [
     _image("text named .jpg", lambda: b"just some text"),
     _image("an empty file", lambda: b""),
     _image("EPS named .jpg", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n"),
-    _image("a JPEG that ends early", lambda: _encoded("JPEG")[:-600]),
+    _image("a JPEG that ends early", lambda: encoded("JPEG")[:-600]),
     _image("a JPEG whose header says 4000 x 4000", _lying_jpeg),
-    _image("a PNG that ends early", lambda: _encoded("PNG")[:-600], "x.png"),
+    _image("a PNG that ends early", lambda: encoded("PNG")[:-600], "x.png"),
     _image("a PNG of 144 megapixels in 18 kB", lambda: _one_bit_png(12_000), "x.png"),
-    _image("an animated WebP", lambda: _encoded("WEBP", frames=2), "x.webp"),
-    _image("an animated PNG", lambda: _encoded("PNG", frames=2), "x.png"),
-    _image("a TIFF of two pages", lambda: _encoded("TIFF", frames=2)),
+    _image("an animated WebP", lambda: encoded("WEBP", frames=2), "x.webp"),
+    _image("an animated PNG", lambda: encoded("PNG", frames=2), "x.png"),
+    _image("a TIFF of two pages", lambda: encoded("TIFF", frames=2)),
     Case(
         "Images and folders",
         "folder: that is not there",

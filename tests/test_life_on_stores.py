@@ -5,28 +5,18 @@ import time
 
 import commands
 import jobs
-import numpy as np
 import pytest
-from PIL import Image
+import sample_images
 from stores_proxy import Proxy
 
 from simclr_jax import paths
 
 NUM_STEPS = 60
 SETTINGS = (
-    "--config=folder",
-    "--config.image_size=8",
-    "--config.encoder.depth=10",
-    "--config.encoder.width=0.0625",
-    "--config.batch.batch_size=16",
-    "--config.evaluation.batch_size=16",
-    "--config.evaluation.knn_k=(5,)",
-    "--config.data.split=train",
+    *sample_images.SMALL_TRAINING,
     f"--config.schedule.train_steps={NUM_STEPS}",
-    "--config.schedule.warmup_steps=2",
     "--config.log.every_steps=5",
     "--config.checkpoint.every_steps=20",
-    "--config.checkpoint.keep_last=3",
 )
 TUNED = ("schedule.train_steps=4", "schedule.warmup_steps=1", "batch.batch_size=8")
 # Prints a checksum of what `simclr_jax.load` finds.
@@ -41,15 +31,7 @@ print(jobs.checksum({str(i): leaf for i, leaf in enumerate(leaves)}))
 def images(tmp_path_factory):
     """Labelled images of three colours, in two splits."""
     folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 40), ("val", 10)):
-        for label, colour in enumerate(np.eye(3)):
-            place = folder / split / str(label)
-            place.mkdir(parents=True)
-            for number in range(count):
-                noise = generator.random((16, 16, 3))
-                pixels = (255 * (0.6 * noise + 0.4 * colour)).astype(np.uint8)
-                Image.fromarray(pixels).save(place / f"{number}.png")
+    sample_images.write_colours(folder, {"train": 40, "val": 10})
     return folder
 
 

@@ -221,8 +221,7 @@ class Checkpoints:
         sums = description.get("checksums", {})
         if not (folder / "state").exists():
             if "step" in sums:
-                reason = "its item state is lost"
-                raise CheckpointDamaged(damage.described(folder, reason))
+                raise damage.damaged(folder, "its item state is lost")
             raise CheckpointError(
                 f"checkpoint {folder}: holds imported weights and no state of a "
                 "pretraining to resume; use a new workdir"
@@ -371,8 +370,8 @@ def read_description(checkpoint: epath.Path) -> dict[str, Any]:
     is_sealed = not description.keys().isdisjoint(("checksum", "checksums"))
     expected = description.pop("checksum", None)
     if is_sealed and expected != checksums.of_text(_canonical(description)):
-        reason = "item description: is not what was saved: checksum"
-        raise CheckpointDamaged(damage.described(checkpoint, reason))
+        why = "item description: is not what was saved: checksum"
+        raise damage.damaged(checkpoint, why)
     return description
 
 

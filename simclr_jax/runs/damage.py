@@ -21,9 +21,9 @@ _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
-def described(path: epath.Path, why: str) -> str:
-    """The message about a damaged checkpoint."""
-    return f"checkpoint {path}: is damaged ({why})"
+def damaged(path: epath.Path, why: str) -> CheckpointDamaged:
+    """The error to raise for a damaged checkpoint."""
+    return CheckpointDamaged(f"checkpoint {path}: is damaged ({why})")
 
 
 def compare(folder: epath.Path, tree: Tree, expected: dict[str, str]) -> None:
@@ -44,7 +44,7 @@ def compare(folder: epath.Path, tree: Tree, expected: dict[str, str]) -> None:
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         why = f"the array {wrong[0]}{more} is not what was saved: checksum"
-        raise CheckpointDamaged(described(folder, why))
+        raise damaged(folder, why)
 
 
 # What a disk or store says that may be intact and cannot be read now.
@@ -132,7 +132,7 @@ def _problem(
             f"checkpoint {folder}: was saved under another config and does not fit "
             f"this one ({why}); take that config, or another workdir"
         )
-    return CheckpointDamaged(described(folder, why))
+    return damaged(folder, why)
 
 
 def reason(error: BaseException, folder: epath.Path) -> str:

@@ -38,30 +38,21 @@ import jax  # noqa: E402
 import jobs  # noqa: E402
 import numpy as np  # noqa: E402
 import orbax.checkpoint as ocp  # noqa: E402
+import sample_images  # noqa: E402
 import stores  # noqa: E402
 from etils import epath  # noqa: E402
 from etils.epath import backend  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from simclr_jax import paths  # noqa: E402
 from simclr_jax.runs import metrics_writer, orbax_paths  # noqa: E402
 
 NUM_STEPS, EVERY_STEPS = 40, 4
 SETTINGS = (
-    "--config=folder",
-    "--config.image_size=8",
-    "--config.encoder.depth=10",
-    "--config.encoder.width=0.0625",
-    "--config.batch.batch_size=16",
-    "--config.evaluation.batch_size=16",
-    "--config.evaluation.knn_k=(5,)",
-    "--config.data.split=train",
+    *sample_images.SMALL_TRAINING,
     "--config.data.in_memory_mb=0",
     f"--config.schedule.train_steps={NUM_STEPS}",
-    "--config.schedule.warmup_steps=2",
     "--config.log.every_steps=1",
     f"--config.checkpoint.every_steps={EVERY_STEPS}",
-    "--config.checkpoint.keep_last=3",
 )
 # Of a training, what has to be there before the kill, and the longest delay after it.
 PHASES = {
@@ -208,19 +199,6 @@ def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield from _files(path)
         else:
             yield path
-
-
-def write_images(folder: pathlib.Path) -> None:
-    """Labelled images of three colours, in two splits."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 120), ("val", 30)):
-        for label, colour in enumerate(np.eye(3)):
-            place = folder / split / str(label)
-            place.mkdir(parents=True)
-            for number in range(count):
-                noise = generator.random((16, 16, 3))
-                pixels = (255 * (0.6 * noise + 0.4 * colour)).astype(np.uint8)
-                Image.fromarray(pixels).save(place / f"{number}.png")
 
 
 class Log:
@@ -387,7 +365,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = pathlib.Path(folder)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(root / "cache")
-        write_images(root / "images")
+        sample_images.write_colours(root / "images", {"train": 120, "val": 30})
         expected = {}
         for count in sorted({int(setting[-1]) for setting in settings}):
             whole = Life(str(root / f"whole{count}"), root / "images", count)

@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from sample_images import encoded
 
 from simclr_jax.data import image_files, pillow_decode
 from simclr_jax.data.sources import folder
@@ -18,20 +19,6 @@ from simclr_jax.prepare import image_check
 
 # pytest makes errors of what the module has switched off.
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-
-
-def _encoded(kind, *, frames=1, mode="RGB", size=(48, 40), **options):
-    generator = np.random.default_rng(0)
-    shape = (size[1], size[0], 3)
-    images = [
-        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).convert(mode)
-        for _ in range(frames)
-    ]
-    if frames > 1:
-        options |= {"save_all": True, "append_images": images[1:]}
-    buffer = io.BytesIO()
-    images[0].save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def _chunk(name, content):
@@ -48,7 +35,7 @@ def _png_of_169_million_pixels():
 
 
 def _jpeg_of_another_size():
-    content = bytearray(_encoded("JPEG"))
+    content = bytearray(encoded("JPEG"))
     start = content.index(b"\xff\xc0") + 5
     content[start : start + 4] = struct.pack(">HH", 4000, 4000)
     return bytes(content)
@@ -58,8 +45,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n%%EOF\n"
 # Named x.jpg, whatever they are.
 REFUSED = {
     "eps": (lambda: EPS, r"is no image of a known kind \(begins with b'%!PS"),
-    "ppm": (lambda: _encoded("PPM"), "no image of a known kind"),
-    "ico": (lambda: _encoded("ICO"), "no image of a known kind"),
+    "ppm": (lambda: encoded("PPM"), "no image of a known kind"),
+    "ico": (lambda: encoded("ICO"), "no image of a known kind"),
     "large-png": (
         _png_of_169_million_pixels,
         r"has 13000 x 13000 pixels, more than 134,217,728",
@@ -68,18 +55,18 @@ REFUSED = {
         _jpeg_of_another_size,
         r"says that it has 4000 x 4000 pixels, more than a JPEG of [\d,]+ bytes",
     ),
-    "animated-webp": (lambda: _encoded("WEBP", frames=3), r"\(3 frames\)"),
-    "animated-png": (lambda: _encoded("PNG", frames=3), r"\(3 frames\)"),
-    "animated-gif": (lambda: _encoded("GIF", frames=3), r"\(3 frames\)"),
-    "pages": (lambda: _encoded("TIFF", frames=3), r"\(3 frames\)"),
-    "16-bit-tiff": (lambda: _encoded("TIFF", mode="I;16"), "pixels of kind I;16"),
+    "animated-webp": (lambda: encoded("WEBP", frames=3), r"\(3 frames\)"),
+    "animated-png": (lambda: encoded("PNG", frames=3), r"\(3 frames\)"),
+    "animated-gif": (lambda: encoded("GIF", frames=3), r"\(3 frames\)"),
+    "pages": (lambda: encoded("TIFF", frames=3), r"\(3 frames\)"),
+    "16-bit-tiff": (lambda: encoded("TIFF", mode="I;16"), "pixels of kind I;16"),
 }
 ACCEPTED = {
-    "gif": lambda: _encoded("GIF"),
-    "tiff": lambda: _encoded("TIFF"),
-    "webp": lambda: _encoded("WEBP"),
-    "bmp": lambda: _encoded("BMP"),
-    "mpo": lambda: _encoded("MPO", frames=2),
+    "gif": lambda: encoded("GIF"),
+    "tiff": lambda: encoded("TIFF"),
+    "webp": lambda: encoded("WEBP"),
+    "bmp": lambda: encoded("BMP"),
+    "mpo": lambda: encoded("MPO", frames=2),
     # The least bytes that a JPEG of its size can have, and a third more.
     "even-jpeg": lambda: _flat_jpeg(),
 }

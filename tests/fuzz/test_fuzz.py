@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from sample_images import encoded
 
 pytest.importorskip("hypothesis")
 
@@ -112,17 +112,8 @@ def test_config_files(run, argv, tmp_path):
 # Images -------------------------------------------------------------------------------
 
 
-def _encoded(kind, mode="RGB", *, frames=1, **options):
-    generator = np.random.default_rng(0)
-    images = [
-        Image.fromarray(generator.integers(0, 256, (12, 15, 3), np.uint8)).convert(mode)
-        for _ in range(frames)
-    ]
-    if frames > 1:
-        options |= {"save_all": True, "append_images": images[1:]}
-    buffer = io.BytesIO()
-    images[0].save(buffer, kind, **options)
-    return buffer.getvalue()
+def _encoded(kind, mode="RGB", **options):
+    return encoded(kind, mode, size=(15, 12), **options)
 
 
 IMAGES = [

@@ -183,7 +183,7 @@ def test_shapes_of_what_the_step_is_given(device):
 
 
 def folder_with_bad_images(root, count=20, bad=(4, 5)):
-    """Images of the level of their number, some cut short behind their header."""
+    """Images of the level of their number, some cut short after their header."""
     for number in range(count):
         path = root / f"{number % 2}" / f"{number:02}.png"
         path.parent.mkdir(exist_ok=True)
