@@ -139,6 +139,7 @@ def start_processes(workdir: str | None) -> None:
     cache = values.compilation_cache
     if cache:
         paths.check_reachable(cache, flag="compilation_cache")
+        paths.make_local_folder(cache, flag="compilation_cache")
     elif cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         if jax.process_count() > 1:
             cache = workdir and os.path.join(workdir, "compilation_cache")
@@ -171,6 +172,7 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
     """
     for name in required:
         flags.mark_flag_as_required(name)
+        flags.register_validator(name, lambda value: value != "", "must not be empty")
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 

@@ -282,6 +282,14 @@ COMMAND_LINES = [
     ),
     Case(
         "Command lines",
+        "--compilation_cache: a file",
+        "--compilation_cache=",
+        lambda folder: paths.make_local_folder(
+            _write(folder / "cache", ""), flag="compilation_cache"
+        ),
+    ),
+    Case(
+        "Command lines",
         "--workdir: a file",
         "--workdir=",
         lambda folder: atomic.check_no_file(str(_write(folder / "run", ""))),

@@ -404,3 +404,10 @@ def test_missing_flags_are_named(module):
     assert code == 2
     assert "workdir" in err
     assert err.count("\n") == 1
+
+
+def test_empty_flags_are_named():
+    code, _, err = commands.run("evaluate", "--protocol=knn", "--workdir=")
+    assert code == 2
+    assert "--workdir=: must not be empty" in err
+    assert err.count("\n") == 1
