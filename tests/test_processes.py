@@ -73,6 +73,7 @@ def test_bad_images_of_all_processes_are_listed(tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     for name in ("00.jpg", "01.jpg"):
         shutil.copy(tmp_path / "data" / "05.jpg", tmp_path / "data" / name)
+    run.append("--allow_data_change")
     ((code, text),) = jobs.run(run, num_processes=1, devices_each=4)
     assert code == 2
     assert "error: folder:" in text
