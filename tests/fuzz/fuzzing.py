@@ -10,6 +10,7 @@ import copy
 import faulthandler
 import itertools
 import json
+import math
 import resource
 import signal
 import time
@@ -54,14 +55,15 @@ def fuzz(target, strategy, *, secs):
     Args:
       target: takes an example.
       strategy: of Hypothesis.
-      secs: how long; a failing example ends it earlier.
+      secs: how long from the first example on; a failing example ends it earlier.
     """
-    stop = time.monotonic() + secs
+    stop = math.inf  # Hypothesis may need seconds before it has an example
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     num_examples = 0
 
     def check(example):
-        nonlocal num_examples
+        nonlocal num_examples, stop
+        stop = min(stop, time.monotonic() + secs)
         if time.monotonic() > stop:
             return  # Hypothesis ends a round by its number of examples alone
         num_examples += 1
