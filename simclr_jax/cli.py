@@ -124,6 +124,7 @@ def start_processes(workdir: str | None) -> None:
 
     from simclr_jax import paths
     from simclr_jax.parallel import processes
+    from simclr_jax.runs import atomic
     from simclr_jax.training import cpu_memory
 
     cpu_memory.keep_freed_memory()
@@ -138,8 +139,7 @@ def start_processes(workdir: str | None) -> None:
     # After the start, because the default depends on the number of processes.
     cache = values.compilation_cache
     if cache:
-        paths.check_reachable(cache, flag="compilation_cache")
-        paths.make_local_folder(cache, flag="compilation_cache")
+        atomic.make_folder(cache, flag="compilation_cache")
     elif cache is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         if jax.process_count() > 1:
             cache = workdir and os.path.join(workdir, "compilation_cache")

@@ -109,22 +109,6 @@ def check_reachable(path: str | os.PathLike[str], *, flag: str) -> None:
         raise ConfigError(f"--{flag}={path}: bucket {bucket} cannot be read ({reason})")
 
 
-def make_local_folder(path: str | os.PathLike[str], *, flag: str) -> None:
-    """Creates the folder of a flag, unless it is on a store, which has none.
-
-    Raises:
-      ConfigError: it cannot be created.
-    """
-    located = as_path(path)
-    if is_store(located):
-        return
-    try:
-        located.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise ConfigError(f"--{flag}={path}: cannot be a folder ({reason})") from error
-
-
 def is_mounted_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a local path is on a mount by FUSE, such as gcsfuse.
 

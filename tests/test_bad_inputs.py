@@ -284,8 +284,16 @@ COMMAND_LINES = [
         "Command lines",
         "--compilation_cache: a file",
         "--compilation_cache=",
-        lambda folder: paths.make_local_folder(
-            _write(folder / "cache", ""), flag="compilation_cache"
+        lambda folder: atomic.make_folder(
+            str(_write(folder / "cache", "")), flag="compilation_cache"
+        ),
+    ),
+    Case(
+        "Command lines",
+        "--compilation_cache: below a file",
+        "--compilation_cache=",
+        lambda folder: atomic.make_folder(
+            f"{_write(folder / 'x', '')}/cache", flag="compilation_cache"
         ),
     ),
     Case(

@@ -43,6 +43,18 @@ def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
         raise ConfigError(f"--{flag}={workdir}: must be a folder, and is a file")
 
 
+def make_folder(path: str, *, flag: str) -> None:
+    """Creates the folder that a flag names; on a store, where none is needed, checks.
+
+    Raises:
+      ConfigError: as `check_no_file`, or it cannot be created.
+    """
+    check_no_file(path, flag=flag)
+    if not paths.is_store(path):
+        with one_line(f"--{flag}={path}: cannot be created"):
+            paths.as_path(path).mkdir(parents=True, exist_ok=True)
+
+
 def check_free(path: str, *, flag: str) -> None:
     """Raises ConfigError unless the folder that a flag names can be created."""
     check_no_file(path, flag=flag)

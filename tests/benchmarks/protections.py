@@ -12,6 +12,7 @@ finite.
 """
 
 import argparse
+import functools
 import logging
 import os
 import pathlib
@@ -108,7 +109,7 @@ def main() -> None:
             guard = divergence.Guard(config, programs[PROGRAMS[0]][1])
             for _ in range(arguments.rounds):
                 for name in (*PROGRAMS, *reversed(PROGRAMS)):
-                    took = secs_of(lambda name=name: advance(name), 1)
+                    took = secs_of(functools.partial(advance, name), 1)
                     secs.setdefault(name, []).append(took)
                 for name, function in (
                     ("lease, saves and requests", requests.after_step),
