@@ -190,6 +190,7 @@ class Recorder:
         return Recorder(copy, self._seen, self._prefix)
 
 
+@pytest.mark.slow
 def test_no_key_is_dead(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     for split in ("train", "test"):

@@ -55,7 +55,14 @@ def outputs(model, params, stats, images, *, train):
         return *model.apply(params, stats, images, train=train), stages
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "r18_cifar",
+        "r50_imagenet",
+        pytest.param("r50_sk", marks=pytest.mark.slow),
+    ],
+)
 def forward(request):
     """Tag, golden arrays, and by mode what `outputs` returns."""
     tag = request.param

@@ -139,7 +139,13 @@ def test_sizes_match_google(fidelity, row):
     )
 
 
-@pytest.mark.parametrize(("depth", "width", "selective"), MILLIONS)
+@pytest.mark.parametrize(
+    ("depth", "width", "selective"),
+    [
+        row if row[0] < 152 else pytest.param(*row, marks=pytest.mark.slow)
+        for row in MILLIONS
+    ],
+)
 def test_sizes_match_the_published_ones(fidelity, depth, width, selective):
     """Parameters and running statistics, rounded."""
     got = sizes(depth, width, 0.0625 if selective else 0.0, "imagenet")
@@ -170,6 +176,7 @@ def test_sizes_match_torchvision(depth, size):
     assert count(variables["params"]) == size
 
 
+@pytest.mark.slow
 def test_resnet_200_has_200_layers():
     """Convolutions on the main path and the classifier that is not here."""
     variables, _ = shapes(create_encoder(depth=200))
@@ -240,7 +247,9 @@ def test_imagenet_normalization_takes_out_mean_and_deviation():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("settings", [{"depth": 18}, SELECTIVE])
+@pytest.mark.parametrize(
+    "settings", [{"depth": 18}, pytest.param(SELECTIVE, marks=pytest.mark.slow)]
+)
 def test_only_the_computation_has_the_dtype(settings, dtype):
     encoder = create_encoder(**settings, dtype=dtype)
     variables, _ = shapes(encoder)

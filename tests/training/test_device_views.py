@@ -190,7 +190,7 @@ def test_micro_batches_train_on_the_same_views():
 @pytest.mark.parametrize(
     ("device", "micro_batch_size"),
     [
-        ("accelerator", None),
+        pytest.param("accelerator", None, marks=pytest.mark.slow),
         pytest.param("host_crop", None, marks=pytest.mark.slow),
         pytest.param("accelerator", 8, marks=pytest.mark.slow),
     ],

@@ -117,6 +117,7 @@ def test_eight_devices_compute_the_loss_gradient_and_statistics_of_one():
     assert max(errors.values()) < 2e-5, errors
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_lars_update_of_one():
     one, _ = run(LARS, 1, num_steps=1)
     eight, _ = run(LARS, 8, num_steps=1)
@@ -124,6 +125,7 @@ def test_eight_devices_make_the_lars_update_of_one():
     assert max(errors.values()) < 2e-6, errors
 
 
+@pytest.mark.slow
 def test_three_steps_on_eight_devices_stay_within_the_noise_of_one():
     one, _ = run(LARS, 1, num_steps=3)
     eight, _ = run(LARS, 8, num_steps=3)
@@ -210,7 +212,8 @@ def test_metrics_are_those_of_the_state_before_the_update():
     batch = make_batch(0)
     _, metrics = run(SGD, 1, num_steps=1)
     images = batch["images"].reshape(-1, SIZE, SIZE, 3) / np.float32(255)
-    outputs, _ = SGD.model.apply(state.params, state.batch_stats, images, train=True)
+    apply = jax.jit(functools.partial(SGD.model.apply, train=True))
+    outputs, _ = apply(state.params, state.batch_stats, images)
     z = outputs.z.reshape(NUM_IMAGES, 2, -1)
     np.testing.assert_allclose(
         metrics["loss"], losses.nt_xent(z, temperature=0.5), rtol=1e-5
