@@ -387,8 +387,10 @@ IMAGES = [
         _folders("train/1.jpg", "test/2.jpg"),
     ),
     _npz("no images", labels=np.arange(3)),
-    _npz("images of floats", "npz:", images=_FEW.astype(np.float32)),
-    _npz("images without channels", "npz:", images=_FEW[..., 0]),
+    _npz("normalized images", "npz:", images=_FEW.astype(np.float32) - 1),
+    _npz("a single image", "npz:", images=_FEW[0]),
+    _npz("images of 12 bits", "npz:", images=np.full((2, 4, 4), 4095, np.uint16)),
+    _npz("arrays of other names", "x_train", pictures=_FEW),
     _npz("two labels for three images", "npz:", images=_FEW, labels=np.arange(2)),
     Case(
         "Images and folders",
