@@ -454,6 +454,16 @@ ARCHIVES = [
     _archive("holds no images", "x.zip", lambda: _zip("readme.txt")),
     _archive("holds a broken image only", "x.zip", lambda: _zip("1.jpg")),
     _archive("of a kind that is not read", "x.rar", b"Rar!"),
+    _archive("a list without a column of paths", "x.csv", b"label,split\n1,train\n"),
+    _archive("a list with a row of three columns", "x.csv", b"path,label\n1.jpg,a,b\n"),
+    _archive("a list with two labels for a file", "x.tsv", b"1.jpg\ta\n1.jpg\tb\n"),
+    _archive("a list of missing files", "x.csv", b"path,label\n1.jpg,a\n"),
+    Case(
+        "Archives",
+        "prepare --input=shard-{0..1}.tar, of which none is there",
+        "shard-0.tar",
+        lambda folder: _prepare(folder, folder / "shard-{0..1}.tar"),
+    ),
     Case(
         "Archives",
         "prepare --input=none.tar, which is not there",
