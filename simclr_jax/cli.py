@@ -172,7 +172,9 @@ def run(main: Callable[[], None], *, required: tuple[str, ...] = ()) -> None:
     """
     for name in required:
         flags.mark_flag_as_required(name)
-        flags.register_validator(name, lambda value: value != "", "must not be empty")
+        flags.register_validator(
+            name, lambda value: value not in ("", [""]), "must not be empty"
+        )
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 

@@ -7,7 +7,8 @@ r"""Prepares a dataset of anybody's images for training.
 Files that training could not decode are left out and listed in DIR/broken.tsv. The same
 command resumes after an interruption; the result is the same bit for bit. Sub-folders
 are classes if all images lie in some; top folders named train, val, test and the like
-are splits. DIR is a dataset once manifest.json is in it; TensorFlow Datasets reads it
+are splits. Lists (path,label,split) and shards of WebDataset have labels of their own.
+DIR is a dataset once manifest.json is in it; TensorFlow Datasets reads it
 too (tfds.builder_from_directory).
 """
 
@@ -17,12 +18,13 @@ from absl import flags
 
 from simclr_jax import cli, host_resources
 
-_INPUT = flags.DEFINE_string(
+_INPUT = flags.DEFINE_multi_string(
     "input",
     None,
-    "Images: a folder, a quoted glob, a .tar, .tar.gz or .zip file, local or on a "
-    "store (gs://, s3://), or a dataset of Hugging Face on disk (save_to_disk, "
-    "parquet).",
+    "Images: a folder, a quoted glob, a .csv or .tsv list (path,label,split), .tar, "
+    ".tar.gz or .zip files, WebDataset shards such as 'shard-{0000..0099}.tar', local "
+    "or on a store (gs://, s3://), or a dataset of Hugging Face on disk (save_to_disk, "
+    "parquet). Several with commas between them, or by repeating the flag.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for the dataset, local or on a store (gs://, s3://)."
@@ -68,7 +70,7 @@ def main() -> None:
     from simclr_jax.prepare import build
 
     options = build.Options(
-        input=_INPUT.value or "",
+        input=",".join(_INPUT.value or ()),
         split=_SPLIT.value or "",
         val_fraction=_VAL_FRACTION.value,
         resize_short_side=_RESIZE_SHORT_SIDE.value,

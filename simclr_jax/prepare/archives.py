@@ -3,6 +3,7 @@
 import bz2
 import functools
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -10,8 +11,8 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 from simclr_jax.data.sources import storage
 from simclr_jax.errors import DataError, first_line
@@ -25,7 +26,11 @@ _PACKED: dict[str, Callable[..., Any]] = {
     ".tar.xz": lzma.open,
     ".txz": lzma.open,
 }
-SUFFIXES = (".tar", *_PACKED, ".zip")
+TAR_SUFFIXES = (".tar", *_PACKED)
+SUFFIXES = (*TAR_SUFFIXES, ".zip")
+_MOST_WANTED_BYTES = 1 << 20
+# Some dozens of images: read in one request, also where only names are asked for.
+_REMOTE_BUFFER_BYTES = 4 << 20
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 
 
@@ -39,43 +44,137 @@ class TarInput:
         """Opens an archive.
 
         Args:
-          path: of the archive.
-          scratch: a folder for its unpacked form, if it is compressed: its images could
-            only be read one after the other.
+          path: of the archive, local or on a store.
+          scratch: a local folder for its unpacked form, if it is compressed.
         """
         self.name = path
-        self._path = path
-        unpack = next((_PACKED[s] for s in _PACKED if path.lower().endswith(s)), None)
-        if unpack:
-            self._path = os.path.join(scratch, "input.tar")
-            if not os.path.exists(self._path):
-                _unpack(path, unpack, self._path)
+        self._path = locate_tar(path, scratch=scratch)
 
     def entries(self) -> list[Entry]:
         """See `Input`."""
-        found = []
-        size = os.path.getsize(self._path)
-        try:
-            with tarfile.open(self._path, "r:") as archive:
-                for member in archive:
-                    if not member.isreg() or member.issparse():
-                        continue
-                    if member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"ends within {member.name}")
-                    path = posixpath.normpath(member.name).lstrip("/")
-                    found.append(
-                        Entry(path, member.size, int(member.mtime), member.offset_data)
-                    )
-        except _BROKEN as error:
-            raise DataError(
-                f"--input: file {self.name}: is no whole .tar file "
-                f"({first_line(error)})"
-            ) from error
-        return found
+        return [member.entry for member in members(self._path, name=self.name)]
 
     def read(self, entry: Entry) -> bytes:
         """See `Input`."""
         return storage.read_range(self._path, entry.place, entry.size)
+
+
+def locate_tar(path: str, *, scratch: str) -> str:
+    """Where a .tar file can be read at random.
+
+    Args:
+      path: of the file; where it is not compressed, this is returned.
+      scratch: a local folder for the unpacked form of another: its files could only be
+        read one after the other.
+
+    Raises:
+      DataError: it cannot be unpacked.
+    """
+    unpack = next((_PACKED[s] for s in _PACKED if path.lower().endswith(s)), None)
+    if not unpack:
+        return path
+    target = os.path.join(scratch, "input.tar")
+    if not os.path.exists(target):
+        located = fetch(path, scratch) if storage.is_remote(path) else path
+        _unpack(located, unpack, target)
+    return target
+
+
+class Member(NamedTuple):
+    """A file in an archive.
+
+    Attributes:
+      entry: its path, size, time, and in `place` its first byte in the archive.
+      content: its bytes, if they were wanted.
+    """
+
+    entry: Entry
+    content: bytes | None
+
+
+def members(
+    path: str, *, name: str, wanted: Callable[[str], bool] = lambda path: False
+) -> Iterator[Member]:
+    """The regular files in a .tar file that is not compressed, in its order.
+
+    Args:
+      path: of the archive, local or on a store.
+      name: of the archive, for messages.
+      wanted: whether the content of a file is, by its path; at most 1 MiB of it.
+
+    Raises:
+      DataError: it is no whole .tar file.
+      StoreFailed: its store does not answer.
+    """
+    try:
+        size = storage.file_size(path) or 0
+        with (
+            _opened(path, size) as file,
+            tarfile.open(fileobj=file, mode="r:") as archive,
+        ):
+            for member in archive:
+                if not member.isreg() or member.issparse():
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"ends within {member.name}")
+                inside = posixpath.normpath(member.name).lstrip("/")
+                content = None
+                if wanted(inside) and member.size <= _MOST_WANTED_BYTES:
+                    opened = archive.extractfile(member)
+                    content = opened.read() if opened else None
+                place = member.offset_data
+                entry = Entry(inside, member.size, int(member.mtime), place)
+                yield Member(entry, content)
+    except _BROKEN as error:
+        raise DataError(
+            f"--input: file {name}: is no whole .tar file ({first_line(error)})"
+        ) from error
+
+
+def _opened(path: str, size: int) -> BinaryIO:
+    if not storage.is_remote(path):
+        return open(path, "rb")
+    return io.BufferedReader(_RemoteFile(path, size), _REMOTE_BUFFER_BYTES)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file on a store; what is skipped is not read."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size, self._position = path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        before = {io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = before.get(whence, 0) + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._position))
+        if length:
+            content = storage.read_range(self._path, self._position, length)
+            buffer[:length] = content
+            self._position += length
+        return length
+
+
+def fetch(path: str, scratch: str) -> str:
+    """Copies an archive from a store, to be read as a whole; returns its path."""
+    target = os.path.join(scratch, os.path.basename(path))
+    if not os.path.exists(target):
+        os.makedirs(scratch, exist_ok=True)
+        with open(f"{target}.unfinished", "wb") as output:
+            storage.copy(path, output)
+        os.replace(f"{target}.unfinished", target)
+    return target
 
 
 def _unpack(path: str, opened: Callable[..., Any], target: str) -> None:

@@ -15,17 +15,15 @@ import dataclasses
 import fcntl
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 from simclr_jax.data.image_files import MAX_PIXELS
-from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
-from simclr_jax.prepare import files, layout, outputs, steps
+from simclr_jax.prepare import files, layout, outputs, patterns, steps
 from simclr_jax.prepare.entries import Input, Listing, list_images
 from simclr_jax.prepare.image_check import FILTERS, Encoding
 from simclr_jax.prepare.inputs import open_input
@@ -100,9 +98,7 @@ def prepare(
       RunFailed: the disk is full or the like; the same command resumes.
     """
     options.check()
-    if not storage.is_remote(options.input):
-        path = os.path.abspath(os.path.expanduser(options.input))
-        options = dataclasses.replace(options, input=path)
+    options = dataclasses.replace(options, input=patterns.absolute(options.input))
     target = outputs.open_output(output, scratch=scratch)
     try:
         if target.is_finished():
@@ -183,12 +179,13 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
     listing = list_images(source)
     _agree_on_plan(options, listing, target)
     if listing.splits and options.val_fraction:
+        names = sorted({split or options.split for split in listing.splits})
         raise DataError(
             f"--val_fraction={options.val_fraction}: must be 0 for {options.input}, "
-            f"which has the splits {', '.join(sorted(set(listing.splits)))}"
+            f"which has the splits {', '.join(names)}"
         )
     if listing.ignored:
-        _LOG.info("Ignored, by suffix: %s", listing.ignored)
+        _LOG.info("Ignored, by suffix or reason: %s", listing.ignored)
     encoding = Encoding(
         options.resize_short_side, options.resize_filter, options.jpeg_quality
     )

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import glob
 import hashlib
 import os
 import pathlib
@@ -18,6 +17,7 @@ from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder import SPLITS
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.errors import DataError
+from simclr_jax.prepare import patterns
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".tif", ".tiff")
 
@@ -50,6 +50,9 @@ class Input(Protocol):
       packed: whether one more folder may lie around all, as in most archives.
       class_names: what the entries' own labels mean, [] if they have none; None where
         names tell which files are images, and folders are the classes.
+
+    One with labels of its own may have `left_out`: how many of its files are no images
+    of the dataset, by suffix or reason.
     """
 
     name: str
@@ -76,14 +79,14 @@ class Listing:
     Attributes:
       entries: sorted by path.
       labels: int32, -1 where there is none.
-      splits: the split of each, None where the input has none.
+      splits: the split of each, or None where it has none; None if no image has.
       class_names: None for unlabelled images.
-      ignored: how many files are no images by name, by suffix.
+      ignored: how many files are no images, by suffix or reason.
     """
 
     entries: list[Entry]
     labels: np.ndarray
-    splits: list[str] | None
+    splits: list[str | None] | None
     class_names: list[str] | None
     ignored: dict[str, int]
 
@@ -106,7 +109,7 @@ def list_images(source: Input) -> Listing:
     Raises:
       DataError: there is no image in it.
     """
-    ignored: collections.Counter[str] = collections.Counter()
+    ignored = collections.Counter(getattr(source, "left_out", {}))
     found = {}
     by_name = source.class_names is None
     for entry in source.entries():
@@ -132,18 +135,19 @@ def list_images(source: Input) -> Listing:
     else:
         class_names = source.class_names
         labels = np.array([entry.label for entry in entries], np.int32)
-        splits = [entry.split for entry in entries if entry.split] or None
+        own = [entry.split for entry in entries]
+        splits = own if any(own) else None
     return Listing(entries, labels, splits, class_names or None, dict(ignored))
 
 
 def _by_folders(
     entries: list[Entry], *, packed: bool
-) -> tuple[list[str] | None, np.ndarray, list[str] | None]:
+) -> tuple[list[str | None] | None, np.ndarray, list[str] | None]:
     """(splits, labels, class names) by the folders that images lie in."""
     folders = [entry.path.split("/")[:-1] for entry in entries]
     while packed and len(_tops(folders)) == 1:
         folders = [parts[1:] for parts in folders]
-    splits = None
+    splits: list[str | None] | None = None
     tops = _tops(folders)
     if len(tops) > 1 and SPLITS.issuperset(tops):
         splits = [parts[0] for parts in folders]
@@ -180,8 +184,7 @@ class FolderInput:
         self._root = pattern.rstrip("/") or "/"
         if not storage.is_folder(pattern):
             self._pattern = pattern
-            # The folders before the first wildcard.
-            self._root = re.split(r"[^/]*[*?\[]", pattern, maxsplit=1)[0].rstrip("/")
+            self._root = patterns.root_of(pattern)
 
     def entries(self) -> list[Entry]:
         """See `Input`."""
@@ -190,7 +193,7 @@ class FolderInput:
             return [Entry(o.path[start:], o.size, o.time) for o in self._list_objects()]
         tops: Iterable[str] = [self._root]
         if self._pattern is not None:
-            tops = glob.iglob(self._pattern, recursive=True, include_hidden=True)
+            tops = patterns.matches(self._pattern)
         found = {}
         for top in tops:
             for path, size, time in self._walk(top):
@@ -199,13 +202,14 @@ class FolderInput:
 
     def _list_objects(self) -> list[object_store.Object]:
         """What is on a store: of a glob, what matches and what lies below that."""
-        objects = storage.retried(
-            self._root, lambda: list(object_store.list_below(self._root))
-        )
+        objects = patterns.objects_below(self._root)
         if self._pattern is None:
             return objects
-        matching = re.compile(f"{_as_expression(self._pattern)}(/.*)?")
-        return [o for o in objects if matching.fullmatch(o.path)]
+        matching = [
+            re.compile(f"{patterns.as_expression(name)}(/.*)?")
+            for name in patterns.expand_braces(self._pattern)
+        ]
+        return [o for o in objects if any(m.fullmatch(o.path) for m in matching)]
 
     def read(self, entry: Entry) -> bytes:
         """See `Input`."""
@@ -230,16 +234,3 @@ class FolderInput:
                     yield from self._walk(path, parents | {identity})
         elif stat.S_ISREG(status.st_mode):
             yield top, status.st_size, status.st_mtime_ns
-
-
-def _as_expression(pattern: str) -> str:
-    """A glob as a regular expression: only `**` matches `/`."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", pattern)
-    special = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "?": "[^/]"}
-    found = []
-    for number, part in enumerate(parts):
-        if number % 2 == 0:
-            found.append(re.escape(part))
-        else:
-            found.append(special.get(part) or part.replace("[!", "[^"))
-    return "".join(found)

@@ -49,19 +49,20 @@ def first_of_each(table: Table) -> np.ndarray:
 
 
 def choose_splits(
-    table: Table, splits: list[str] | None, *, name: str, val_fraction: float
+    table: Table, splits: list[str | None] | None, *, name: str, val_fraction: float
 ) -> np.ndarray:
     """The split of every image.
 
     Args:
       table: of all images.
-      splits: what the input says; None if nothing.
-      name: of the only split otherwise.
+      splits: what the input says, None for images of which it says nothing; None if
+        it never says anything.
+      name: of the split of those.
       val_fraction: of images that go to a split of their own, 'val'. Their content
         decides which: equal images never go to both.
     """
     if splits is not None:
-        return np.array(splits)
+        return np.array([split or name for split in splits])
     chosen = np.full(len(table.reason), name, f"<U{max(len(name), 3)}")
     leading = np.ascontiguousarray(table.source_hash[:, :8]).view(">u8").ravel()
     chosen[leading / 2.0**64 < val_fraction] = VALIDATION_SPLIT

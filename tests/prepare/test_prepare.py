@@ -252,7 +252,7 @@ def _stop_behind(monkeypatch, module, name, calls):
         (steps, "write_part", 3),
         (steps.files, "write_shard", 2),
         (steps.files, "write_preview", 0),
-        (build.os, "replace", 30),
+        (os, "replace", 30),
     ],
     ids=["parts", "shards", "preview", "anywhere"],
 )

@@ -9,6 +9,7 @@ from simclr_jax.data import image_files
 from simclr_jax.data.sources import (
     bad_records,
     folder_files,
+    hints,
     kept,
     listings,
     storage,
@@ -55,6 +56,7 @@ class FolderSource:
         self.name = f"folder:{root}"
         if not storage.is_folder(root):
             hint = "" if split == "all" else f" (split {split!r} means a sub-folder)"
+            hint += hints.of_prepare(folder)
             raise DataError(f"dataset {self.name}: no such folder{hint}")
         everything = folder_files.find(root)
         images = everything.choose(
@@ -67,6 +69,7 @@ class FolderSource:
             raise DataError(
                 f"dataset {self.name}: holds no image (looked for "
                 f"{', '.join(IMAGE_SUFFIXES)} among {len(everything.paths)} files)"
+                f"{hints.of_prepare(root, everything.paths)}"
             )
         found: list[BadRecord] = []
 

@@ -4,53 +4,20 @@ A new source is one class with the methods of `base.Source` and one line in
 `open_source`.
 """
 
-import io
-import zipfile
 from types import ModuleType
-
-import numpy as np
 
 from simclr_jax.data import optional
 from simclr_jax.data.sources import (
     bad_records,
     folder,
     kept,
+    npz,
     photographs,
     prepared,
-    storage,
 )
 from simclr_jax.data.sources.arrays import ArraySource, SyntheticSource
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import DataError, first_line
-
-
-def _open_npz(path: str) -> ArraySource:
-    try:
-        located = storage.expanded(path)
-        remote = storage.is_remote(path)
-        # Opened here: where it is no archive, NumPy would leave it open.
-        with (
-            io.BytesIO(storage.read_file(path)) if remote else open(located, "rb")
-        ) as opened:
-            if not zipfile.is_zipfile(opened):
-                raise ValueError("it is no zip archive")
-            opened.seek(0)
-            with np.load(opened) as file:
-                arrays = dict(file)
-    except FileNotFoundError as error:
-        storage.check_bucket(path)
-        raise DataError(f"dataset npz:{path}: no such file") from error
-    except DataError:
-        raise
-    except Exception as error:  # NumPy and zipfile raise anything on damaged files
-        raise DataError(
-            f"file {path}: is no .npz file of plain arrays ({first_line(error)})"
-        ) from error
-    if "images" not in arrays:
-        raise DataError(
-            f"file {path}: holds no array 'images' (and, where known, 'labels')"
-        )
-    return ArraySource(arrays["images"], arrays.get("labels"), name=f"npz:{path}")
+from simclr_jax.errors import DataError
 
 
 def open_source(
@@ -67,10 +34,11 @@ def open_source(
 
     Args:
       dataset: a TFDS name; 'folder:PATH'; 'prepared:PATH', the output of
-        `simclr_jax.prepare`; 'npz:PATH' with arrays `images` and optionally `labels`,
-        where '{split}' in PATH stands for the split;
+        `simclr_jax.prepare`; 'npz:PATH', arrays as `npz.py` knows them, where '{split}'
+        in PATH stands for the split;
         'photographs'; or 'synthetic:SIZE' (1,281,167 noise images of SIZE pixels).
-      split: of TFDS and photographs; for a folder a sub-folder or 'all'.
+      split: of TFDS, photographs and arrays named by splits; for a folder a
+        sub-folder or 'all'.
       data_dir: where TFDS datasets are prepared.
       image_key: the image feature of a TFDS dataset.
       label_key: the label feature of a TFDS dataset.
@@ -92,7 +60,7 @@ def open_source(
     if kind == "prepared":
         return prepared.ShardSource(argument, split=split)
     if kind == "npz":
-        return _open_npz(argument.replace("{split}", split))
+        return npz.open_npz(argument.replace("{split}", split), split)
     if kind == "synthetic":
         size = argument or "224"
         if not size.isdecimal() or len(size) > 4 or not 1 <= int(size) <= 4096:
