@@ -190,3 +190,23 @@ def eval_batches(
     batches = prepared_batches(source, preprocessing, indices, threads=threads)
     for batch, own_mask in zip(batches, mask, strict=True):
         yield {**batch, "mask": own_mask}
+
+
+def check_image(source: Source, index: int) -> None:
+    """Reads and decodes one image, as the pipelines do.
+
+    Args:
+      source: what to read.
+      index: of the image.
+
+    Raises:
+      BadRecord: it cannot be read as an image.
+      DataError: it cannot be read, and may be intact.
+    """
+    if _in_threads(source):
+        pixels.read(source, np.array([index]))
+        return
+    # Imported here, since it needs TensorFlow.
+    from simclr_jax.data.sources import reading
+
+    reading.check_record(source, index)
