@@ -148,10 +148,10 @@ def _open(options: Options) -> Source:
         on_bad_record=pass_over,
     )
     most = source.num_examples - len(bad_records.of(source)) - 1
-    if options.neighbours > most:
+    if options.neighbours > max(0, most):
         raise ConfigError(
             f"--neighbours={options.neighbours}: must be less than the {most + 1} "
-            f"images of {source.name}"
+            f"images of {source.name} that can be read"
         )
     return source
 
