@@ -25,7 +25,6 @@ from simclr_jax.data.progress import Progress
 from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.bad_records import BatchFailed
 from simclr_jax.data.sources.base import Batch, Source
-from simclr_jax.data.sources.subsets import Subset
 from simclr_jax.embed import broken
 from simclr_jax.embed.parts import Part
 from simclr_jax.errors import RunFailed
@@ -128,11 +127,12 @@ class Extraction:
         if not len(indices):
             return iter(())
         batches = pipeline.eval_batches(
-            Subset(self.source, indices, name=self.source.name),
+            self.source,
             self.preprocessing,
             batch_size=self.batch_size,
             host_index=jax.process_index(),
             num_hosts=jax.process_count(),
+            images=indices,
         )
         return broken.agreed(iter(batches))
 
