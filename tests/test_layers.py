@@ -28,6 +28,7 @@ LAYERS = (
         "convert",
         "distill",
         "doctor",
+        "embed",
         "evaluate",
         "export",
         "finetune",

@@ -145,6 +145,7 @@ def eval_batches(
     num_hosts: int = 1,
     num_parts: int = 1,
     threads: int | None = None,
+    images: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """All images once, in batches of one size.
 
@@ -160,6 +161,7 @@ def eval_batches(
       num_parts: divides `batch_size`; such as the number of devices, which then get
         consecutive images each.
       threads: for reading and decoding; when None as many as can run at a time.
+      images: int64, the numbers of the images to read, in this order, instead of all.
 
     Yields:
       This host's slice: images float32 [B / num_hosts, S, S, 3], labels int32, and
@@ -170,16 +172,19 @@ def eval_batches(
         TensorFlow, which is not installed.
     """
     host_slice = slice_of_host(batch_size, host_index, num_hosts)
-    num_batches = math.ceil(source.num_examples / batch_size)
+    count = source.num_examples if images is None else len(images)
+    num_batches = math.ceil(count / batch_size)
     positions = (
         np.arange(num_batches * batch_size)
         .reshape(num_parts, num_batches, -1)
         .transpose(1, 0, 2)
         .reshape(num_batches, batch_size)
     )
-    mask = (positions < source.num_examples)[:, host_slice]
+    mask = (positions < count)[:, host_slice]
     # Filled up with the last image, which is decoded again and then masked out.
-    indices = np.minimum(positions, source.num_examples - 1)[:, host_slice]
+    indices = np.minimum(positions, count - 1)[:, host_slice]
+    if images is not None:
+        indices = images[indices]
     if _in_threads(source):
         prepared_batches = thread_pipeline.eval_batches
     else:
@@ -190,3 +195,23 @@ def eval_batches(
     batches = prepared_batches(source, preprocessing, indices, threads=threads)
     for batch, own_mask in zip(batches, mask, strict=True):
         yield {**batch, "mask": own_mask}
+
+
+def check_image(source: Source, index: int) -> None:
+    """Reads and decodes one image, as the pipelines do.
+
+    Args:
+      source: what to read.
+      index: of the image.
+
+    Raises:
+      BadRecord: it cannot be read as an image.
+      DataError: it cannot be read, and may be intact.
+    """
+    if _in_threads(source):
+        pixels.read(source, np.array([index]))
+        return
+    # Imported here, since it needs TensorFlow.
+    from simclr_jax.data.sources import reading
+
+    reading.check_record(source, index)

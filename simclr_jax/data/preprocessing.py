@@ -13,7 +13,7 @@ import numpy as np
 # bicubic: as tf.image.resize. bicubic_legacy: as TensorFlow 1, with which Google's
 # published SimCLR weights were trained.
 RESIZES = ("bicubic", "bicubic_legacy")
-_NO_IMAGE = "images: must be an array or list of one image or more"
+NO_IMAGE = "images: must be an array or list of one image or more"
 _TAPS = 4
 # TensorFlow looks its weights up in a table of 1024 sub-pixel positions.
 _TABLE_SIZE = 1024
@@ -92,7 +92,7 @@ class Preprocessing:
         """
         if isinstance(images, list | tuple):
             if not images:
-                raise ValueError(_NO_IMAGE)
+                raise ValueError(NO_IMAGE)
             return np.stack([self._prepare(as_array(image)) for image in images])
         images = as_array(images)
         return self._prepare(images[None] if images.ndim == 3 else images)
@@ -101,7 +101,7 @@ class Preprocessing:
         """Images [..., H, W, 3] of one size."""
         shape = images.shape
         if images.ndim == 4 and not len(images):
-            raise ValueError(_NO_IMAGE)
+            raise ValueError(NO_IMAGE)
         if images.ndim not in (3, 4) or shape[-1] != 3 or images.size == 0:
             raise ValueError(f"image has shape {shape[-3:]}: must be [H, W, 3]")
         height, width = shape[-3:-1]

@@ -9,7 +9,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,7 @@ def extract(
     num_examples: int,
     name: str = "images",
     verb: str = "encoded",
+    report: Callable[[int], None] | None = None,
 ) -> Features:
     """Encodes every image once.
 
@@ -169,6 +170,8 @@ def extract(
       num_examples: N, the number of images.
       name: of the dataset, for messages.
       verb: what is done with the images, for messages.
+      report: called after each batch with the number of images so far; by default
+        logs it now and then.
 
     Raises:
       DataError: the batches are not all images.
@@ -179,7 +182,7 @@ def extract(
     previous: jax.Array | None = None
     rows_at_a_time = num_batches = 0
     labels, masks = [], []
-    progress = _Progress(num_examples, name, verb)
+    report = report or _Progress(num_examples, name, verb).log
     for number, batch in enumerate(batches):
         rows_at_a_time = len(batch["mask"]) // num_local
         num_batches = math.ceil(num_examples / (rows_at_a_time * mesh.size))
@@ -196,7 +199,7 @@ def extract(
         previous = h
         labels.append(_by_device(batch["labels"], num_local))
         masks.append(_by_device(batch["mask"], num_local))
-        progress.log((number + 1) * rows_at_a_time * mesh.size)
+        report((number + 1) * rows_at_a_time * mesh.size)
 
     # A figure of some of the images would pass for a figure of all of them.
     if x is None or len(masks) < num_batches:

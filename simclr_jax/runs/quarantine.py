@@ -106,7 +106,7 @@ class Quarantine(contextlib.AbstractContextManager):
         for line in self._lines:
             index = _index(line)
             if index is not None and index < num_examples:
-                name = _escaped(describe(index))
+                name = escaped(describe(index))
                 if line.startswith(f"{name}\t"):
                     self._names[name] = line
         self._num_warnings = 0
@@ -125,7 +125,7 @@ class Quarantine(contextlib.AbstractContextManager):
           DataError: there are more than the limit.
         """
         cells = error.name, error.reason, str(step), str(error.index)
-        line = "\t".join(map(_escaped, cells))
+        line = "\t".join(map(escaped, cells))
         # Before the first step all processes find the same.
         is_mine = self._is_main or step > 0
         if self._list(line) and is_mine:
@@ -181,9 +181,7 @@ class Quarantine(contextlib.AbstractContextManager):
     def _warn(self, error: BadRecord) -> None:
         self._num_warnings += 1
         if self._num_warnings <= _MOST_WARNINGS:
-            _LOG.warning(
-                "%s; the next good image takes its place", _escaped(str(error))
-            )
+            _LOG.warning("%s; the next good image takes its place", escaped(str(error)))
         if self._num_warnings == _MOST_WARNINGS:
             _LOG.warning("Further ones are listed in %s only.", FILE_NAME)
 
@@ -238,7 +236,7 @@ def _index(line: str) -> int | None:
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     r"""A cell of one line: \t, \n, \r, \\, \xNN for others that are not printed."""
     text = re.sub(
         r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\]",

@@ -5,6 +5,7 @@ The modules in reading order.
 What `simclr_jax.load` returns:
 
     encoder.py         a pretrained encoder with its preprocessing, read from a run
+    given_images.py    what `encode` takes: arrays, Pillow images, files; one or many
     load.py            opens a run, a checkpoint or an exported folder
 
 In: `simclr_jax.convert`.

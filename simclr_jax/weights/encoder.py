@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from simclr_jax import parallel
 from simclr_jax.config import identity, resolve, rules
-from simclr_jax.data.preprocessing import Preprocessing, as_array
+from simclr_jax.data.preprocessing import NO_IMAGE, Preprocessing
 from simclr_jax.models import (
     ProjectionHead,
     ResNet,
@@ -24,6 +24,7 @@ from simclr_jax.models import (
 from simclr_jax.models.simclr import Tree
 from simclr_jax.runs import checkpoints, damage, directory
 from simclr_jax.training import build
+from simclr_jax.weights.given_images import GivenImages
 
 # How an encoder is computed; weights do not depend on it.
 _EXECUTION = {
@@ -71,9 +72,11 @@ class PretrainedEncoder:
         """Turns images into representations.
 
         Args:
-          images: [N, H, W, 3], one image [H, W, 3], or a sequence of images of any
-            sizes; NumPy or JAX, uint8 in [0, 255] or floats in [0, 1]. Preprocessing
-            is applied.
+          images: [N, H, W, 3], one image [H, W, 3], or a list of images of any sizes;
+            NumPy or JAX, uint8 in [0, 255] or floats in [0, 1]. Grey images need no
+            channel: [N, H, W], [H, W]. Images of Pillow and paths of image files, one
+            or a list, are read as training reads them; see `given_images`.
+            Preprocessing is applied, batch by batch.
           layer: 0 for h, i for the output of layer i of the projection head (SimCLRv2
             fine-tunes from a middle layer), -1 for z.
           batch_size: number of images on the devices at a time, split over those of
@@ -83,8 +86,8 @@ class PretrainedEncoder:
           h [N, D] float32, or the output of another `layer`.
 
         Raises:
-          ValueError: the head has no such layer, or an image has a wrong shape, type
-            or range.
+          ValueError: the head has no such layer, or an image cannot be read, or has a
+            wrong shape, type or range; the message has its number in a list.
         """
         return self._in_batches(self.layer(layer), images, batch_size)
 
@@ -206,15 +209,14 @@ def encode_in_batches(
         raise ValueError(
             f"batch_size={batch_size!r}: must be a whole number of at least 1"
         )
-    if not isinstance(images, list | tuple):
-        images = np.atleast_1d(as_array(images))
-        images = images[None] if images.ndim == 3 else images
+    images = GivenImages(images)
+    if not len(images):
+        raise ValueError(NO_IMAGE)
     size = -(-min(batch_size, len(images)) // num_devices) * num_devices
-    if not size:
-        preprocessing(images)  # raises: there is none
     outputs, previous = np.empty(0), None
     for start in range(0, len(images), size):
-        prepared = preprocessing(images[start : start + size])
+        stop = min(start + size, len(images))
+        prepared = images.prepare(preprocessing, start, stop)
         # The last batch is filled up, so that there is one compilation.
         batch = np.zeros((size, *prepared.shape[1:]), np.float32)
         batch[: len(prepared)] = prepared
