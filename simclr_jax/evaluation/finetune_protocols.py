@@ -3,13 +3,14 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from etils import epath
 from ml_collections import config_dict
 
 from simclr_jax.config import identity
 from simclr_jax.errors import ConfigError
-from simclr_jax.evaluation import linear, metrics, receipts
+from simclr_jax.evaluation import linear, receipts
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.overrides import with_training_overrides
 from simclr_jax.evaluation.receipts import Result
@@ -28,15 +29,14 @@ SHARES = {"finetune": 1.0, "finetune_10pct": 0.1, "finetune_1pct": 0.01}
 def classifier(context: Context) -> Result:
     """The run's classifier: fine-tuned, distilled, or the online probe."""
     assert context.network is not None
-    value = _accuracy(context)
     layer = (
         "the fine-tuned network" if context.network.model.fine_tuned else "h, a probe"
     )
-    return Result(value, {"classifier": layer})
+    return _judge(context, {"classifier": layer})
 
 
-def _accuracy(context: Context) -> float:
-    """Of the classifier of the context's network, on the test images."""
+def _judge(context: Context, settings: dict[str, Any]) -> Result:
+    """The result of the classifier of the context's network."""
     network, test = context.network, context.dataset.test
     assert network is not None
     if network.model.num_classes != test.num_classes:
@@ -46,9 +46,10 @@ def _accuracy(context: Context) -> float:
         )
     number, weights = network.classifier_layer, network.heads["params"]["probe"]
     layer = network.layer_of_h(number) if number else None
-    features = context.with_layer(layer).test_features
+    of_layer = context.with_layer(layer)
     classifier = linear.Classifier(weights["kernel"], weights["bias"])
-    return metrics.top1(linear.predict(classifier, features), features.labels)
+    predicted = linear.predict(classifier, of_layer.test_features)
+    return receipts.judge(of_layer, predicted, settings)
 
 
 def make_protocols(
@@ -103,8 +104,7 @@ def _finetune(
         if key.startswith(("finetune.", "optimizer.", "batch.", "schedule."))
     }
     train = f"{job.source.num_examples} of {context.dataset.train.name}"
-    value = _accuracy(context.with_network(trained))
-    return Result(value, {"train_images": train, **settings})
+    return _judge(context.with_network(trained), {"train_images": train, **settings})
 
 
 def _remove_if_changed(folder: epath.Path, job: loop.TrainingJob) -> None:
