@@ -1,6 +1,10 @@
 """Held-out figures of a pretraining on the way, and the checkpoint of the best one."""
 
+import dataclasses
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pretraining import pretrain
@@ -11,8 +15,9 @@ from simclr_jax.errors import CheckpointNotFound, ConfigError, DataError
 from simclr_jax.evaluation import loop as evaluation_loop
 from simclr_jax.evaluation import watching
 from simclr_jax.runs import best, checkpoints
-from simclr_jax.runs.metrics_writer import FILE_NAME, read_metrics
-from simclr_jax.training import loop
+from simclr_jax.runs.metrics_writer import FILE_NAME, MetricsWriter, read_metrics
+from simclr_jax.training import loop, reporter, step_clock
+from simclr_jax.training import watching as training_watching
 
 SIZE, CLASSES, IMAGES = 8, 4, 32
 FIGURES = ("held_out_knn", "held_out_probe")
@@ -96,6 +101,7 @@ def steps_of(workdir):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+@pytest.mark.slow
 def test_a_watched_run_is_the_same_run_and_resumes_with_the_same_figures(
     data, tmp_path, caplog
 ):
@@ -127,6 +133,7 @@ def test_a_watched_run_is_the_same_run_and_resumes_with_the_same_figures(
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays_through_a_kill(data, tmp_path, monkeypatch):
     # The first of equals, between regular saves.
     scripted(monkeypatch, {1: 0.2, 2: 0.6, 3: 0.4, 4: 0.6, 5: 0.3})
@@ -161,6 +168,111 @@ def test_the_best_checkpoint_stays_through_a_kill(data, tmp_path, monkeypatch):
     assert steps_of(run) == [6]
     with pytest.raises(CheckpointNotFound):
         load(str(run), step=2)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class State:
+    """What a checkpoint needs of a state."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+
+
+def make_state(step):
+    kernel = jnp.full((2, 2), step, jnp.float32)
+    parts = {"encoder": {"kernel": kernel}, "probe": {"kernel": kernel}}
+    return State(jnp.int32(step), parts, {"encoder": {"mean": kernel[0]}})
+
+
+def train(workdir, values, *, first=1, finite=True, **settings):
+    """The loop's last part, with figures by step; returns the steps that were saved."""
+    config = base.get_config()
+    config.evaluation.every_steps, config.schedule.train_steps = 1, 100
+    config.checkpoint.keep_best = settings.get("keep_best", True)
+    store = checkpoints.Checkpoints(
+        str(workdir),
+        keep_last=1,
+        keep_every_steps=None,
+        **{"keep_best": True} | settings,
+    )
+    held_out = training_watching.HeldOut(
+        lambda state: {"held_out_knn": values[int(state.step)]}, "knn", "a"
+    )
+    watch = training_watching.Watch(held_out, config, store)
+    saved = []
+    for done in range(first, max(values) + 1):
+        state = make_state(done)
+        measure = watch.measurement(done, state)
+        if measure is not None and finite:
+            measure()
+        if done % 5 == 0 or watch.is_best():
+            store.save(done, state, {"config_hash": "0"} | watch.describe())
+            saved.append(done)
+    store.close()
+    return saved
+
+
+def test_the_best_is_saved_and_stays(tmp_path):
+    figures = {1: 0.2, 2: 0.6, 3: 0.4, 4: 0.6, 5: 0.5}
+    # Step 4 has no better one: the first of equals.
+    assert train(tmp_path, figures) == [1, 2, 5]
+    assert steps_of(tmp_path) == [2, 5]
+    # Another process begins where the newest ends, and knows the best.
+    figures |= {6: 0.6, 7: 0.1, 8: 0.3, 9: 0.2, 10: 0.1, 11: 0.2}
+    assert train(tmp_path, figures, first=6) == [10]
+    assert steps_of(tmp_path) == [2, 10]
+    assert train(tmp_path, figures | {12: 0.7}, first=11) == [12]
+    assert steps_of(tmp_path) == [12]
+    _, step = checkpoints.open_for_reading(str(tmp_path), 12)
+    assert step == 12
+
+
+def test_without_keep_best_figures_save_nothing(tmp_path):
+    assert train(tmp_path, {3: 0.2, 4: 0.9, 5: 0.1}, first=3, keep_best=False) == [5]
+    assert steps_of(tmp_path) == [5]
+
+
+def test_a_step_that_was_not_measured_is_not_the_best(tmp_path):
+    assert train(tmp_path, {3: 0.2, 4: 0.9, 5: 0.1}, first=3, finite=False) == [5]
+    folder, _ = checkpoints.open_for_reading(str(tmp_path), 5)
+    assert best.HELD_OUT not in checkpoints.read_description(folder)
+
+
+def test_a_measurement_is_logged_with_its_cost_and_not_as_time_of_steps(
+    tmp_path, monkeypatch
+):
+    now = [100.0]
+    for module in (reporter, step_clock):
+        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    config = base.get_config()
+    config.log.every_steps, config.evaluation.every_steps = 10, 2
+    config.schedule.train_steps, config.batch.batch_size = 50, 8
+    writer = MetricsWriter(str(tmp_path), resume_step=0, tensorboard=False)
+    guard = types.SimpleNamespace(check=lambda done, metrics: {"loss": 1.0, **metrics})
+    found = reporter.Reporter(
+        config, writer, start_step=0, chance=None, health=None, guard=guard
+    )
+
+    def measure():
+        now[0] += 30
+        return {"held_out_knn": 0.25, "held_out_probe": 0.5}
+
+    for done in range(1, 5):
+        with found.waiting_for_input():
+            now[0] += 5
+        metrics = {"learning_rate": jnp.float32(0.1)}
+        found.report(done, metrics, measure if done % 2 == 0 else None)
+    writer.close()
+    records = read_metrics(tmp_path / FILE_NAME)
+    assert [r["step"] for r in records] == [1, 2, 4]
+    assert "held_out_knn" not in records[0]
+    assert [r["held_out_secs"] for r in records[1:]] == [30, 30]
+    assert records[1]["held_out_time_share"] == pytest.approx(30 / 40)
+    assert records[2]["held_out_time_share"] == pytest.approx(60 / 80)
+    # 8 images in 5 s, whatever the measurement took.
+    assert [r["images_per_sec"] for r in records] == pytest.approx([1.6, 1.6, 1.6])
 
 
 def described(**values):

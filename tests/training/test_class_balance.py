@@ -22,7 +22,7 @@ def make_source(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
     images = np.zeros((len(labels), 16, 16, 3), np.uint8)
     images[:] = np.arange(len(labels))[:, None, None, None]
-    return ArraySource(images, labels=labels, num_classes=len(sizes), name="images")
+    return ArraySource(images, labels, name="images")
 
 
 @pytest.mark.parametrize("sizes", [(95, 5), (3, 0, 7), (4, 4), (1, 20, 300)])
@@ -54,7 +54,7 @@ def test_the_weighted_loss_is_its_definition(seed):
     np.testing.assert_allclose(accuracy, np.mean(hits), rtol=1e-6)
 
 
-def test_balanced_batches_reach_the_step(monkeypatch):
+def test_balanced_batches_reach_the_step():
     changes = {
         "finetune.sampling": "balanced",
         "augment.operations": ("flip",),

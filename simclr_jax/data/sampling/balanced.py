@@ -50,16 +50,39 @@ class BalancedOrder:
         slots = step * batch_size + np.arange(batch_size)
         rounds, places = np.divmod(slots, len(self.members))
         classes = order.permute(places, seed=seed, epoch=rounds, size=len(self.members))
-        indices, epochs = np.empty(batch_size, np.int64), np.empty(batch_size, np.int64)
-        for number in np.unique(classes):
-            images, here = self.members[number], classes == number
-            epochs[here], turns = np.divmod(rounds[here], len(images))
-            # Seeds of runs have 32 bits, so each class has a stream of its own.
-            shuffled = order.permute(
-                turns,
-                seed=seed | (int(number) + 1) << 32,
-                epoch=epochs[here],
-                size=len(images),
-            )
-            indices[here] = images[shuffled]
-        return indices, epochs
+        sizes = np.array([len(images) for images in self.members])[classes]
+        epochs, turns = np.divmod(rounds, sizes)
+        shuffled = _permuted(
+            turns, seed=seed, epochs=epochs, streams=classes + 1, sizes=sizes
+        )
+        starts = np.cumsum([0, *(len(images) for images in self.members[:-1])])
+        return np.concatenate(self.members)[starts[classes] + shuffled], epochs
+
+
+def _permuted(
+    positions: np.ndarray,
+    *,
+    seed: int,
+    epochs: np.ndarray,
+    streams: np.ndarray,
+    sizes: np.ndarray,
+) -> np.ndarray:
+    """As `order.permute`, for each position with its own epoch, stream and size [n]."""
+    result = np.zeros(len(positions), np.int64)  # right for sizes of 1
+    halves = np.array([order.Shuffle.half_bits(size) for size in sizes.tolist()])
+    halves[sizes == 1] = 0
+    for half in set(halves.tolist()) - {0}:
+        rows = np.flatnonzero(halves == half)
+        shuffle = order.Shuffle(
+            seed=seed,
+            epoch=epochs[rows].astype(np.uint32),
+            size=int(sizes[rows].max()),
+            stream=streams[rows].astype(np.uint32),
+        )
+        values = positions[rows].astype(np.uint32)
+        outside = np.arange(len(rows))
+        while outside.size:
+            values[outside] = shuffle.once(values[outside], shuffle.keys[outside])
+            outside = outside[values[outside] >= sizes[rows[outside]]]
+        result[rows] = values
+    return result
