@@ -174,12 +174,20 @@ def get_config() -> config_dict.ConfigDict:
     checkpoint.every_secs = config_dict.placeholder(float)  # also, since the last one
     checkpoint.keep_last = 3
     checkpoint.keep_every_steps = config_dict.placeholder(int)  # never deleted
+    # Also the one with the best figure of evaluation.every_steps, the first of equals.
+    checkpoint.keep_best = False
     checkpoint.checksums = True  # of arrays, compared whenever they are read
 
     # Defaults of `simclr_jax.evaluate`.
     config.evaluation = evaluation = config_dict.ConfigDict()
     evaluation.train_split = "train"
     evaluation.test_split = "validation"
+    # Pretraining: every so many steps, and at the end, kNN and the online probe are
+    # measured on a held-out split, which changes no step; None: never.
+    evaluation.every_steps = config_dict.placeholder(int)
+    evaluation.held_out_split = config_dict.placeholder(str)  # None: test_split
+    # Images of train_split that kNN searches then, a share of each class; None: all.
+    evaluation.bank_images = config_dict.placeholder(int)
     evaluation.batch_size = 1024
     evaluation.crop_proportion = 0.875  # central crop, fraction of the side
     evaluation.resize = "bicubic"  # bicubic_legacy: TensorFlow 1's, of Google's weights

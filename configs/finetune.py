@@ -69,10 +69,18 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     # train or frozen; frozen: BatchNorm uses the running statistics in training too,
     # and these, its scales and offsets do not change. Frozen groups always do so.
     finetune.batch_norm = "train"
+    # For classes of different sizes. balanced: the loss of an image counts in inverse
+    # proportion to its class's number of images, 1 on average.
+    finetune.class_weights = "none"
+    # balanced: every class has as many images in a batch, give or take one; images of
+    # small classes come again sooner, with other crops.
+    finetune.sampling = "shuffled"
     # Set by the command: the weights and their checksum.
     finetune.init_from = config_dict.placeholder(str)
     finetune.init_checksum = config_dict.placeholder(str)
 
+    config.evaluation.every_steps = config_dict.placeholder(int)
+    config.checkpoint.keep_best = False
     config.augment.operations = ("crop", "flip")
     config.batch.micro_batch_size = config_dict.placeholder(int)
     config.schedule.warmup_epochs = 0.0

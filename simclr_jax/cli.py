@@ -41,6 +41,11 @@ def define_config() -> flags.FlagHolder:
     )
 
 
+def overridden_keys() -> set[str]:
+    """Keys of the config that the command line sets."""
+    return set(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
 def define_workdir() -> flags.FlagHolder:
     """Defines `--workdir`."""
     return flags.DEFINE_string("workdir", None, "The run directory.")

@@ -42,7 +42,9 @@ def main() -> None:
     with config.unlocked():
         config.finetune.init_from = path
         config.finetune.init_checksum = encoder.checksum(weights.variables)
-    job = finetuning.make_job(config, weights)
+    job = finetuning.make_job(
+        config, weights, fit_batch="batch.batch_size" not in cli.overridden_keys()
+    )
     loop.train_and_classify(
         job,
         _WORKDIR.value,

@@ -34,6 +34,8 @@ _WITHOUT_EFFECT: dict[str, Any] = {
     "schedule.extend": "stretch",
     "schedule.extend_step": None,
     "schedule.extend_learning_rate": None,
+    "finetune.class_weights": "none",
+    "finetune.sampling": "shuffled",
 }
 
 

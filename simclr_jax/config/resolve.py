@@ -1,6 +1,7 @@
 """Decides what a config leaves open: the stem, and epochs as steps."""
 
 import logging
+import math
 
 from ml_collections import config_dict
 
@@ -57,6 +58,42 @@ def resolve(
             f"{config.batch.batch_size} of the {num_examples} images in whole blocks"
         )
     _set_steps(config.schedule, steps_per_epoch)
+    return config
+
+
+def with_fitting_batch(
+    config: config_dict.ConfigDict, num_examples: int, num_devices: int
+) -> config_dict.ConfigDict:
+    """A copy of a config whose batch is no larger than the dataset; says so.
+
+    Args:
+      config: valid.
+      num_examples: images to train on.
+      num_devices: that a batch is split over.
+
+    Raises:
+      ConfigError: no batch of two or more images is divisible by the devices, and by
+        `batch.micro_batch_size`.
+    """
+    batch_size, block_size = config.batch.batch_size, config.data.block_size
+    usable = num_examples // block_size * block_size
+    if batch_size <= usable:
+        return config
+    unit = math.lcm(num_devices, config.batch.micro_batch_size or 1)
+    largest = usable // unit * unit
+    if largest < 2:
+        raise ConfigError(
+            f"config.batch.batch_size={batch_size}: must not exceed the {usable} "
+            f"images of {config.data.dataset}, and no batch of two or more of them is "
+            f"divisible by {unit} (devices, micro-batches)"
+        )
+    _LOG.warning(
+        "config.batch.batch_size=%d: is now %d, since there are %d images to train on.",
+        *(batch_size, largest, num_examples),
+    )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch.batch_size = largest
     return config
 
 

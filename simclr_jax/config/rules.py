@@ -209,7 +209,11 @@ _RULES: list[Rule] = [
     *_one_of("schedule.extend", optim.EXTENSIONS),
     *_whole(1, MOST_STEPS, "schedule.extend_step", none=True),
     *_between(1e-30, 1e30, "schedule.extend_learning_rate", none=True),
-    *_flag("checkpoint.checksums"),
+    *_flag("checkpoint.checksums", "checkpoint.keep_best"),
+    *_whole(
+        1, MOST_STEPS, "evaluation.every_steps", "evaluation.bank_images", none=True
+    ),
+    *_text_or_none("evaluation.held_out_split"),
     *_whole(
         1,
         MOST_STEPS,
@@ -248,6 +252,8 @@ _MORE_RULES: dict[str, list[Rule]] = {
         *_whole(-1, 100, "finetune.layer"),
         *_whole(-1, 4, "finetune.after_group"),
         *_one_of("finetune.batch_norm", ("train", "frozen")),
+        *_one_of("finetune.class_weights", ("none", "balanced")),
+        *_one_of("finetune.sampling", ("shuffled", "balanced")),
         *_text_or_none("finetune.init_from", "finetune.init_checksum"),
     ],
     "distill": [
@@ -335,6 +341,11 @@ def _check_pairs(config: config_dict.ConfigDict, flat: dict[str, Any]) -> None:
         raise ConfigError(
             f"config.batch.micro_batch_size={batch.micro_batch_size}: must divide "
             f"config.batch.batch_size={batch.batch_size}"
+        )
+    if config.checkpoint.keep_best and config.evaluation.every_steps is None:
+        raise ConfigError(
+            "config.checkpoint.keep_best=True: must come with "
+            "config.evaluation.every_steps, whose figures say which one is the best"
         )
     _check_extension(config.schedule)
 

@@ -14,6 +14,7 @@ import numpy as np
 from simclr_jax.data import optional, replacing, thread_pipeline
 from simclr_jax.data.buffers import Buffers
 from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.data.sampling.balanced import BalancedOrder
 from simclr_jax.data.sources import bad_records, pixels
 from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.step_sampler import StepSampler, slice_of_host
@@ -38,6 +39,7 @@ def train_batches(
     buffers: Buffers | None = None,
     on_bad_record: bad_records.OnBadRecord = bad_records.stop,
     known_bad: Collection[int] = (),
+    balanced: BalancedOrder | None = None,
 ) -> Iterator[Batch]:
     """Training batches of steps start_step, ..., stop_step - 1.
 
@@ -63,6 +65,8 @@ def train_batches(
       on_bad_record: called once with each image that cannot be read, and the step that
         needs it; by default raises an error with both.
       known_bad: numbers of images of which it is known, which changes no batch.
+      balanced: the order, where all classes are to be equally frequent; with a
+        `block_size` of 1.
 
     Returns:
       An iterator over this host's contiguous slices: images uint8
@@ -77,7 +81,14 @@ def train_batches(
     """
     host_slice = slice_of_host(batch_size, host_index, num_hosts)
     sampler = StepSampler(
-        source, composition, seed, batch_size, block_size, num_views, host_slice
+        source,
+        composition,
+        seed,
+        batch_size,
+        block_size,
+        num_views,
+        host_slice,
+        balanced=balanced,
     )
     sampler.check()
     buffers = buffers or Buffers.choose(

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from simclr_jax.data.sampling import draws, order
+from simclr_jax.data.sampling.balanced import BalancedOrder
 from simclr_jax.data.sources.base import Source
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError
@@ -22,6 +23,7 @@ class StepSampler:
       block_size: images that are read together; see `order.batch_indices`.
       num_views: V.
       host_slice: of the global batch.
+      balanced: the order, where all classes are to be equally frequent.
     """
 
     source: Source
@@ -31,6 +33,7 @@ class StepSampler:
     block_size: int
     num_views: int
     host_slice: slice
+    balanced: BalancedOrder | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -50,13 +53,18 @@ class StepSampler:
 
     def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(images [b], their epochs [b]), int64."""
-        indices, epochs = order.batch_indices(
-            step,
-            seed=self.seed,
-            num_examples=self.source.num_examples,
-            batch_size=self.batch_size,
-            block_size=self.block_size,
-        )
+        if self.balanced is not None:
+            indices, epochs = self.balanced.batch_indices(
+                step, seed=self.seed, batch_size=self.batch_size
+            )
+        else:
+            indices, epochs = order.batch_indices(
+                step,
+                seed=self.seed,
+                num_examples=self.source.num_examples,
+                batch_size=self.batch_size,
+                block_size=self.block_size,
+            )
         return indices[self.host_slice], epochs[self.host_slice]
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,13 +3,15 @@
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from etils import epath
 from ml_collections import config_dict
 
-from simclr_jax.config import identity
+from simclr_jax.config import identity, resolve, rules
+from simclr_jax.data.sources import subsets
 from simclr_jax.errors import ConfigError
-from simclr_jax.evaluation import linear, metrics, receipts
+from simclr_jax.evaluation import linear, receipts
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.overrides import with_training_overrides
 from simclr_jax.evaluation.receipts import Result
@@ -28,15 +30,14 @@ SHARES = {"finetune": 1.0, "finetune_10pct": 0.1, "finetune_1pct": 0.01}
 def classifier(context: Context) -> Result:
     """The run's classifier: fine-tuned, distilled, or the online probe."""
     assert context.network is not None
-    value = _accuracy(context)
     layer = (
         "the fine-tuned network" if context.network.model.fine_tuned else "h, a probe"
     )
-    return Result(value, {"classifier": layer})
+    return _judge(context, {"classifier": layer})
 
 
-def _accuracy(context: Context) -> float:
-    """Of the classifier of the context's network, on the test images."""
+def _judge(context: Context, settings: dict[str, Any]) -> Result:
+    """The result of the classifier of the context's network."""
     network, test = context.network, context.dataset.test
     assert network is not None
     if network.model.num_classes != test.num_classes:
@@ -46,9 +47,10 @@ def _accuracy(context: Context) -> float:
         )
     number, weights = network.classifier_layer, network.heads["params"]["probe"]
     layer = network.layer_of_h(number) if number else None
-    features = context.with_layer(layer).test_features
+    of_layer = context.with_layer(layer)
     classifier = linear.Classifier(weights["kernel"], weights["bias"])
-    return metrics.top1(linear.predict(classifier, features), features.labels)
+    predicted = linear.predict(classifier, of_layer.test_features)
+    return receipts.judge(of_layer, predicted, settings)
 
 
 def make_protocols(
@@ -88,23 +90,70 @@ def _finetune(
     """
     network = context.network
     assert network is not None
-    config = adapt(context.config, SHARES[name])
-    config = with_training_overrides(config, overrides)
-    config.data.split = context.dataset.train_split
+    config = _config(context, name, adapt, overrides)
     config.finetune.init_checksum = encoders.checksum(network.variables)
-    job = finetuning.make_job(config, network)
+    job = finetuning.make_job(config, network, fit_batch=_fits_batch(overrides))
     folder = receipts.folder(context) / name / context.name
     _remove_if_changed(folder, job)
     loop.run(job, str(folder))
     trained = encoders.load(str(folder))
     settings = {
         key: value
-        for key, value in identity.flatten(identity.as_json(config)).items()
+        for key, value in identity.flatten(identity.as_json(job.config)).items()
         if key.startswith(("finetune.", "optimizer.", "batch.", "schedule."))
     }
     train = f"{job.source.num_examples} of {context.dataset.train.name}"
-    value = _accuracy(context.with_network(trained))
-    return Result(value, {"train_images": train, **settings})
+    return _judge(context.with_network(trained), {"train_images": train, **settings})
+
+
+def check(
+    context: Context,
+    names: Sequence[str],
+    adapt: Adapt | None,
+    overrides: Sequence[str],
+) -> None:
+    """Checks the settings of the protocols that fine-tune, before any measures.
+
+    Args:
+      context: of the pretrained encoder.
+      names: of protocols.
+      adapt: as in `make_protocols`.
+      overrides: as there.
+
+    Raises:
+      ConfigError: a setting is none, or does not fit the images.
+    """
+    network = context.network
+    for name in [name for name in names if name in SHARES]:
+        assert adapt is not None
+        assert network is not None
+        config = finetuning.adopt(_config(context, name, adapt, overrides), network)
+        train = context.dataset.train
+        if config.data.dataset == context.config.data.dataset:
+            train = subsets.class_balanced(
+                train, config.finetune.label_fraction, seed=config.seed
+            )
+            if _fits_batch(overrides):
+                config = resolve.with_fitting_batch(
+                    config, train.num_examples, context.mesh.size
+                )
+            resolve.resolve(config, num_examples=train.num_examples)
+        finetuning.check(config, network)
+        rules.check_devices(config, context.mesh.size, "batch")
+
+
+def _config(
+    context: Context, name: str, adapt: Adapt, overrides: Sequence[str]
+) -> config_dict.ConfigDict:
+    config = adapt(context.config, SHARES[name])
+    config = with_training_overrides(config, overrides)
+    config.data.split = context.dataset.train_split
+    return config
+
+
+def _fits_batch(overrides: Sequence[str]) -> bool:
+    """Whether nobody chose the batch size."""
+    return not any(o.startswith("batch.batch_size=") for o in overrides)
 
 
 def _remove_if_changed(folder: epath.Path, job: loop.TrainingJob) -> None:

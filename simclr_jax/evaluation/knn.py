@@ -28,10 +28,10 @@ _BANK_BLOCK = 8192
 _Neighbours = tuple[jax.Array, jax.Array]
 
 
-def knn_accuracies(
+def classify(
     bank: Features, queries: Features, *, ks: Sequence[int], temperature: float
-) -> dict[int, float]:
-    """Share of queries whose k nearest bank entries vote for the right class.
+) -> dict[int, np.ndarray]:
+    """The class that the k nearest bank entries of each query vote for.
 
     A neighbour of cosine similarity s votes with weight exp(s / temperature). The bank
     stays where it is: each device searches its own part for all queries of a block.
@@ -43,7 +43,7 @@ def knn_accuracies(
       temperature: of the votes.
 
     Returns:
-      Accuracies in [0, 1] by k.
+      Classes [M] by k.
     """
     mesh = bank.mesh
     num_classes = int(max(bank.labels.max(), queries.labels.max())) + 1
@@ -69,7 +69,7 @@ def knn_accuracies(
             last_line = time.monotonic()
             done = (start + size) / positions.shape[1]
             _LOG.info("knn: classified %.0f %% of %d images", 100 * done, len(queries))
-    return {k: float(np.mean(predicted[k] == queries.labels)) for k in ks}
+    return predicted
 
 
 def _vote(

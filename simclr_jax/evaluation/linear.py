@@ -20,6 +20,8 @@ from simclr_jax.parallel import SPLIT, WHOLE
 
 _LOG = logging.getLogger(__name__)
 _HELD_OUT_SHARE = 0.1
+# Where no images can be held out to choose.
+DEFAULT_PENALTY = 1e-2
 # The second moments are estimated from this many rows per feature.
 _ROWS_PER_FEATURE = 10
 # Wider features have no preconditioner: its matrix would be too large.
@@ -34,13 +36,13 @@ def linear_evaluation(
     max_steps: int,
     metric: Metric = metrics.top1,
     seed: int = 0,
-) -> tuple[float, dict[str, Any]]:
-    """Fits a linear classifier and measures it on test features.
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fits a linear classifier and applies it to test features.
 
     Features are standardised with the mean and standard deviation of the training
     features, a linear map that the classifier could absorb. The L2 penalty is the best
-    candidate on a held-out tenth of the training images; the final fit uses all of
-    them. Test labels select nothing: the value is that of the final fit.
+    candidate on held-out training images, see `held_out_images`; the final fit uses all
+    of them. Test labels select nothing.
 
     Features are neither copied nor moved: each device computes its part of loss and
     gradient, a block of rows at a time, and held-out rows have weight 0.
@@ -54,12 +56,13 @@ def linear_evaluation(
         weights, which is added to the mean loss. A single candidate is used without a
         search.
       max_steps: of each fit.
-      metric: the value's, from `predict`'s output and labels.
-      seed: of the choice of the held-out tenth.
+      metric: of held-out images, from `predict`'s output and labels.
+      seed: of the choice of the held-out images.
 
     Returns:
-      (value in [0, 1], {'l2_penalty': the selected one, 'held_out_values': the metric
-      of each candidate on the held-out images}).
+      (`predict`'s output for the test features, {'l2_penalty': the selected one,
+      'held_out_values': the metric of each candidate on the held-out images,
+      'l2_penalty_by': how it was selected}).
     """
     mesh = train.mesh
     scale = _standardise(train)
@@ -75,12 +78,17 @@ def linear_evaluation(
         return Data(train.x, labels, _row_weights(train, images), scale)
 
     everything = np.arange(len(train))
-    shuffled = np.random.default_rng(seed).permutation(len(train))
-    held_out, kept = np.split(shuffled, [max(1, int(len(train) * _HELD_OUT_SHARE))])
     start = logistic.zeros(train.width, num_classes)
     values: dict[float, float] = {}
-    classifiers = {l2_penalties[0]: start}
+    held_out, words = np.empty(0, np.int64), "the only candidate"
     if len(l2_penalties) > 1:
+        held_out, words = held_out_images(train.labels, seed=seed)
+    if not len(held_out):
+        best = _nearest_to_default(l2_penalties)
+        classifiers = {best: start}
+    else:
+        classifiers = {}
+        kept = np.setdiff1d(everything, held_out)
         # From strong to weak; each fit starts from the previous one.
         without_held_out = data(kept)
         for penalty in sorted(l2_penalties, reverse=True):
@@ -96,7 +104,9 @@ def linear_evaluation(
             predicted = predict(start, train, scale)[held_out]
             values[penalty] = metric(predicted, train.labels[held_out])
             _LOG.info("linear: penalty %g: %.4f held out", penalty, values[penalty])
-    best = max(classifiers, key=lambda penalty: (values.get(penalty, 0.0), penalty))
+        best = max(values, key=lambda penalty: (values[penalty], penalty))
+    if len(l2_penalties) > 1:
+        _LOG.info("linear: penalty %g, by %s", best, words)
     final = logistic.fit(
         classifiers[best],
         data(everything),
@@ -105,10 +115,68 @@ def linear_evaluation(
         max_steps=max_steps,
         mesh=mesh,
     )
-    return metric(predict(final, test, scale), test.labels), {
+    return predict(final, test, scale), {
         "l2_penalty": best,
         "held_out_values": {f"{penalty:g}": v for penalty, v in values.items()},
+        "l2_penalty_by": words,
     }
+
+
+def held_out_images(labels: np.ndarray, *, seed: int) -> tuple[np.ndarray, str]:
+    """Training images that judge the penalties, and how they were chosen.
+
+    A random tenth, if every class is both in it and in the rest. Otherwise a tenth of
+    each class, or one image, of the classes with two or more; other classes stay with
+    the training images. None where fewer than half of the classes have two: what a
+    classifier has no example of would decide.
+
+    Args:
+      labels: [N] integers of at least 0; or [N, classes] of 1, 0 and -1, where a class
+        is an image's if it has 1.
+      seed: of the draw.
+
+    Returns:
+      (numbers of images, ascending for a choice by class; words for the receipt).
+    """
+    count = len(labels)
+    shuffled = np.random.default_rng(seed).permutation(count)
+    tenth, rest = np.split(shuffled, [max(1, int(count * _HELD_OUT_SHARE))])
+    if labels.ndim > 1:
+        of_all, of_tenth, of_rest = (
+            (labels[images] == 1).any(axis=0) for images in (shuffled, tenth, rest)
+        )
+        if of_tenth.any() and np.array_equal(of_all, of_rest):
+            return tenth, f"a random tenth, {len(tenth)} of {count} training images"
+        missing = "a class of several has positives in one part only"
+        return tenth[:0], f"default, since {missing}"
+    sizes = np.bincount(labels)
+    classes = np.flatnonzero(sizes)
+    if all(len(np.unique(labels[part])) == len(classes) for part in (tenth, rest)):
+        return tenth, f"a random tenth, {len(tenth)} of {count} training images"
+    divided = classes[sizes[classes] >= 2]
+    single = len(classes) - len(divided)
+    if 2 * len(divided) < len(classes):
+        why = f"{single} of {len(classes)} classes have one training image"
+        return tenth[:0], f"default, since {why}"
+    held_out = [
+        members[: max(1, int(len(members) * _HELD_OUT_SHARE))]
+        for c in divided
+        if len(members := shuffled[labels[shuffled] == c])
+    ]
+    images = np.sort(np.concatenate(held_out))
+    words = f"a share of each class, {len(images)} of {count} training images"
+    if single:
+        words += f"; none of the {single} classes with one image"
+    return images, words
+
+
+def _nearest_to_default(l2_penalties: Sequence[float]) -> float:
+    """The candidate that is nearest to `DEFAULT_PENALTY` in ratio."""
+    tiny = np.finfo(np.float64).tiny
+    return min(
+        l2_penalties,
+        key=lambda penalty: abs(np.log(max(penalty, tiny) / DEFAULT_PENALTY)),
+    )
 
 
 def predict(

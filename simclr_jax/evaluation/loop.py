@@ -11,7 +11,7 @@ from simclr_jax import parallel
 from simclr_jax.config import rules
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import ConfigError, printable_lines
+from simclr_jax.errors import ConfigError, printable, printable_lines
 from simclr_jax.evaluation import (
     datasets,
     features,
@@ -100,6 +100,9 @@ def evaluate(
     with processes.all_or_none():
         for context in contexts.values():
             room.check(context, protocols)
+        finetune_protocols.check(
+            contexts["pretrained"], protocols, adapt, training_overrides
+        )
 
     results: dict[str, Results] = {}
     for group in _in_groups(protocols):
@@ -159,13 +162,36 @@ def measure(
             _LOG.info("%s of %s ...", name, representation)
             on_images = context.with_train(trains.get(name, context.dataset.train))
             result = results[name][representation] = protocol(on_images)
-            _LOG.info("%s of %s: %.2f %%", name, representation, 100 * result.value)
+            _log(f"{name} of {representation}", result)
             if context is pretrained:
                 receipts.write(name, results[name], on_images, checksum)
             else:
                 receipts.check_unchanged(name, pretrained, checksum)
         context.cache.clear()
     return results
+
+
+def _log(what: str, result: Result) -> None:
+    _LOG.info("%s: %.2f %%", what, 100 * result.value)
+    classes = result.classes
+    if classes is None:
+        return
+    name, share = classes.majority
+    _LOG.info(
+        "%s: accuracy %.2f %% (95 %% interval %.1f to %.1f), balanced %.2f %% (%.1f to "
+        "%.1f) of %d images; always %r would have %.2f %%",
+        *(what, 100 * classes.accuracy, *(100 * x for x in classes.interval)),
+        100 * classes.balanced_accuracy,
+        *(100 * x for x in classes.balanced_interval),
+        *(classes.num_test, printable(name), 100 * share),
+    )
+    if missing := classes.without_images:
+        _LOG.warning(
+            "%s: %d of %d classes have no test images, such as %s: nothing is known of "
+            "them",
+            *(what, len(missing), len(classes.names)),
+            ", ".join(map(printable, missing[:3])),
+        )
 
 
 def _is_applicable(protocol: str, context: Context) -> bool:
@@ -281,10 +307,17 @@ def train_and_classify(
 def table(results: dict[str, Results]) -> str:
     """Figures in percent: rows are representations and columns are protocols.
 
-    Another table follows for each protocol with several figures.
+    Where images have one class each, the first row is the share of the test images'
+    most frequent class, and a table of balanced accuracies follows; then one for each
+    protocol with several figures.
     """
     names = dict.fromkeys(name for by_name in results.values() for name in by_name)
-    rows = {
+    judged = {
+        protocol: by_name["pretrained"].classes for protocol, by_name in results.items()
+    }
+    majority = {p: classes.majority[1] for p, classes in judged.items() if classes}
+    rows = {"majority": majority} if majority else {}
+    rows |= {
         name: {
             protocol: by_name[name].value
             for protocol, by_name in results.items()
@@ -293,6 +326,8 @@ def table(results: dict[str, Results]) -> str:
         for name in names
     }
     parts = [_format("representation", rows)]
+    if majority:
+        parts.append(_format("balanced", _balanced(results)))
     for protocol, by_name in results.items():
         figures = {
             figure: {
@@ -305,6 +340,17 @@ def table(results: dict[str, Results]) -> str:
         if len(figures) > 1:
             parts.append(_format(protocol, figures))
     return "\n\n".join(parts)
+
+
+def _balanced(results: dict[str, Results]) -> dict[str, dict[str, float]]:
+    """Balanced accuracy by representation and protocol."""
+    rows: dict[str, dict[str, float]] = {}
+    for protocol, by_name in results.items():
+        for name, result in by_name.items():
+            if result.classes is not None:
+                row = rows.setdefault(name, {})
+                row[protocol] = result.classes.balanced_accuracy
+    return rows
 
 
 def _format(title: str, rows: dict[str, dict[str, float]]) -> str:

@@ -12,7 +12,14 @@ from collections.abc import Callable
 import jax
 from ml_collections import config_dict
 
-from simclr_jax.evaluation import finetune_protocols, knn, linear, linear_sgd, metrics
+from simclr_jax.evaluation import (
+    finetune_protocols,
+    knn,
+    linear,
+    linear_sgd,
+    metrics,
+    receipts,
+)
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.features import Encode
 from simclr_jax.evaluation.receipts import Result
@@ -22,23 +29,25 @@ from simclr_jax.training import device_views, input_pipeline
 def _knn(context: Context) -> Result:
     """Weighted nearest neighbours (Wu et al., 2018)."""
     evaluation = context.config.evaluation
-    accuracies = knn.knn_accuracies(
+    predicted = knn.classify(
         context.train_features,
         context.test_features,
         ks=evaluation.knn_k,
         temperature=evaluation.knn_temperature,
     )
-    return Result(
-        accuracies[evaluation.knn_k[0]],
+    labels = context.test_features.labels
+    return receipts.judge(
+        context,
+        predicted[evaluation.knn_k[0]],
         {"k": evaluation.knn_k, "temperature": evaluation.knn_temperature},
-        values={f"k={k}": accuracy for k, accuracy in accuracies.items()},
+        values={f"k={k}": metrics.top1(p, labels) for k, p in predicted.items()},
     )
 
 
 def linear_evaluation(context: Context) -> Result:
     """Logistic regression by L-BFGS; held-out training images select its penalty."""
     evaluation = context.config.evaluation
-    value, chosen = linear.linear_evaluation(
+    predicted, chosen = linear.linear_evaluation(
         context.train_features,
         context.test_features,
         l2_penalties=evaluation.l2_penalties,
@@ -47,8 +56,9 @@ def linear_evaluation(context: Context) -> Result:
         seed=context.config.seed,
     )
     train = context.dataset.train
-    return Result(
-        value,
+    return receipts.judge(
+        context,
+        predicted,
         {
             "solver": "lbfgs",
             "max_steps": evaluation.lbfgs_steps,
@@ -69,6 +79,7 @@ def _layers(context: Context) -> Result:
         results["h"].value,
         {name: result.settings for name, result in results.items()},
         values={name: result.value for name, result in results.items()},
+        classes=results["h"].classes,
     )
 
 
@@ -98,9 +109,8 @@ def _linear_sgd(context: Context) -> Result:
         momentum=settings["momentum"],
         mesh=context.mesh,
     )
-    test = context.test_features
-    predicted = linear.predict(classifier, test)
-    return Result(metrics.top1(predicted, test.labels), settings)
+    predicted = linear.predict(classifier, context.test_features)
+    return receipts.judge(context, predicted, settings)
 
 
 def _both(encode: Encode, layer: Encode, images: jax.Array) -> jax.Array:

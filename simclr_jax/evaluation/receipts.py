@@ -7,11 +7,13 @@ import logging
 import re
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from simclr_jax import paths
-from simclr_jax.errors import EncoderChanged
-from simclr_jax.evaluation import features, metrics
+from simclr_jax.errors import EncoderChanged, printable
+from simclr_jax.evaluation import class_figures, features, metrics
+from simclr_jax.evaluation.class_figures import CONFIDENCE, ClassFigures
 from simclr_jax.evaluation.context import Context
 from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic
@@ -30,16 +32,48 @@ class Result:
       settings: the protocol's settings, for the receipt.
       metric: the name of the figure's metric.
       values: all figures by name, if there are several.
+      classes: what the figure is worth; None where images may have several classes, or
+        for a summary.
     """
 
     value: float
     settings: dict[str, Any]
     metric: str = metrics.TOP1
     values: dict[str, float] = dataclasses.field(default_factory=dict)
+    classes: ClassFigures | None = None
 
 
 # A protocol's results by representation.
 Results = dict[str, Result]
+
+
+def judge(
+    context: Context,
+    predicted: np.ndarray,
+    settings: dict[str, Any],
+    *,
+    metric: str = metrics.TOP1,
+    values: dict[str, float] | None = None,
+) -> Result:
+    """The result of a classifier on the test images.
+
+    Args:
+      context: whose test features were classified.
+      predicted: the classes [N], or scores [N, classes] if images may have several.
+      settings: of the protocol.
+      metric: of the figure, a key of `metrics.METRICS`.
+      values: further figures.
+    """
+    labels, test = context.test_features.labels, context.dataset.test
+    return Result(
+        metrics.METRICS[metric](predicted, labels),
+        settings,
+        metric=metric,
+        values=values or {},
+        classes=class_figures.count(
+            predicted, labels, num_classes=test.num_classes, names=test.class_names
+        ),
+    )
 
 
 def encoder_checksum(context: Context) -> str:
@@ -92,7 +126,9 @@ def write(
     *,
     is_summary: bool = False,
 ) -> None:
-    """Writes `<name>.json` into `folder(context)`, on process 0.
+    """Writes `<name>.json` and `<name>.confusion.csv`, on process 0.
+
+    They go into `folder(context)`; the second one where each image has one class.
 
     Those of the transfer suite go into `eval/`, since their names contain the dataset.
 
@@ -114,6 +150,7 @@ def write(
         "value": result.value,
         "metric": result.metric,
         "values": result.values,
+        **_describe_classes(name, results),
         "settings": result.settings,
         "baselines": {
             other: results[other].value for other in results if other != "pretrained"
@@ -131,8 +168,34 @@ def write(
         in_suite = name.partition("/")[0] == "transfer"
         root = paths.as_path(context.workdir) / "eval" if in_suite else folder(context)
         path = root / f"{name}.json"
+        if result.classes is not None:
+            # First: the receipt names it.
+            atomic.write_file(_matrix_beside(path), result.classes.as_csv())
         atomic.write_file(path, json.dumps(receipt, indent=2) + "\n")
         _LOG.info("wrote %s", path)
+
+
+def _matrix_beside(receipt: epath.Path) -> epath.Path:
+    return receipt.with_name(f"{receipt.stem}.confusion.csv")
+
+
+def _describe_classes(name: str, results: Results) -> dict[str, Any]:
+    classes = results["pretrained"].classes
+    if classes is None:
+        return {}
+    baselines = {
+        other: result.classes.summary()
+        for other, result in results.items()
+        if other != "pretrained" and result.classes is not None
+    }
+    return {
+        "confidence": CONFIDENCE,
+        **classes.summary(),
+        "classes_without_test_images": [*map(printable, classes.without_images)],
+        "by_class": classes.by_class(),
+        "confusion_matrix": _matrix_beside(epath.Path(f"{name}.json")).name,
+        "baseline_figures": baselines,
+    }
 
 
 def _describe_pixels(context: Context) -> dict[str, int]:

@@ -16,6 +16,7 @@ from simclr_jax import paths, signals
 from simclr_jax.config import rules
 from simclr_jax.doctor import checks as machine
 from simclr_jax.errors import ConfigError, RunFailed, RunStopped, first_line
+from simclr_jax.evaluation import watching
 from simclr_jax.parallel import processes
 from simclr_jax.rehearse import afterwards
 from simclr_jax.rehearse.checking import Checks
@@ -147,7 +148,7 @@ class _Life:
 
     def open_data(self) -> str:
         """The dataset opens, and the job that trains on it."""
-        self._job = loop.pretraining_job(self._config)
+        self._job = watching.watched(loop.pretraining_job(self._config))
         steps = self._job.config.schedule.train_steps
         if steps < NUM_STEPS:
             raise ConfigError(

@@ -29,7 +29,15 @@ from simclr_jax import paths
 from simclr_jax.errors import CheckpointDamaged, CheckpointError, CheckpointNotFound
 from simclr_jax.models.simclr import Tree
 from simclr_jax.parallel import processes
-from simclr_jax.runs import checksums, damage, orbax_paths, ownership, plans, room
+from simclr_jax.runs import (
+    best,
+    checksums,
+    damage,
+    orbax_paths,
+    ownership,
+    plans,
+    room,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,6 +57,7 @@ class Checkpoints:
         *,
         keep_last: int,
         keep_every_steps: int | None,
+        keep_best: bool = False,
         with_checksums: bool = True,
         owner: ownership.Ownership | None = None,
     ) -> None:
@@ -58,11 +67,13 @@ class Checkpoints:
           workdir: the run directory.
           keep_last: number of newest checkpoints to keep.
           keep_every_steps: also keep every checkpoint at a multiple of it.
+          keep_best: also keep the best one by `held_out`; see `best.Best`.
           with_checksums: record checksums of arrays, and compare them.
           owner: its lease is looked at before every save.
         """
         self._with_checksums = with_checksums
-        self._keep = {"max_to_keep": keep_last, "keep_period": keep_every_steps}
+        self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._keep_best = keep_best
         self._owner = owner
         self._failed = False
         self._open(plans.folder_in_force(workdir))
@@ -72,15 +83,29 @@ class Checkpoints:
         if processes.is_main():
             orbax_paths.prepare(folder)
         processes.barrier()
+        self.best = best.Best()
         self._manager = ocp.CheckpointManager(
             folder,
             item_names=("state", "encoder", "heads", "description"),
             options=ocp.CheckpointManagerOptions(
-                **self._keep,
+                preservation_policy=best.policy(
+                    self._keep_last,
+                    self._keep_every_steps,
+                    self.best if self._keep_best else None,
+                ),
                 enable_async_checkpointing=True,
                 temporary_path_class=orbax_paths.temporary_path_class(folder),
             ),
         )
+        self._find_best()
+
+    def _find_best(self) -> None:
+        if self._keep_best:
+            self.best.find(self._manager.all_steps(), self.describe)
+
+    def is_best(self, held_out: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this figure is to be kept for it."""
+        return self._keep_best and self.best.is_better(held_out)
 
     @property
     def folder(self) -> epath.Path:
@@ -102,6 +127,11 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, description: dict[str, Any]) -> None:
         """Starts to save; returns once the state is copied off the devices.
+
+        Args:
+          step: number of updates.
+          state: see `State`.
+          description: of the checkpoint; may have a `best.HELD_OUT`.
 
         Raises:
           CheckpointError: this save, or the one before, failed.
@@ -137,6 +167,9 @@ class Checkpoints:
             self._owner.check(now=True)
         variables = {"params": params, "batch_stats": batch_stats}
         encoder, heads = separate_encoder(variables)
+        if best.HELD_OUT in description:
+            # Before the save, which decides what it removes when it is complete.
+            self.best.update(step, description[best.HELD_OUT])
         if heads:
             items["heads"] = ocp.args.StandardSave(heads)
         with self._saving():
@@ -212,6 +245,7 @@ class Checkpoints:
                 )
         processes.barrier()
         self._manager.reload()
+        self._find_best()
 
     def _restore(
         self, step: int, like: State, sharding: State, config_hash: str

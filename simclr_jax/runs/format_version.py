@@ -13,7 +13,7 @@ from simclr_jax.errors import ConfigError
 
 # 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; later
 # ones only added keys.
-VERSION = 5
+VERSION = 6
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
@@ -31,7 +31,17 @@ _ADDED: dict[int, dict[str, Any]] = {
         "schedule.extend_step": None,
         "schedule.extend_learning_rate": None,
     },
+    6: {
+        "checkpoint.keep_best": False,
+        "evaluation.every_steps": None,
+        "evaluation.held_out_split": None,
+        "evaluation.bank_images": None,
+        "finetune.class_weights": "none",
+        "finetune.sampling": "shuffled",
+    },
 }
+# Groups that only some configs have.
+_GROUPS_OF_SOME = ("finetune", "distill")
 
 
 def stamp(config: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +78,16 @@ def upgrade(stored: dict[str, Any], *, file: str) -> dict[str, Any]:
             if name in group:
                 group[name] = values.get(group[name], group[name])
     for added in range(version + 1, VERSION + 1):
-        for key, default in _ADDED.get(added, {}).items():
+        _add(stored, _ADDED.get(added, {}))
+    return stored
+
+
+def _add(stored: dict[str, Any], keys: dict[str, Any]) -> None:
+    for key, default in keys.items():
+        first = key.partition(".")[0]
+        if first not in _GROUPS_OF_SOME or first in stored:
             group, name = _parent(stored, key)
             group.setdefault(name, default)
-    return stored
 
 
 def _parent(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:

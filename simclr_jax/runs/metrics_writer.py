@@ -28,6 +28,8 @@ _SHARES = (
     ("accuracy", "accuracy"),
     ("teacher_agreement", "as teacher"),
     ("probe_accuracy", "probe"),
+    ("held_out_knn", "held-out knn"),
+    ("held_out_probe", "held-out probe"),
 )
 
 

@@ -23,7 +23,7 @@ from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
 from simclr_jax.models.simclr import Outputs, Tree
 from simclr_jax.parallel import processes
-from simclr_jax.training import build, input_pipeline, loop, step
+from simclr_jax.training import build, class_balance, input_pipeline, loop, step
 from simclr_jax.training.objectives import (
     Batch,
     Metrics,
@@ -42,9 +42,11 @@ class Supervised:
 
     Attributes:
       classifier_weight_decay: of the classifier's kernel, as half the squared norm.
+      class_weights: factors of the loss by class; None for equal ones.
     """
 
     classifier_weight_decay: float = 0.0
+    class_weights: tuple[float, ...] | None = None
     chance: float | None = None
     num_views: int = 1
 
@@ -53,7 +55,9 @@ class Supervised:
     ) -> tuple[jax.Array, Metrics]:
         """See `Objective`."""
         assert outputs.logits is not None
-        loss, accuracy = classification(outputs.logits, batch["labels"])
+        loss, accuracy = classification(
+            outputs.logits, batch["labels"], self.class_weights
+        )
         decay = kernel_decay(params, self.classifier_weight_decay)
         return loss + decay, {"loss": loss, "accuracy": accuracy}
 
@@ -93,33 +97,41 @@ class Weights(Protocol):
         ...
 
 
-def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJob:
+def make_job(
+    config: config_dict.ConfigDict, weights: Weights, *, fit_batch: bool = False
+) -> loop.TrainingJob:
     """Checks and opens everything that fine-tuning needs; no step runs yet.
 
     Args:
       config: as in `configs/finetune.py`; encoder, head and the preprocessing of
         evaluation are those of the weights.
       weights: to start from.
+      fit_batch: lower a batch size that exceeds the number of images, instead of
+        raising an error.
 
     Raises:
       ConfigError, DataError: something cannot be run.
     """
     with processes.all_or_none():
         config = adopt(config, weights)
-        rules.validate(config)
-        check_head(config.finetune.layer, weights.model.head)
+        check(config, weights)
         source = input_pipeline.open_labelled(
             config, config.data.split, why="fine-tuning needs them", to_train=True
         )
         source = subsets.class_balanced(
             source, config.finetune.label_fraction, seed=config.seed
         )
-        config, source = resolve_and_load(config, source)
         mesh = parallel.create_mesh()
+        if fit_batch:
+            config = resolve.with_fitting_batch(config, source.num_examples, mesh.size)
+        config, source = resolve_and_load(config, source)
         settings = config.finetune
         parts = make_supervised(
             config,
-            Supervised(classifier_weight_decay=config.optimizer.weight_decay),
+            Supervised(
+                classifier_weight_decay=config.optimizer.weight_decay,
+                class_weights=class_balance.weights(config, source),
+            ),
             num_classes=source.num_classes or 0,
             mesh=mesh,
             kept_layers=num_kept_layers(settings.layer, weights.model.head),
@@ -129,6 +141,17 @@ def make_job(config: config_dict.ConfigDict, weights: Weights) -> loop.TrainingJ
     return loop.TrainingJob(
         config, source, parts, mesh, initialize=initialize_from(weights)
     )
+
+
+def check(config: config_dict.ConfigDict, weights: Weights) -> None:
+    """Checks the settings of a fine-tuning, without its images.
+
+    Raises:
+      ConfigError: one cannot be used.
+    """
+    rules.validate(config)
+    check_head(config.finetune.layer, weights.model.head)
+    class_balance.check(config)
 
 
 def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.ConfigDict:

@@ -18,6 +18,7 @@ from simclr_jax.data.views import host_form
 from simclr_jax.errors import BadRecord, ConfigError, DataError
 from simclr_jax.parallel import processes
 from simclr_jax.runs.quarantine import Quarantine, most_allowed, too_many
+from simclr_jax.training import class_balance
 from simclr_jax.training.device_views import make_composition
 from simclr_jax.training.objectives import NUM_VIEWS, Batch
 
@@ -292,6 +293,7 @@ def local_batches(
         buffers=buffers,
         on_bad_record=quarantine.add if _replaces(config) else bad_records.stop,
         known_bad=quarantine.known if _replaces(config) else (),
+        balanced=class_balance.order_of(config, source),
     )
     return stalls.watched(batches, source.name)
 

@@ -17,21 +17,20 @@ from simclr_jax.parallel import processes
 from simclr_jax.runs import dataset_record, directory, ownership
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.runs.health import HealthMonitor
-from simclr_jax.runs.metrics_writer import MetricsWriter
 from simclr_jax.training import (
     build,
     compiling,
     device_views,
-    divergence,
     input_pipeline,
     profiling,
     starting,
     step,
+    watching,
 )
 from simclr_jax.training.objectives import Batch, Metrics
 from simclr_jax.training.out_of_memory import explained
 from simclr_jax.training.preemption import Requests
-from simclr_jax.training.reporter import Reporter
+from simclr_jax.training.reporter import Reporter, open_reporter
 from simclr_jax.training.step import StepParts, Teacher, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -50,6 +49,7 @@ class TrainingJob:
       initialize: TrainState -> TrainState, replaces random weights by pretrained ones,
         which are the leaves of this pytree.
       teacher: the teacher model of distillation.
+      held_out: measures the state on the way, if the config asks for it.
     """
 
     config: config_dict.ConfigDict
@@ -59,6 +59,7 @@ class TrainingJob:
     health: HealthMonitor | None = None
     initialize: jax.tree_util.Partial | None = None
     teacher: Teacher | None = None
+    held_out: watching.HeldOut | None = None
 
 
 def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
@@ -120,6 +121,7 @@ def run(
     """
     config = job.config
     with processes.all_or_none():
+        watching.check(config, job.held_out)
         rules.check_devices(config, jax.device_count(), "batch")
         listing = dataset_record.check(workdir, job.source, allow_data_change)
         directory.check(workdir, config, listing, allow_config_change)
@@ -144,26 +146,20 @@ def run(
         batches = input_pipeline.global_batches(
             config, job.source, start_step, job.mesh, num_views, compiled, quarantine
         )
-        writer = MetricsWriter(
-            workdir,
-            resume_step=start_step,
-            tensorboard=config.log.tensorboard,
-            active=processes.is_main(),
+        reporter = stack.enter_context(
+            open_reporter(
+                config,
+                workdir,
+                state,
+                chance=job.parts.objective.chance,
+                health=job.health,
+                bad_records=quarantine.collect,
+            )
         )
-        stack.callback(writer.close)
         requests = Requests(checkpoints, save_every_secs=config.checkpoint.every_secs)
         stack.enter_context(requests)
         profiler = profiling.Profiler(workdir, traced, start_step)
         stack.callback(profiler.close)
-        reporter = Reporter(
-            config,
-            writer,
-            start_step=start_step,
-            chance=job.parts.objective.chance,
-            health=job.health,
-            guard=divergence.Guard(config, state, writer.skipped_steps),
-            bad_records=quarantine.collect,
-        )
         return _run_steps(
             job, state, batches, reporter, checkpoints, requests, profiler, last_step
         )
@@ -196,6 +192,7 @@ def _run_steps(
     )
     train_step = explained(train_step, config)
     diagnose = compiling.compile_diagnostics(parts, job.mesh)
+    watch = watching.Watch(job.held_out, config, checkpoints)
     pending: tuple[int, Metrics] | None = None
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")
@@ -211,12 +208,14 @@ def _run_steps(
         asked = requests.after_step()
         stopped = asked.stop and done < last_step
         due = done % config.checkpoint.every_steps == 0 or done == last_step
-        if due or asked.save:
+        measure = watch.measurement(done, state)
+        if due or asked.save or measure:
             # Only a state known to be finite may become the newest checkpoint.
-            reporter.report(*pending)
+            reporter.report(*pending, measure)
             pending = None
+        if due or asked.save or watch.is_best():
             with reporter.saving():
-                checkpoints.save(done, state, description)
+                checkpoints.save(done, state, description | watch.describe())
             requests.saved()
         if stopped:
             checkpoints.wait()
@@ -227,4 +226,5 @@ def _run_steps(
     checkpoints.wait()
     if last_step == total_steps:
         reporter.finish()
+        watch.finish()
     return state

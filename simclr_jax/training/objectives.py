@@ -80,17 +80,26 @@ def kernel_decay(params: Tree, weight_decay: float) -> jax.Array:
     return 0.5 * weight_decay * jnp.sum(jnp.square(params["probe"]["kernel"]))
 
 
-def classification(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def classification(
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: tuple[float, ...] | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Mean cross entropy and accuracy over the labelled rows; 0 if there are none.
 
     Args:
       logits: float32 [N, classes].
       labels: int32 [N], -1 for none.
+      class_weights: factors of the cross entropy by class. The sum is divided by the
+        number of rows, not by that of their weights, so that the mean over batches does
+        not depend on which rows share one.
     """
     labelled = (labels >= 0).astype(jnp.float32)
     count = jnp.maximum(jnp.sum(labelled), 1.0)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.maximum(labels, 0)
     )
+    if class_weights is not None:
+        cross_entropy *= jnp.asarray(class_weights)[jnp.maximum(labels, 0)]
     hits = jnp.argmax(logits, axis=-1) == labels
     return jnp.sum(cross_entropy * labelled) / count, jnp.sum(hits * labelled) / count

@@ -2,18 +2,51 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 import jax
 from ml_collections import config_dict
 
+from simclr_jax.parallel import processes
 from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter, progress_line
-from simclr_jax.training import bottleneck, divergence
+from simclr_jax.training import bottleneck, divergence, watching
 from simclr_jax.training.objectives import Metrics
+from simclr_jax.training.step import TrainState
 from simclr_jax.training.step_clock import Interval, StepClock
 
 _LOG = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def open_reporter(
+    config: config_dict.ConfigDict,
+    workdir: str,
+    state: TrainState,
+    *,
+    chance: float | None,
+    health: HealthMonitor | None,
+    bad_records: Callable[[], int],
+) -> Iterator["Reporter"]:
+    """A context with the `Reporter` of a run that begins, or resumes, with a state."""
+    start_step = int(state.step)
+    writer = MetricsWriter(
+        workdir,
+        resume_step=start_step,
+        tensorboard=config.log.tensorboard,
+        active=processes.is_main(),
+    )
+    with contextlib.closing(writer):
+        yield Reporter(
+            config,
+            writer,
+            start_step=start_step,
+            chance=chance,
+            health=health,
+            guard=divergence.Guard(config, state, writer.skipped_steps),
+            bad_records=bad_records,
+        )
 
 
 class Reporter:
@@ -44,6 +77,8 @@ class Reporter:
         """
         self.start_step = start_step
         self._every_steps = config.log.every_steps
+        self._measure_every_steps = config.evaluation.every_steps
+        self._started_at, self._measuring_secs = time.monotonic(), 0.0
         self._total_steps = config.schedule.train_steps
         self._batch_size = config.batch.batch_size
         self._chance = chance
@@ -59,14 +94,24 @@ class Reporter:
     def is_logged(self, done: int) -> bool:
         """Whether update number `done`, from 1, is logged: with its diagnostics."""
         first = done == self.start_step + 1
-        return first or done % self._every_steps == 0 or done == self._total_steps
+        every = (self._every_steps, self._measure_every_steps or self._every_steps)
+        due = any(done % steps == 0 for steps in every)
+        return first or due or done == self._total_steps
 
-    def report(self, done: int, metrics: Metrics) -> None:
+    def report(
+        self,
+        done: int,
+        metrics: Metrics,
+        measure: Callable[[], watching.Figures] | None = None,
+    ) -> None:
         """Takes the metrics of update number `done`, from 1.
 
         Args:
           done: number of updates, this one included.
           metrics: of the step, with the diagnostics if it `is_logged`.
+          measure: measures the state, once it is known to be finite, at a step that
+            `is_logged`; not called for a step that was skipped. Its time is not that
+            of the step.
 
         Raises:
           TrainingDiverged: the loss, the gradient or the update is not finite.
@@ -75,7 +120,30 @@ class Reporter:
         was_ready = all(x.is_ready() for x in metrics.values())  # type: ignore[attr-defined]
         values = self._guard.check(done, jax.device_get(metrics))
         if values is not None and self.is_logged(done):
-            self._log(done, values, self._clock.read(done, was_ready=was_ready))
+            interval = self._clock.read(done, was_ready=was_ready)
+            self._log(done, values | self._measured(measure), interval)
+
+    def _measured(
+        self, measure: Callable[[], watching.Figures] | None
+    ) -> dict[str, float]:
+        """Held-out figures, with what they cost; none where nothing measures."""
+        if measure is None:
+            return {}
+        start = time.monotonic()
+        with self._clock.saving():
+            figures = measure()
+        secs = time.monotonic() - start
+        self._measuring_secs += secs
+        share = self._measuring_secs / (time.monotonic() - self._started_at)
+        _LOG.info(
+            "Held out: %s; took %.1f s, %.1f %% of the time since the start",
+            ", ".join(
+                f"{name.removeprefix(watching.PREFIX)} {100 * value:.2f} %"
+                for name, value in figures.items()
+            ),
+            *(secs, 100 * share),
+        )
+        return {**figures, "held_out_secs": secs, "held_out_time_share": share}
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:

@@ -44,6 +44,7 @@ def open_checkpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
         keep_every_steps=config.checkpoint.keep_every_steps,
+        keep_best=config.checkpoint.keep_best,
         with_checksums=config.checkpoint.checksums,
         owner=owner,
     )

@@ -49,7 +49,7 @@ class StepClock:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """A context whose time does not count."""
+        """A context whose time does not count, such as that of a checkpoint."""
         start = time.monotonic()
         yield
         self._read_at += time.monotonic() - start

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import parallel
-from simclr_jax.evaluation import features, knn, linear
+from simclr_jax.evaluation import features, knn, linear, metrics
 
 _SEED = 0
 _STATUS = pathlib.Path("/proc/self/status")
@@ -110,17 +110,18 @@ def main() -> None:
     measure("start: JAX and this package", lambda: None)
     test = extract(arguments.images, arguments.test_images)
     train = measure("extract", lambda: extract(0, arguments.images))
-    accuracies = measure(
+    by_k = measure(
         "knn, k = 200",
-        lambda: knn.knn_accuracies(train, test, ks=(200,), temperature=0.07),
+        lambda: knn.classify(train, test, ks=(200,), temperature=0.07),
     )
-    value, _ = measure(
+    by_line, _ = measure(
         f"linear, 1 penalty, {arguments.lbfgs_steps} steps of L-BFGS",
         lambda: linear.linear_evaluation(
             train, test, l2_penalties=(1e-4,), max_steps=arguments.lbfgs_steps
         ),
     )
-    print(f"\nknn {100 * accuracies[200]:.1f} %, linear {100 * value:.1f} %")
+    nearest, line = (metrics.top1(p, test.labels) for p in (by_k[200], by_line))
+    print(f"\nknn {100 * nearest:.1f} %, linear {100 * line:.1f} %")
 
 
 if __name__ == "__main__":

@@ -74,15 +74,16 @@ def make_ours(data: Any, penalty: float) -> tuple[Step, Step]:
     import numpy as np
 
     from simclr_jax import parallel
-    from simclr_jax.evaluation import features, linear, logistic
+    from simclr_jax.evaluation import features, linear, logistic, metrics
 
     mesh = parallel.create_mesh()
     train, test = features.put(*data[:2], mesh), features.put(*data[2:], mesh)
 
     def step() -> float:
-        return linear.linear_evaluation(
+        predicted, _ = linear.linear_evaluation(
             train, test, l2_penalties=(penalty,), max_steps=300
-        )[0]
+        )
+        return metrics.top1(predicted, test.labels)
 
     def reached() -> float:
         found: list[Any] = []

@@ -77,22 +77,30 @@ class Shuffle:
     than four rounds on average). Nothing is stored; a size of billions costs no more.
     """
 
-    def __init__(self, *, seed: int, epoch: Array, size: int) -> None:
+    def __init__(
+        self, *, seed: int, epoch: Array, size: int, stream: Array | None = None
+    ) -> None:
         """Prepares the keys.
 
         Args:
-          seed: the run's seed; each (seed, epoch) is another permutation.
+          seed: the run's seed; each (seed, epoch, stream) is another permutation.
           epoch: uint32 array [n], or [1] for one epoch of all values.
           size: number of elements.
+          stream: likewise, for several permutations of an epoch; 0 where None.
         """
-        # Fewer than 3 bits a half would not mix; tiny sizes walk longer instead.
-        half = max(3, ((size - 1).bit_length() + 1) // 2)
+        half = self.half_bits(size)
         self._half, self._mask = np.uint32(half), np.uint32(2**half - 1)
-        key = _key(seed, _SHUFFLE, epoch, _word(0))
+        key = _key(seed, _SHUFFLE, epoch, _word(0) if stream is None else stream)
         each = Key(key.first[:, None], key.second[:, None])
         rounds = np.arange(_FEISTEL_ROUNDS, dtype=np.uint32)
         # [n or 1, rounds]
         self.keys, _ = threefry(each, rounds[None], _word(0))
+
+    @staticmethod
+    def half_bits(size: int) -> int:
+        """Half the bits of the network for a size."""
+        # Fewer than 3 bits a half would not mix; tiny sizes walk longer instead.
+        return max(3, ((size - 1).bit_length() + 1) // 2)
 
     def once(self, values: Array, keys: Array) -> Array:
         """One pass of the network: uint32 values [m], of which some may be >= size.
