@@ -11,7 +11,7 @@ from etils import epath
 
 from simclr_jax import paths
 from simclr_jax.errors import EncoderChanged
-from simclr_jax.evaluation import features, metrics
+from simclr_jax.evaluation import datasets, features, metrics
 from simclr_jax.evaluation.context import Context
 from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic
@@ -142,10 +142,12 @@ def _describe_pixels(context: Context) -> dict[str, int]:
 
 def _describe_data(context: Context) -> dict[str, Any]:
     dataset = context.dataset
+    absent = datasets.absent_classes(dataset)
     return {
         "dataset": dataset.name,
         "train_split": dataset.train_split,
         "test_split": dataset.test_split,
         "num_train": dataset.train.num_examples,
         "num_test": dataset.test.num_examples,
+        **({"classes_without_images": absent} if absent else {}),
     }

@@ -21,7 +21,7 @@ from simclr_jax.data.sources import (
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.data.sources.folder_layout import Layout, LeftOut, understand
-from simclr_jax.data.sources.folder_reading import AUTO, Hints
+from simclr_jax.data.sources.folder_reading import AUTO, SPLITS, Hints
 from simclr_jax.errors import DataError
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".tif", ".tiff")
@@ -138,7 +138,7 @@ def list_images(source: Input, top_folders: str = AUTO) -> Listing:
             f"--input: {source.name}: holds no image (looked for "
             f"{', '.join(SUFFIXES)} among {len(entries)} files)"
         )
-    names = _plain_names(source.name, layout)
+    names = _plain_names(source.name, layout, top_folders)
     return Listing(
         [entries[n] for n in layout.numbers.tolist()],
         layout.labels,
@@ -168,7 +168,7 @@ def _as_declared(entries: list[Entry], class_names: list[str]) -> Layout:
     )
 
 
-def _plain_names(what: str, layout: Layout) -> list[str]:
+def _plain_names(what: str, layout: Layout, top_folders: str) -> list[str]:
     """The names of the splits in the dataset, where they are parts of names of files.
 
     Raises:
@@ -176,12 +176,14 @@ def _plain_names(what: str, layout: Layout) -> list[str]:
     """
     names: dict[str, str] = {}
     for name, means in layout.splits.items():
-        plain = split_names.plain(name, means) if means else re.sub(r"\W", "_", name)
-        if plain in names:
+        plain = re.sub(r"\W", "_", name)
+        if means and top_folders != SPLITS:
+            plain = split_names.plain(name, means)
+        if plain in (*names, "all"):
             raise DataError(
-                f"--input: {what}: {names[plain]} and {name} both mean the split "
-                f"{plain!r}; prepare one of them alone, or all with "
-                f"{_HINTS.classes}"
+                f"--input: {what}: {names.get(plain, plain)} and {name} would both be "
+                f"the split {plain!r}; prepare one of them alone, or with "
+                f"{_HINTS.split} (as they are named) or {_HINTS.classes}"
             )
         names[plain] = name
     return list(names)

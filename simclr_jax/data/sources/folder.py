@@ -188,12 +188,11 @@ def _find_part(root: str, split: str) -> _Part:
 def _find_split(wanted: str, layout: Layout, what: str) -> str:
     found = split_names.find(wanted, layout.splits, what=what)
     if found is None:
-        there = (
-            f"the splits {', '.join(layout.splits)}" if layout.splits else "no split"
-        )
+        there = ", ".join(layout.splits) or "none; 'all' takes all images"
         raise DataError(
-            f"dataset {what}: no such folder and no such split (split {wanted!r} means "
-            f"a sub-folder of this or a similar name; there is {there})"
+            f"dataset {what}: no such folder or split: {wanted!r} means a sub-folder "
+            f"of this name, or one such as 'training_set' for 'train' (splits that are "
+            f"there: {there})"
         )
     if layout.splits[found] == split_names.TEST != split_names.meaning(wanted):
         _LOG.warning(
