@@ -76,7 +76,7 @@ class FolderSource:
                 f"{', '.join(IMAGE_SUFFIXES)} among {part.num_files} files)"
             )
         _log_once(f"{part.what}:\n{layout.table()}")
-        if part.of:
+        if part.of and part.of != [split]:
             held_out = [name for name in layout.splits if name not in part.of]
             without = f", without {', '.join(held_out)}" if split == ALL else ""
             _LOG.info(
