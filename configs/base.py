@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
     config.data = data = config_dict.ConfigDict()
     data.dataset = "imagenet2012"  # TFDS name, folder:PATH, npz:PATH, photographs, ...
     data.data_dir = config_dict.placeholder(str)  # of TFDS; None: ~/tensorflow_datasets
-    data.split = "train"
+    data.split = "train"  # of folders and prepared datasets also 'all' and '.'
     data.image_key = "image"
     data.label_key = "label"  # may be absent from the dataset
     data.threads = config_dict.placeholder(int)  # for augmentation; None: one per core

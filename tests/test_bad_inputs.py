@@ -333,11 +333,11 @@ def _image(given: str, content: Callable[[], bytes], name: str = "x.jpg") -> Cas
     return Case("Images and folders", f"folder: with {given}", name, call)
 
 
-def _folders(*names: str) -> Callable[[pathlib.Path], None]:
+def _folders(*names: str, split: str = "all") -> Callable[[pathlib.Path], None]:
     def call(folder: pathlib.Path) -> None:
         for name in names:
             _write(folder / name, encoded("JPEG"))
-        _open(f"folder:{folder}")
+        _open(f"folder:{folder}", split)
 
     return call
 
@@ -382,9 +382,21 @@ IMAGES = [
     ),
     Case(
         "Images and folders",
-        "folder: of splits",
+        "folder: of nothing but held-out splits",
         "config.data.split",
-        _folders("train/1.jpg", "test/2.jpg"),
+        _folders("val/1.jpg", "test/2.jpg"),
+    ),
+    Case(
+        "Images and folders",
+        "folder: with two training splits",
+        "train and training both mean the split 'train'",
+        _folders("train/1.jpg", "training/2.jpg"),
+    ),
+    Case(
+        "Images and folders",
+        "folder: without the split that is asked for",
+        "splits that are there: train",
+        _folders("train/1.jpg", split="test"),
     ),
     _npz("no images", labels=np.arange(3)),
     _npz("normalized images", "npz:", images=_FEW.astype(np.float32) - 1),

@@ -1,16 +1,19 @@
 """Labelled datasets that a classifier is trained and tested on."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 from ml_collections import config_dict
 
-from simclr_jax.data.sources import subsets
+from simclr_jax.data.sources import registry, subsets
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.evaluation import metrics
 from simclr_jax.training import input_pipeline
 
+_LOG = logging.getLogger(__name__)
+_NUM_NAMED = 5
 _IMAGENET = "imagenet2012"
 # TFDS's official subsets for 1 and 10 % of the labels.
 _IMAGENET_SUBSETS = {0.01: "1pct", 0.1: "10pct"}
@@ -43,19 +46,48 @@ def open_dataset(config: config_dict.ConfigDict) -> Dataset:
     Raises:
       DataError: it cannot be read, has no labels, or its splits have other classes.
     """
-    splits = config.evaluation.train_split, config.evaluation.test_split
-    train, test = (_open_labelled(config, split) for split in splits)
+    evaluation = config.evaluation
+    train = _open_labelled(config, evaluation.train_split)
+    test = _open_labelled(config, evaluation.test_split)
     if train.class_names != test.class_names:
         raise DataError(
             f"dataset {config.data.dataset}: the classes of {train.name} "
             f"({train.class_names}) and {test.name} ({test.class_names}) must be "
             "the same"
         )
-    return Dataset(config.data.dataset, *splits, train, test)
+    # The names that are there, where similar ones were found.
+    found = (
+        registry.split_of(train, evaluation.train_split),
+        registry.split_of(test, evaluation.test_split),
+    )
+    dataset = Dataset(config.data.dataset, *found, train, test)
+    for what, names in absent_classes(dataset).items():
+        _LOG.warning(
+            "%s: %d of %d classes have no images in %s (%s%s); figures are those of "
+            "the images that are there",
+            *(config.data.dataset, len(names), train.num_classes, what),
+            *(", ".join(names[:_NUM_NAMED]), ", ..." if names[_NUM_NAMED:] else ""),
+        )
+    return dataset
+
+
+def absent_classes(dataset: Dataset) -> dict[str, list[str]]:
+    """The classes that a split has no images of, where that is known, by the split."""
+    absent: dict[str, list[str]] = {}
+    for split, source in (
+        (dataset.train_split, dataset.train),
+        (dataset.test_split, dataset.test),
+    ):
+        if source.class_names and source.labels is not None:
+            there = set(source.labels.tolist())
+            names = [n for i, n in enumerate(source.class_names) if i not in there]
+            absent |= {split: names} if names else {}
+    return absent
 
 
 def _open_labelled(config: config_dict.ConfigDict, split: str) -> Source:
-    return input_pipeline.open_labelled(config, split, why="evaluation needs them")
+    why = "evaluation needs them"
+    return subsets.labelled(input_pipeline.open_labelled(config, split, why=why))
 
 
 def open_share(

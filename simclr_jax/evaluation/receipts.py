@@ -12,7 +12,7 @@ from etils import epath
 
 from simclr_jax import paths
 from simclr_jax.errors import EncoderChanged, printable
-from simclr_jax.evaluation import class_figures, features, metrics
+from simclr_jax.evaluation import class_figures, datasets, features, metrics
 from simclr_jax.evaluation.class_figures import CONFIDENCE, ClassFigures
 from simclr_jax.evaluation.context import Context
 from simclr_jax.parallel import processes
@@ -205,10 +205,12 @@ def _describe_pixels(context: Context) -> dict[str, int]:
 
 def _describe_data(context: Context) -> dict[str, Any]:
     dataset = context.dataset
+    absent = datasets.absent_classes(dataset)
     return {
         "dataset": dataset.name,
         "train_split": dataset.train_split,
         "test_split": dataset.test_split,
         "num_train": dataset.train.num_examples,
         "num_test": dataset.test.num_examples,
+        **({"classes_without_images": absent} if absent else {}),
     }

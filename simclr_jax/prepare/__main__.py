@@ -6,10 +6,10 @@ r"""Prepares a dataset of anybody's images for training.
 
 Files that training could not decode are left out and listed in DIR/broken.tsv. The same
 command resumes after an interruption; the result is the same bit for bit. Sub-folders
-are classes if all images lie in some; top folders named train, val, test and the like
-are splits. Lists (path,label,split) and shards of WebDataset have labels of their own.
-DIR is a dataset once manifest.json is in it; TensorFlow Datasets reads it
-too (tfds.builder_from_directory).
+named train, training_set, val, test and the like are splits, others are classes; a
+table in the log says what was understood and left out. Lists (path,label,split) and
+shards of WebDataset have labels of their own. DIR is a dataset once manifest.json is in
+it; TensorFlow Datasets reads it too (tfds.builder_from_directory).
 """
 
 import os
@@ -36,6 +36,12 @@ _SCRATCH = flags.DEFINE_string(
     "default in ~/.cache/simclr_jax.",
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Its split, if the input has none.")
+_TOP_FOLDERS = flags.DEFINE_string(
+    "top_folders",
+    "auto",
+    "What the top folders are: splits or classes, whatever their names; auto: as their "
+    "names and what is in them say, which the log shows in a table.",
+)
 _VAL_FRACTION = flags.DEFINE_float(
     "val_fraction", 0, "Share of the images, chosen by content, for a split 'val'."
 )
@@ -72,6 +78,7 @@ def main() -> None:
     options = build.Options(
         input=",".join(_INPUT.value or ()),
         split=_SPLIT.value or "",
+        top_folders=_TOP_FOLDERS.value or "",
         val_fraction=_VAL_FRACTION.value,
         resize_short_side=_RESIZE_SHORT_SIDE.value,
         resize_filter=_RESIZE_FILTER.value or "",

@@ -37,7 +37,6 @@ _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 class TarInput:
     """A .tar file, read at random."""
 
-    packed = True
     class_names = None
 
     def __init__(self, path: str, *, scratch: str) -> None:
@@ -194,7 +193,6 @@ def _unpack(path: str, opened: Callable[..., Any], target: str) -> None:
 class ZipInput:
     """A .zip file."""
 
-    packed = True
     class_names = None
 
     def __init__(self, path: str) -> None:

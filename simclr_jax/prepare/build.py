@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from simclr_jax.data.image_files import MAX_PIXELS
+from simclr_jax.data.sources.folder_reading import AUTO, TOP_FOLDERS
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
@@ -32,7 +33,7 @@ from simclr_jax.prepare.outputs import Output
 _LOG = logging.getLogger(__name__)
 _PLAN = "plan.json"
 # Of the parts of unfinished work.
-_WORK_VERSION = 2
+_WORK_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Options:
 
     input: str
     split: str = "train"
+    top_folders: str = AUTO
     val_fraction: float = 0.0
     resize_short_side: int | None = None
     resize_filter: str = "lanczos"
@@ -56,6 +58,7 @@ class Options:
                 self.split.isidentifier() and self.split != "all",
                 "letters, digits and _, and not 'all'",
             ),
+            "top_folders": (self.top_folders in TOP_FOLDERS, " or ".join(TOP_FOLDERS)),
             "val_fraction": (0 <= self.val_fraction < 1, "at least 0 and below 1"),
             "resize_short_side": (
                 self.resize_short_side is None
@@ -142,7 +145,7 @@ def _finished(options: Options, target: Output) -> dict[str, Any]:
     _compare(options, manifest["options"], target, "a dataset prepared")
     try:
         source = _open_input(options, target)
-        stamp = list_images(source).stamp(times=False)
+        stamp = list_images(source, options.top_folders).stamp(times=False)
     except DataError:
         # The input need not be kept.
         stamp = manifest["input_sha256"]
@@ -164,11 +167,13 @@ def _open_input(options: Options, target: Output) -> Input:
 def _compare(
     options: Options, other: dict[str, Any], target: Output, what: str
 ) -> None:
+    # Earlier versions had fewer options.
+    before = {"top_folders": AUTO, **other}
     for name, value in dataclasses.asdict(options).items():
-        if other.get(name) != value:
+        if before.get(name) != value:
             raise DataError(
                 f"--{name}={value}: --output={target.name} holds {what} with "
-                f"--{name}={other.get(name)}; choose another folder"
+                f"--{name}={before.get(name)}; choose another folder"
             )
 
 
@@ -176,7 +181,8 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
     work = target.work
     _LOG.info("Listing %s", options.input)
     source = _open_input(options, target)
-    listing = list_images(source)
+    listing = list_images(source, options.top_folders)
+    _LOG.info("%s:\n%s", options.input, listing.table)
     _agree_on_plan(options, listing, target)
     if listing.splits and options.val_fraction:
         names = sorted({split or options.split for split in listing.splits})
@@ -184,8 +190,6 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
             f"--val_fraction={options.val_fraction}: must be 0 for {options.input}, "
             f"which has the splits {', '.join(names)}"
         )
-    if listing.ignored:
-        _LOG.info("Ignored, by suffix or reason: %s", listing.ignored)
     encoding = Encoding(
         options.resize_short_side, options.resize_filter, options.jpeg_quality
     )

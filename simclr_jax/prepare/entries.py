@@ -1,25 +1,31 @@
 """Which images an input holds, in which order, with which labels and splits."""
 
-import collections
 import dataclasses
 import hashlib
 import os
-import pathlib
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from simclr_jax.data.sources import kept, object_store, storage
+from simclr_jax.data.sources import (
+    folder_files,
+    folder_names,
+    kept,
+    object_store,
+    split_names,
+    storage,
+)
 from simclr_jax.data.sources.base import NO_LABEL
-from simclr_jax.data.sources.folder import SPLITS
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
+from simclr_jax.data.sources.folder_layout import Layout, LeftOut, understand
+from simclr_jax.data.sources.folder_reading import AUTO, SPLITS, Hints
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import patterns
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".tif", ".tiff")
+_HINTS = Hints("--top_folders=classes", "--top_folders=splits")
 
 
 class Entry(NamedTuple):
@@ -47,7 +53,6 @@ class Input(Protocol):
 
     Attributes:
       name: for messages.
-      packed: whether one more folder may lie around all, as in most archives.
       class_names: what the entries' own labels mean, [] if they have none; None where
         names tell which files are images, and folders are the classes.
 
@@ -56,7 +61,6 @@ class Input(Protocol):
     """
 
     name: str
-    packed: bool
 
     @property
     def class_names(self) -> list[str] | None:
@@ -64,7 +68,10 @@ class Input(Protocol):
         ...
 
     def entries(self) -> list[Entry]:
-        """Everything in it, images or not, in any order."""
+        """Everything in it, images or not, in any order.
+
+        A path that ends in '/' is a folder that was not entered, as in `folder_names`.
+        """
         ...
 
     def read(self, entry: Entry) -> bytes:
@@ -81,14 +88,22 @@ class Listing:
       labels: int32, -1 where there is none.
       splits: the split of each, or None where it has none; None if no image has.
       class_names: None for unlabelled images.
-      ignored: how many files are no images, by suffix or reason.
+      meanings: of the names of splits, see `split_names`.
+      left_out: files that are no images of the dataset, by reason.
+      table: all this for people.
     """
 
     entries: list[Entry]
     labels: np.ndarray
     splits: list[str | None] | None
     class_names: list[str] | None
-    ignored: dict[str, int]
+    meanings: dict[str, str | None]
+    left_out: dict[str, LeftOut]
+    table: str
+
+    def counts_left_out(self) -> dict[str, int]:
+        """How many files are left out, by reason."""
+        return {reason: left.count for reason, left in self.left_out.items()}
 
     def stamp(self, *, times: bool) -> str:
         """A checksum of paths and sizes, and of times of change if asked for."""
@@ -100,75 +115,96 @@ class Listing:
         return digest.hexdigest()
 
 
-def list_images(source: Input) -> Listing:
+def list_images(source: Input, top_folders: str = AUTO) -> Listing:
     """Lists an input's images.
 
-    Labels are those of the input itself or, as for `folder:PATH`, the top folders if
-    all images lie in several. Top folders with the names of splits are splits.
+    Labels and splits are those of the input itself or, as for `folder:PATH`, those of
+    its folders.
+
+    Args:
+      source: the input.
+      top_folders: see `folder_layout.understand`.
 
     Raises:
-      DataError: there is no image in it.
+      DataError: there is no image in it, or two splits have the same name.
     """
-    ignored = collections.Counter(getattr(source, "left_out", {}))
-    found = {}
-    by_name = source.class_names is None
-    for entry in source.entries():
-        if f"/{kept.FOLDER}/" in f"/{entry.path}":
-            continue  # what training keeps about a folder of images
-        name = entry.path.rsplit("/", 1)[-1]
-        suffix = pathlib.PurePosixPath(name).suffix.lower()
-        # What macOS adds to archives is named like the images.
-        stray = name.startswith("._") or entry.path.startswith("__MACOSX/")
-        if by_name and (stray or suffix not in SUFFIXES):
-            ignored[suffix] += 1
-        else:
-            # The last one of a path is what unpacking an archive would leave.
-            found[entry.path] = entry
-    if not found:
-        raise DataError(
-            f"--input: {source.name}: holds no image (looked for "
-            f"{', '.join(SUFFIXES)} among {sum(ignored.values())} files)"
-        )
+    # The last one of a path is what unpacking an archive would leave.
+    found = {
+        entry.path: entry
+        for entry in source.entries()
+        if f"/{kept.FOLDER}/" not in f"/{entry.path}"  # what training keeps there
+    }
     entries = sorted(found.values(), key=lambda entry: entry.path.split("/"))
     if source.class_names is None:
-        splits, labels, class_names = _by_folders(entries, packed=source.packed)
+        paths = [entry.path for entry in entries]
+        layout = understand(paths, SUFFIXES, top_folders=top_folders, hints=_HINTS)
     else:
-        class_names = source.class_names
-        labels = np.array([entry.label for entry in entries], np.int32)
-        own = [entry.split for entry in entries]
-        splits = own if any(own) else None
-    return Listing(entries, labels, splits, class_names or None, dict(ignored))
+        layout = _as_declared(
+            entries, source.class_names, getattr(source, "left_out", {})
+        )
+    if not len(layout.numbers):
+        raise DataError(
+            f"--input: {source.name}: holds no image (looked for "
+            f"{', '.join(SUFFIXES)} among {len(entries)} files)"
+        )
+    names = _plain_names(source.name, layout, top_folders)
+    return Listing(
+        [entries[n] for n in layout.numbers.tolist()],
+        layout.labels,
+        [names[n] if n >= 0 else None for n in layout.split.tolist()]
+        if names
+        else None,
+        layout.class_names,
+        dict(zip(names, layout.splits.values(), strict=True)),
+        layout.left_out,
+        layout.table(),
+    )
 
 
-def _by_folders(
-    entries: list[Entry], *, packed: bool
-) -> tuple[list[str | None] | None, np.ndarray, list[str] | None]:
-    """(splits, labels, class names) by the folders that images lie in."""
-    folders = [entry.path.split("/")[:-1] for entry in entries]
-    while packed and len(_tops(folders)) == 1:
-        folders = [parts[1:] for parts in folders]
-    splits: list[str | None] | None = None
-    tops = _tops(folders)
-    if len(tops) > 1 and SPLITS.issuperset(tops):
-        splits = [parts[0] for parts in folders]
-        folders = [parts[1:] for parts in folders]
-        tops = _tops(folders)
-    if len(tops) < 2:
-        return splits, np.full(len(entries), NO_LABEL, np.int32), None
-    number = {name: i for i, name in enumerate(tops)}
-    labels = np.array([number[parts[0]] for parts in folders], np.int32)
-    return splits, labels, tops
+def _as_declared(
+    entries: list[Entry], class_names: list[str], left_out: Mapping[str, int]
+) -> Layout:
+    """The layout of an input that has labels and splits itself."""
+    names = sorted({entry.split for entry in entries if entry.split})
+    order = {name: n for n, name in enumerate(names)}
+    other = -1 if names else 0
+    return Layout(
+        numbers=np.arange(len(entries)),
+        labels=np.array([entry.label for entry in entries], np.int32),
+        class_names=class_names or None,
+        splits={name: split_names.meaning(name) for name in names},
+        split=np.array([order.get(entry.split or "", other) for entry in entries]),
+        base="",
+        split_folders=False,
+        left_out={reason: LeftOut(count) for reason, count in left_out.items()},
+        remarks=[],
+    )
 
 
-def _tops(folders: list[list[str]]) -> list[str]:
-    """The top folders, if all lie in one."""
-    return sorted({parts[0] for parts in folders}) if all(folders) else []
+def _plain_names(what: str, layout: Layout, top_folders: str) -> list[str]:
+    """The names of the splits in the dataset, where they are parts of names of files.
+
+    Raises:
+      DataError: two are the same.
+    """
+    names: dict[str, str] = {}
+    for name, means in layout.splits.items():
+        plain = re.sub(r"\W", "_", name)
+        if means and top_folders != SPLITS:
+            plain = split_names.plain(name, means)
+        if plain in (*names, "all"):
+            raise DataError(
+                f"--input: {what}: {names.get(plain, plain)} and {name} would both be "
+                f"the split {plain!r}; prepare one of them alone, or with "
+                f"{_HINTS.split} (as they are named) or {_HINTS.classes}"
+            )
+        names[plain] = name
+    return list(names)
 
 
 class FolderInput:
     """A folder, or the files of a glob, with everything below."""
 
-    packed = False
     class_names = None
 
     def __init__(self, pattern: str, *, without: str) -> None:
@@ -191,14 +227,35 @@ class FolderInput:
         start = len(self._root.rstrip("/")) + 1 if self._root else 0
         if storage.is_remote(self._root):
             return [Entry(o.path[start:], o.size, o.time) for o in self._list_objects()]
-        tops: Iterable[str] = [self._root]
-        if self._pattern is not None:
-            tops = patterns.matches(self._pattern)
+        if self._pattern is None:
+            return list(self._below("", self._root))
         found = {}
-        for top in tops:
-            for path, size, time in self._walk(top):
-                found[path] = Entry(path[start:], size, time)
+        for top in patterns.matches(self._pattern):
+            for entry in self._below(top[start:], top):
+                found[entry.path] = entry
         return list(found.values())
+
+    def _below(self, path: str, top: str) -> Iterator[Entry]:
+        """A file, or what is below a folder.
+
+        Args:
+          path: within the input.
+          top: the same, to open it.
+        """
+        if not os.path.isdir(top):
+            if os.path.isfile(top) or os.path.islink(top):
+                yield Entry(path, *folder_files.size_and_time(top))
+            return
+        if os.path.realpath(top) == self._without:
+            return
+        before = f"{path}/" if path else ""
+        names = folder_names.find(top, without=self._without).paths
+        entered = [name for name in names if not name.endswith("/")]
+        files = folder_files.measure(top, entered, {})
+        columns = files.paths, files.sizes.tolist(), files.times.tolist()
+        for name, size, time in zip(*columns, strict=True):
+            yield Entry(before + name, size, time)
+        yield from (Entry(before + n, 0) for n in names if n.endswith("/"))
 
     def _list_objects(self) -> list[object_store.Object]:
         """What is on a store: of a glob, what matches and what lies below that."""
@@ -215,22 +272,3 @@ class FolderInput:
         """See `Input`."""
         path = f"{self._root.rstrip('/')}/{entry.path}" if self._root else entry.path
         return storage.read_file(path)
-
-    def _walk(
-        self, top: str, parents: frozenset = frozenset()
-    ) -> Iterator[tuple[str, int, int]]:
-        """Files with size and time; links are followed."""
-        try:
-            status = os.stat(top)
-        except OSError:
-            # A link to nowhere; reading it will say so.
-            yield top, 0, 0
-            return
-        if stat.S_ISDIR(status.st_mode):
-            identity = (status.st_dev, status.st_ino)
-            if identity not in parents and os.path.realpath(top) != self._without:
-                for name in os.listdir(top):
-                    path = os.path.join(top, name)
-                    yield from self._walk(path, parents | {identity})
-        elif stat.S_ISREG(status.st_mode):
-            yield top, status.st_size, status.st_mtime_ns

@@ -214,7 +214,10 @@ def statistics(
         "num_broken": int((~good).sum()),
         "num_duplicates": int((first != np.arange(len(first))).sum()),
         "num_resized": int(table.resized[kept].sum()),
-        "num_ignored": dict(sorted(listing.ignored.items())),
+        "left_out": {
+            reason: dataclasses.asdict(left)
+            for reason, left in sorted(listing.left_out.items())
+        },
         "formats": {
             str(name): int(count) for name, count in zip(formats, counts, strict=True)
         },

@@ -27,8 +27,6 @@ def is_saved_dataset(folder: str) -> bool:
 class TableInput:
     """Rows of Arrow or parquet files with a column of images."""
 
-    packed = False
-
     def __init__(self, root: str, files: list[tuple[str, str | None]]) -> None:
         """Reads what the columns are.
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simclr_jax.data.sources import split_names
 from simclr_jax.data.sources.base import NO_LABEL
-from simclr_jax.data.sources.folder import SPLITS
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import classes
 from simclr_jax.prepare.entries import Entry, Input, Listing, list_images
@@ -42,13 +42,13 @@ class JoinedInput:
         self.class_names = _classes(listings)
         self.left_out: Counter[str] = Counter()
         last = [path.rstrip("/").rpartition("/")[2] for path in paths]
-        are_splits = SPLITS.issuperset(last)
+        are_splits = all(map(split_names.meaning, last))
         self._entries: list[Entry] = []
         taken: dict[str, int] = {}
         for number, (prefix, listing) in enumerate(
             zip(_prefixes(paths), listings, strict=True)
         ):
-            self.left_out.update(listing.ignored)
+            self.left_out.update(listing.counts_left_out())
             labels = _labels(listing, self.class_names)
             default = last[number] if are_splits else None
             splits = listing.splits or [default] * len(labels)

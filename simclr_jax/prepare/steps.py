@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.progress import Progress
-from simclr_jax.data.sources import storage
-from simclr_jax.data.sources.prepared import read_index
+from simclr_jax.data.sources import split_names, storage
+from simclr_jax.data.sources.prepared import MEANINGS, read_index
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import files, layout
 from simclr_jax.prepare.entries import Input, Listing
@@ -202,5 +202,9 @@ def write_rest(
         **files.statistics(listing, table, images.first, images.splits),
         "class_names": listing.class_names,
         "dataset_sha256": files.dataset_checksum(listing, table, images.splits),
+        MEANINGS: {
+            name: listing.meanings.get(name, split_names.meaning(name))
+            for name in splits
+        },
         "splits": splits,
     }

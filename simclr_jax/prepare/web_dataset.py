@@ -14,8 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from simclr_jax.data.sources import storage
-from simclr_jax.data.sources.folder import SPLITS
+from simclr_jax.data.sources import split_names, storage
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import archives, classes
 from simclr_jax.prepare.entries import SUFFIXES, Entry, Input, list_images
@@ -176,7 +175,7 @@ class TarsInput:
             for number, (entry, parts) in enumerate(zip(chosen, folders, strict=True))
         ]
         listing = list_images(_Folders(self.name, numbered))
-        self.left_out.update(listing.ignored)
+        self.left_out.update(listing.counts_left_out())
         self.class_names = listing.class_names or []
         splits = listing.splits or [None] * len(listing.entries)
         for entry, label, split in zip(
@@ -338,7 +337,7 @@ def _splits(names: list[str]) -> list[str | None]:
         parts = name.lower().split("/")
         split = None
         for part in parts:  # the last one counts
-            words = [w for w in re.split(r"[^a-z]+", part) if w in SPLITS]
+            words = [w for w in re.split(r"[^a-z]+", part) if split_names.meaning(w)]
             split = words[0] if words else split
         found.append(split)
     return found

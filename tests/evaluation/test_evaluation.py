@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from simclr_jax.data.sources import registry
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.errors import DataError, EncoderChanged
 from simclr_jax.evaluation import (
+    datasets,
     features,
     knn,
     linear,
@@ -296,15 +298,44 @@ def test_the_table_has_a_row_for_each_representation():
     ]
 
 
-def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
-    for name in ("train/a", "train/b", "train/c", "val/b", "val/c"):
-        folder = tmp_path / "images" / name
-        folder.mkdir(parents=True)
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "1.png")
-    monkeypatch.setattr(loop.encoder, "load", lambda *_, **__: make_pretrained())
-    overrides = [f"data.dataset=folder:{tmp_path}/images", "evaluation.test_split=val"]
+def _folder_config(root, names, **splits):
+    """A config of a folder with an image for each name."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / name)
+    config = tiny_config().unlock()
+    config.data.dataset = f"folder:{root}"
+    config.evaluation.update(splits)
+    return config
+
+
+def test_folders_with_other_classes_are_refused(tmp_path):
+    names = ["one/a/1.png", "one/b/1.png", "two/b/1.png", "two/c/1.png"]
+    config = _folder_config(tmp_path, names, train_split="one", test_split="two")
     with pytest.raises(DataError, match="must be the same"):
-        loop.evaluate(str(tmp_path), ["knn"], overrides=overrides)
+        datasets.open_dataset(config)
+
+
+def test_a_class_may_be_missing_in_a_split(tmp_path, caplog):
+    names = [f"training/{c}/{i}.png" for c in "abc" for i in "12"]
+    names += ["testing/b/1.png", "testing/c/1.png", "testing/d/1.png"]
+    # Two without a label.
+    names += ["training/1.png", "testing/unlabeled.jpg"]
+    names += [f"training/a/more{i}.png" for i in range(9)]
+    names += [f"testing/b/more{i}.png" for i in range(9)]
+    config = _folder_config(tmp_path, names, train_split="train", test_split="val")
+    dataset = datasets.open_dataset(config)
+    assert (dataset.train_split, dataset.test_split) == ("training", "testing")
+    assert dataset.train.class_names == dataset.test.class_names == [*"abcd"]
+    assert np.bincount(dataset.train.labels).tolist() == [11, 2, 2]
+    assert np.bincount(dataset.test.labels).tolist() == [0, 10, 1, 1]
+    absent = {"training": ["d"], "testing": ["a"]}
+    assert datasets.absent_classes(dataset) == absent
+    assert "1 of 4 classes have no images in testing (a)" in caplog.text
+    context = types.SimpleNamespace(dataset=dataset)
+    assert receipts._describe_data(context)["classes_without_images"] == absent
+    share = datasets.open_share(config, dataset, 0.1)
+    assert sorted(share.labels.tolist()) == [0, 0, 1, 2]
 
 
 def test_too_many_neighbours_are_refused_before_the_work(tmp_path, monkeypatch):

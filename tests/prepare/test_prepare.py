@@ -505,9 +505,10 @@ def test_part_of_the_images_for_validation(tmp_path):
     assert not images[0] & images[1], "equal images are on one side"
     assert len(images[0] | images[1]) == 30
     assert list(manifest["splits"]) == ["train", "val"]
-    everything = _pixels(_open(tmp_path / "dataset", "all"), np.arange(60))[0]
+    everything = _pixels(_open(tmp_path / "dataset", "."), np.arange(60))[0]
     halves = [_pixels(s, np.arange(s.num_examples))[0] for s in (train, val)]
     np.testing.assert_array_equal(everything, [*halves[0], *halves[1]])
+    assert _open(tmp_path / "dataset", "all").num_examples == train.num_examples
 
 
 @pytest.mark.parametrize(
@@ -515,6 +516,7 @@ def test_part_of_the_images_for_validation(tmp_path):
     [
         {"split": "a-b"},
         {"split": "all"},
+        {"top_folders": "class"},
         {"split": "val", "val_fraction": 0.5},
         {"val_fraction": 1.0},
         {"resize_short_side": 0},
@@ -572,7 +574,10 @@ def test_zip(tree, tmp_path):
         archive.writestr("__MACOSX/photos/class0/._00000.jpeg", b"of macOS")
         archive.writestr("photos/class0/readme.txt", b"of somebody")
     manifest = _prepare(path, tmp_path / "dataset")
-    assert manifest["num_ignored"] == {".jpeg": 1, ".txt": 1}
+    assert manifest["left_out"] == {
+        "hidden or of a system": {"count": 1, "names": ["__MACOSX/"]},
+        "not named as an image": {"count": 1, "names": ["photos/class0/readme.txt"]},
+    }
     assert manifest["num_broken"] == 0
     _assert_same_images(_open(tmp_path / "dataset"), folder.FolderSource(str(tree)))
 
@@ -630,6 +635,49 @@ def test_top_folders_of_splits_become_splits(tree, tmp_path):
     assert manifest["splits"]["val"]["images_per_class"]["class2"] == 13
     message = ["--val_fraction=0.5", "train, val"]
     _assert_data_error(message, _prepare, root, tmp_path / "other", val_fraction=0.5)
+
+
+def test_usual_names_of_splits_become_splits(tmp_path):
+    names = [
+        f"{split}/{name}/1.png" for split in ("training_set", "Test") for name in "ab"
+    ]
+    names += ["unlabelled/x/1.png", "unlabelled/x/2.png", "cover.png", "Test/c/1.png"]
+    for number, name in enumerate(names):
+        _write(tmp_path / "images" / name, _encoded("png", number, height=4, width=4))
+    manifest = _prepare(tmp_path / "images", tmp_path / "dataset")
+    assert {n: s["num_images"] for n, s in manifest["splits"].items()} == {
+        **{"test": 3, "train": 2, "unlabeled": 2},
+    }
+    assert manifest["left_out"]["outside of the splits"]["names"] == ["cover.png"]
+    for split in ("train", "test", "training_set", "unlabeled"):
+        source = _open(tmp_path / "dataset", split)
+        expected = folder.FolderSource(str(tmp_path / "images"), split=split)
+        assert source.class_names == expected.class_names
+        _assert_same_images(source, expected)
+    assert _open(tmp_path / "dataset", "all").labels.tolist() == [0, 1, -1, -1]
+    assert _open(tmp_path / "dataset", "val").split == "test"
+    message = ["'extra'", "must be one of test, train, unlabeled"]
+    _assert_data_error(message, _open, tmp_path / "dataset", "extra")
+    # Datasets of earlier versions are read as they were.
+    path = tmp_path / "dataset" / "manifest.json"
+    path.write_text(json.dumps({**manifest, "split_meanings": None}))
+    _assert_data_error(["split_meanings"], _open, tmp_path / "dataset", "all")
+    del manifest["split_meanings"]
+    path.write_text(json.dumps(manifest))
+    assert _open(tmp_path / "dataset", "all").num_examples == 7
+    assert _open(tmp_path / "dataset", "unlabeled").class_names == ["a", "b", "c"]
+
+
+def test_top_folders_may_be_anything(tmp_path):
+    for number, name in enumerate(("train/a/1.png", "train/b/1.png", "car/a/1.png")):
+        _write(tmp_path / "images" / name, _encoded("png", number, height=4, width=4))
+    found = {}
+    for kind in ("auto", "classes", "splits"):
+        manifest = _prepare(tmp_path / "images", tmp_path / kind, top_folders=kind)
+        splits = manifest["splits"]
+        found[kind] = {name: splits[name]["images_per_class"] for name in splits}
+    assert found["auto"] == found["classes"] == {"train": {"car": 1, "train": 2}}
+    assert found["splits"] == {"car": {"a": 1, "b": 0}, "train": {"a": 1, "b": 1}}
 
 
 def test_a_flat_folder_has_no_labels_and_the_output_may_lie_in_it(tree, tmp_path):

@@ -1,7 +1,9 @@
 """Folders of image files."""
 
+import functools
 import io
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,23 +11,27 @@ from simclr_jax.data import image_files
 from simclr_jax.data.sources import (
     bad_records,
     folder_files,
+    folder_layout,
+    folder_names,
+    folder_reading,
     hints,
     kept,
     listings,
+    split_names,
     storage,
 )
-from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
+from simclr_jax.data.sources.folder_layout import Layout
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import BadRecord, DataError
 
 _LOG = logging.getLogger(__name__)
-_HIDDEN = tuple(f"/{suffix}" for suffix in IMAGE_SUFFIXES)
-SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+# What a split may be beside a name.
+ALL, WHOLE = "all", "."
 
 
 class FolderSource:
-    """A folder of image files; sub-folders are classes if every file is in one."""
+    """A folder of image files, with the splits and classes of its sub-folders."""
 
     unpack = None
 
@@ -33,7 +39,7 @@ class FolderSource:
         self,
         folder: str,
         *,
-        split: str = "all",
+        split: str = ALL,
         sharing: kept.Sharing = kept.ALONE,
         on_bad_record: bad_records.OnBadRecord = bad_records.refuse,
     ) -> None:
@@ -41,35 +47,45 @@ class FolderSource:
 
         Args:
           folder: local or on a store; searched recursively.
-          split: a sub-folder of `folder`, or 'all' for the folder itself.
+          split: one that is there, by its name or its meaning (see `split_names`), or
+            any sub-folder; 'all' for everything, of splits without those held out; '.'
+            for everything, the sub-folders being classes whatever their names.
           sharing: the processes that open it too, and may share the checks.
           on_bad_record: called with each file that is no image; if it returns, the file
             remains an image of the dataset, and one of `bad_records`.
 
         Raises:
-          DataError: no such folder, no image in it; or by `on_bad_record`.
+          DataError: no such folder or split, no image in it; or by `on_bad_record`.
         """
         root = storage.expanded(folder)
-        root = root if split == "all" else f"{root.rstrip('/')}/{split}"
-        self._root = root
-        self._is_distant = storage.is_distant(root)
-        self.name = f"folder:{root}"
         if not storage.is_folder(root):
-            hint = "" if split == "all" else f" (split {split!r} means a sub-folder)"
-            hint += hints.of_prepare(folder)
-            raise DataError(f"dataset {self.name}: no such folder{hint}")
-        everything = folder_files.find(root)
-        images = everything.choose(
-            [n for n, path in enumerate(everything.paths) if _is_named_image(path)]
-        )
-        self.num_ignored = len(everything.paths) - len(images.paths)
-        if self.num_ignored:
-            _LOG.info("%s: ignored %d other files", self.name, self.num_ignored)
+            raise DataError(
+                f"dataset folder:{root}: no such folder{hints.of_prepare(folder)}"
+            )
+        part = _find_part(root, split)
+        self._root, layout = part.root, part.layout
+        self._is_distant = storage.is_distant(root)
+        self.name = f"folder:{self._root}"
+        self.split = part.split
+        images = folder_files.measure(self._root, part.paths, part.known)
+        there = images.times != 0
+        for n in np.flatnonzero(~there).tolist():
+            layout.leave_out(folder_layout.LINK, part.paths[n])
+        images = images.choose(np.flatnonzero(there).tolist())
+        self.num_ignored = sum(left.count for left in layout.left_out.values())
         if not images.paths:
             raise DataError(
                 f"dataset {self.name}: holds no image (looked for "
-                f"{', '.join(IMAGE_SUFFIXES)} among {len(everything.paths)} files)"
-                f"{hints.of_prepare(root, everything.paths)}"
+                f"{', '.join(IMAGE_SUFFIXES)} among {part.num_files} files)"
+                f"{hints.of_prepare(root, layout.names_left_out())}"
+            )
+        _log_once(f"{part.what}:\n{layout.table()}")
+        if part.of and part.of != [split]:
+            held_out = [name for name in layout.splits if name not in part.of]
+            without = f", without {', '.join(held_out)}" if split == ALL else ""
+            _LOG.info(
+                "%s: split %r is %s%s: %d images",
+                *(part.what, split, ", ".join(part.of), without, len(images.paths)),
             )
         found: list[BadRecord] = []
 
@@ -78,28 +94,16 @@ class FolderSource:
             found.append(error)
 
         folder_files.check(
-            root, images, what=self.name, sharing=sharing, on_bad_record=note
+            self._root, images, what=self.name, sharing=sharing, on_bad_record=note
         )
         self.bad_records = tuple(found)
         self._paths, self._sizes = images.paths, images.sizes
         self.num_examples = len(self._paths)
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
-
-        tops = [path.partition("/")[0::2] for path in self._paths]
-        labelled = all(rest for _, rest in tops)
-        classes = sorted({top for top, _ in tops}) if labelled else []
-        if split == "all" and len(classes) > 1 and SPLITS.issuperset(classes):
-            raise DataError(
-                f"dataset {self.name}: its sub-folders {', '.join(classes)} are "
-                "splits, not classes; choose one with config.data.split"
-            )
-        self.num_classes = len(classes) if len(classes) > 1 else None
-        self.class_names = classes if len(classes) > 1 else None
-        self.labels: np.ndarray = np.full(self.num_examples, NO_LABEL, np.int32)
-        if self.num_classes:
-            number = {name: i for i, name in enumerate(classes)}
-            self.labels = np.array([number[top] for top, _ in tops], np.int32)
+        self.labels: np.ndarray = layout.labels[part.chosen][there]
+        self.class_names = layout.class_names if (self.labels >= 0).any() else None
+        self.num_classes = len(self.class_names) if self.class_names else None
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
@@ -127,10 +131,85 @@ class FolderSource:
         return f"{self._root.rstrip('/')}/{self._paths[index]}"
 
 
-def _is_named_image(path: str) -> bool:
-    lower = f"/{path.lower()}"
-    # A name that is nothing but a suffix is that of a hidden file.
-    return lower.endswith(IMAGE_SUFFIXES) and not lower.endswith(_HIDDEN)
+class _Part(NamedTuple):
+    """The images of a folder that a split stands for.
+
+    Attributes:
+      root: the folder that their paths are relative to.
+      paths: of the images.
+      known: as in `folder_names.Names`, by these paths.
+      layout: of the whole folder.
+      chosen: which of its images they are, bool [n].
+      split: the name that says exactly this.
+      of: the splits, if there are some.
+      what: the whole folder, for messages.
+      num_files: in it, images or not.
+    """
+
+    root: str
+    paths: list[str]
+    known: dict[str, tuple[int, int]]
+    layout: Layout
+    chosen: np.ndarray
+    split: str
+    of: list[str]
+    what: str
+    num_files: int
+
+
+def _find_part(root: str, split: str) -> _Part:
+    """Raises DataError if there is no such split."""
+    names = folder_names.find(root)
+    what = f"folder:{root}"
+    layout = folder_layout.understand(
+        names.paths,
+        IMAGE_SUFFIXES,
+        top_folders=folder_reading.CLASSES if split == WHOLE else folder_reading.AUTO,
+    )
+    splits: list[str] = []
+    if split not in (ALL, WHOLE):
+        below = f"{root.rstrip('/')}/{split}"
+        if split not in layout.splits and storage.is_folder(below):
+            return _find_part(below, ALL)
+        split = _find_split(split, layout, what)
+        splits = [split]
+    elif layout.splits:
+        splits = split_names.to_train(layout.splits, what=what)
+    chosen = np.ones(len(layout.numbers), bool)
+    if splits:
+        chosen = layout.of_splits(splits)
+    paths = [names.paths[n] for n in layout.numbers[chosen].tolist()]
+    known = names.known
+    if len(splits) == 1 and layout.split_folders:
+        inner = "/".join(filter(None, (layout.base, splits[0])))
+        root = f"{root.rstrip('/')}/{inner}"
+        paths = [path[len(inner) + 1 :] for path in paths]
+        known = {path: known[f"{inner}/{path}"] for path in paths if known}
+    num_files = len(names.paths)
+    return _Part(root, paths, known, layout, chosen, split, splits, what, num_files)
+
+
+def _find_split(wanted: str, layout: Layout, what: str) -> str:
+    found = split_names.find(wanted, layout.splits, what=what)
+    if found is None:
+        there = ", ".join(layout.splits) or "none; 'all' takes all images"
+        raise DataError(
+            f"dataset {what}: no such folder or split: {wanted!r} means a sub-folder "
+            f"of this name, or one such as 'training_set' for 'train' (splits that are "
+            f"there: {there})"
+        )
+    if layout.splits[found] == split_names.TEST != split_names.meaning(wanted):
+        _LOG.warning(
+            "%s: there is no split %r; the test split %s takes its place",
+            *(what, wanted, found),
+        )
+    return found
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    """Splits of a dataset are opened one by one, and all say the same."""
+    _LOG.info("%s", text)
 
 
 def read_image_file(path: str) -> bytes:

@@ -1,9 +1,9 @@
-"""The image files below a folder, listed at each start and checked once."""
+"""The image files below a folder, measured at each start and checked once."""
 
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ FEWEST_KEPT = 10_000
 # The number is that of the rules of `image_files`.
 _NAME = "checked-images-2"
 _THREADS = 16
+_STATS = 512  # files that a thread looks at, at a time
 _MOST_FILES = 1 << 14  # in a part of the work
 # Pillow finds an image's size in the first bytes, unless a preview lies before it.
 _HEAD_BYTES = 1 << 15
@@ -50,80 +51,43 @@ class Files(NamedTuple):
         return list(zip(*columns, strict=True))
 
 
-def find(root: str) -> Files:
-    """All files below a folder, in the order of their paths' parts.
+def measure(root: str, paths: list[str], known: Mapping[str, tuple[int, int]]) -> Files:
+    """Sizes and times of some files; of a link to nothing, both are 0.
 
-    Links to files are followed, links to folders are not.
+    Args:
+      root: the folder.
+      paths: relative to it.
+      known: size and time of each; {} to look at the files.
 
     Raises:
-      DataError: a folder cannot be read.
+      DataError: a file cannot be looked at.
     """
-    found = _find_objects(root) if storage.is_remote(root) else _find_local(root)
-    # As if paths were split at '/', which sorts before everything else.
-    order = sorted(range(len(found)), key=lambda i: found[i][0].replace("/", "\0"))
-    columns = zip(*(found[i] for i in order), strict=True) if found else ([], [], [])
-    paths, sizes, times = columns
-    return Files(list(paths), np.array(sizes, np.int64), np.array(times, np.int64))
+    if known:
+        stats = [known[path] for path in paths]
+    else:
+        parts = [paths[i : i + _STATS] for i in range(0, len(paths), _STATS)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            results = pool.map(
+                lambda part: [size_and_time(f"{root}/{path}") for path in part], parts
+            )
+            stats = [stat for result in results for stat in result]
+    columns = np.array(stats, np.int64).reshape(-1, 2)
+    return Files(paths, *np.ascontiguousarray(columns.T))
 
 
-_Found = list[tuple[str, int, int]]
+def size_and_time(path: str) -> tuple[int, int]:
+    """Bytes, and time of the last change in ns, of a file; 0 of a link to nothing.
 
-
-def _find_local(root: str) -> _Found:
-    found: _Found = []
-    folders = [""]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        while folders:
-            results = list(pool.map(lambda folder: _scan(root, folder), folders))
-            folders = [folder for inner, _ in results for folder in inner]
-            for _, files in results:
-                found += files
-    return found
-
-
-def _scan(root: str, folder: str) -> tuple[list[str], _Found]:
-    """The folders and the files directly in a folder, relative to the root."""
-    path = os.path.join(root, folder)
+    Raises:
+      DataError: it cannot be looked at.
+    """
     try:
-        return storage.retried(path, lambda: _scan_once(path, folder))
+        status = storage.retried(path, lambda: os.stat(path))
+    except FileNotFoundError:
+        return 0, 0
     except OSError as error:
-        raise DataError(f"folder {path}: cannot be read ({error.strerror})") from error
-
-
-def _scan_once(path: str, folder: str) -> tuple[list[str], _Found]:
-    folders: list[str] = []
-    files: _Found = []
-    before = f"{folder}/" if folder else ""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name != kept.FOLDER:
-                    folders.append(before + entry.name)
-            elif entry.is_file():
-                status = entry.stat()
-                files.append((before + entry.name, status.st_size, status.st_mtime_ns))
-    return folders, files
-
-
-def _find_objects(root: str) -> _Found:
-    """Lists the folders directly in the root side by side."""
-    start = len(root) + 1
-
-    def below(folder: str) -> list[object_store.Object]:
-        return storage.retried(folder, lambda: list(object_store.list_below(folder)))
-
-    try:
-        folders, objects = storage.retried(root, lambda: object_store.list_folder(root))
-        for more in storage.each(below, folders):
-            objects += more
-    except OSError as error:
-        raise DataError(f"folder {root}: cannot be read ({error.strerror})") from error
-    hidden = f"{root}/{kept.FOLDER}/"
-    return [
-        (o.path[start:], o.size, o.time)
-        for o in objects
-        if not o.path.startswith(hidden)
-    ]
+        raise DataError(f"file {path}: cannot be read ({error.strerror})") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def check(

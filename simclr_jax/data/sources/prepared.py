@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data.sources import ranges, storage
+from simclr_jax.data.sources import ranges, split_names, storage
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.data.sources.protobuf import varint
 from simclr_jax.errors import DataError, StoreFailed, first_line
 
 MANIFEST = "manifest.json"
 VERSION = 1
-ALL = "all"
+# The manifest's key for what its splits mean, see `split_names`.
+MEANINGS = "split_meanings"
+# What a split may be beside a name: what is trained on, and everything.
+ALL, WHOLE = "all", "."
 
 
 class ShardSource:
@@ -30,22 +33,19 @@ class ShardSource:
 
         Args:
           folder: the `--output` of `simclr_jax.prepare`.
-          split: one of its splits, or 'all'.
+          split: one that is there, by its name or its meaning (see `split_names`);
+            'all' for everything without the splits held out; '.' for everything.
 
         Raises:
           DataError: the folder is no prepared dataset, has no such split, or a file is
             missing or has another size.
         """
         self._folder = folder = storage.expanded(folder)
-        self.name = f"prepared:{folder}/{split}"
         manifest = read_manifest(self._folder)
         splits = manifest["splits"]
-        if split != ALL and split not in splits:
-            raise DataError(
-                f"split {split!r} of prepared:{folder}: must be one of "
-                f"{', '.join(splits)}, or {ALL!r}"
-            )
-        chosen = list(splits) if split == ALL else [split]
+        chosen = _choose(manifest, split, f"prepared:{folder}")
+        self.split = split if split in (ALL, WHOLE) else chosen[0]
+        self.name = f"prepared:{folder}/{self.split}"
         self._check_sizes([f for name in chosen for f in _files(splits[name])])
         paths: list[str] = []
         indices = []
@@ -74,6 +74,8 @@ class ShardSource:
             self._image = offset, length
         self.num_examples = len(self.labels)
         self.class_names: list[str] | None = manifest["class_names"]
+        if MEANINGS in manifest and not (self.labels >= 0).any():
+            self.class_names = None
         self.num_classes = len(self.class_names) if self.class_names else None
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
@@ -144,6 +146,24 @@ class ShardSource:
         return index
 
 
+def _choose(manifest: dict[str, Any], split: str, what: str) -> list[str]:
+    """The splits of the dataset that a split of the config stands for."""
+    names = manifest["splits"]
+    meanings = {name: manifest.get(MEANINGS, {}).get(name) for name in names}
+    if split == WHOLE or (split == ALL and MEANINGS not in manifest):
+        return list(names)
+    if split == ALL:
+        return split_names.to_train(meanings, what=what)
+    # Earlier versions did not write meanings.
+    meanings = {n: means or split_names.meaning(n) for n, means in meanings.items()}
+    found = split_names.find(split, meanings, what=what)
+    if found is None:
+        raise DataError(
+            f"split {split!r} of {what}: must be one of {', '.join(names)}, or {ALL!r}"
+        )
+    return [found]
+
+
 def read_manifest(folder: str) -> dict[str, Any]:
     """The content of a prepared dataset's `manifest.json`.
 
@@ -197,6 +217,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     is_list = isinstance(names, list) and all(isinstance(n, str) for n in names)
     check(names is None or is_list, "class_names")
     check(isinstance(manifest["splits"], dict) and manifest["splits"], "splits")
+    check(isinstance(manifest.get(MEANINGS, {}), dict), MEANINGS)
     for name, split in manifest["splits"].items():
         for file in _files(split):
             # In the folder of the manifest, wherever that is.

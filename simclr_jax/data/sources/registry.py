@@ -37,8 +37,9 @@ def open_source(
         `simclr_jax.prepare`; 'npz:PATH', arrays as `npz.py` knows them, where '{split}'
         in PATH stands for the split;
         'photographs'; or 'synthetic:SIZE' (1,281,167 noise images of SIZE pixels).
-      split: of TFDS, photographs and arrays named by splits; for a folder a
-        sub-folder or 'all'.
+      split: of TFDS, photographs and arrays named by splits; for 'folder:' and
+        'prepared:' one that is there, by its name or its meaning, or 'all' or '.' (see
+        `FolderSource`).
       data_dir: where TFDS datasets are prepared.
       image_key: the image feature of a TFDS dataset.
       label_key: the label feature of a TFDS dataset.
@@ -85,6 +86,11 @@ def open_source(
         label_key=label_key,
         sharing=sharing,
     )
+
+
+def split_of(source: Source, wanted: str) -> str:
+    """The name of a source's split, where one similar to the wanted name was found."""
+    return getattr(getattr(source, "of", source), "split", wanted)
 
 
 def _tfds(dataset: str) -> ModuleType:

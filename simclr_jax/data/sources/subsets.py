@@ -4,6 +4,7 @@ ImageNet's official subsets are datasets of their own (`imagenet2012_subset/1pct
 `10pct` in TFDS); elsewhere a subset is drawn here.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -14,6 +15,8 @@ from simclr_jax.data.sources import bad_records
 from simclr_jax.data.sources.base import NO_LABEL, Source, Unpack
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import BadRecord, DataError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Subset:
@@ -101,8 +104,23 @@ def labels(source: Source) -> np.ndarray:
     return np.concatenate([batch["labels"] for batch in batches])
 
 
+def labelled(source: Source) -> Source:
+    """The images that have a label; the source itself where all have one.
+
+    Labels that are stored in records are taken to be there.
+    """
+    if source.labels is None or (source.labels >= 0).all():
+        return source
+    chosen = np.flatnonzero(source.labels >= 0)
+    _LOG.info(
+        "%s: %d of %d images have no label and are left out",
+        *(source.name, source.num_examples - len(chosen), source.num_examples),
+    )
+    return Subset(source, chosen, name=source.name)
+
+
 def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
-    """A random share of each class, at least one image of it.
+    """A random share of each class, at least one image of it; none without a label.
 
     The same images for the same seed, whatever the source; a larger fraction contains
     the images of a smaller one. Classes keep their proportions.
@@ -113,7 +131,7 @@ def class_balanced(source: Source, fraction: float, *, seed: int) -> Source:
       seed: of the draw.
 
     Raises:
-      DataError: there are no labels, or an image has none.
+      DataError: there are no labels.
     """
     if fraction == 1:
         return source
@@ -142,9 +160,6 @@ def _chosen(
     """Numbers of a share of each class, ascending."""
     if source.num_classes is None:
         raise DataError(f"dataset {source.name}: has no labels to take a share of")
-    if of_images.min() < 0:
-        index = int(np.argmin(of_images))
-        raise DataError(f"{source.describe(index)}: has no label")
     ranks = order.permute(
         np.arange(source.num_examples),
         seed=seed,

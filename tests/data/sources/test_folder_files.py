@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from simclr_jax import paths
-from simclr_jax.data.sources import folder, folder_files, kept
+from simclr_jax.data.sources import folder, folder_files, folder_names, kept
 from simclr_jax.errors import DataError
 
 
@@ -79,8 +79,8 @@ def test_the_order_is_that_of_pathlib(local, remote):
         for path in sorted(local.rglob("*"))
         if path.is_file()
     ]
-    assert folder_files.find(str(local)).paths == expected
-    assert folder_files.find(remote).paths == expected
+    assert folder_names.find(str(local)).paths == expected
+    assert folder_names.find(remote).paths == expected
 
 
 def test_a_store_gives_what_a_disk_gives(local, remote):
@@ -94,12 +94,45 @@ def test_a_store_gives_what_a_disk_gives(local, remote):
     assert there.describe(0) == f"file {remote}/{NAMES[1]}"
 
 
-def test_links_to_files_are_followed_and_links_to_folders_are_not(local):
+def test_links_are_followed_but_not_for_ever(local):
     (local / "b" / "2.png").symlink_to(local / "b" / "1.png")
     (local / "c").symlink_to(local / "b")
-    found = folder_files.find(str(local)).paths
-    assert "b/2.png" in found
-    assert not any(path.startswith("c/") for path in found)
+    (local / "d").symlink_to(local / "b")
+    (local / "a" / "up").symlink_to(local)
+    (local / "a" / "above").symlink_to(local.parent)
+    (local / "b" / "gone.png").symlink_to(local / "nothing")
+    # Each leads into the other.
+    (local / "a" / "x").symlink_to(local / "a b")
+    (local / "a b" / "y").symlink_to(local / "a")
+    source = folder.FolderSource(str(local))
+    counts = np.bincount(source.labels, minlength=5)
+    names = ["a", "a b", "b", "c", "d"]
+    assert source.class_names == names
+    assert dict(zip(names, counts, strict=True)) == {
+        **{"a": 3 + 1, "a b": 1 + 3},
+        **{"b": 3, "c": 3, "d": 3},
+    }
+    found = folder_names.find(str(local)).paths
+    assert {path for path in found if path.endswith("/")} == {
+        *("a/up/", "a/above/", "a/x/y/", "a b/y/x/", "a b/y/up/", "a b/y/above/"),
+    }
+
+
+def test_folders_that_are_not_entered(local, remote, monkeypatch):
+    for root in (local, paths.as_path(remote)):
+        for name in (".git", "a/@eaDir", "b/$RECYCLE.BIN", "lost+found"):
+            (root / name / "x").mkdir(parents=True, exist_ok=True)
+            (root / name / "x/1.png").write_bytes(_png(0))
+    here, there = folder.FolderSource(str(local)), folder.FolderSource(remote)
+    assert here.num_examples == there.num_examples == len(NAMES)
+    assert here.num_ignored == there.num_ignored == 2 + 4
+    listed = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scan(path))
+    folder_names.find(str(local))
+    assert not any("lost+found" in path for path in listed), "root's alone"
+    monkeypatch.setattr(folder_names, "_FEW_FOLDERS", 0)
+    assert folder.FolderSource(remote).num_ignored == 2 + 4
 
 
 def test_the_second_start_opens_no_file(anywhere, checked):
@@ -206,7 +239,7 @@ def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=r"folder .*images.*Permission denied"):
-        folder_files.find(str(tmp_path / "images"))
+        folder_names.find(str(tmp_path / "images"))
 
 
 def test_a_folder_in_the_home_folder(local, monkeypatch):

@@ -191,7 +191,7 @@ def test_split_is_a_sub_folder(tmp_path):
     train = registry.open_source(f"folder:{tmp_path}", split="train")
     assert (train.num_examples, train.num_classes) == (2, 2)
     test = registry.open_source(f"folder:{tmp_path}", split="test")
-    assert (test.num_examples, test.num_classes) == (1, None)
+    assert (test.num_examples, test.class_names) == (1, ["ant", "bee"])
     missing = tmp_path / "validation"
     _assert_data_error(
         [missing, "sub-folder"],
@@ -619,9 +619,12 @@ def test_no_images_at_all_are_refused():
 def test_folders_of_splits_are_no_classes(tmp_path):
     for name in ("train/a/1.png", "train/b/2.png", "val/b/3.png"):
         _save(tmp_path / name)
-    _assert_data_error(
-        ["train, val", "config.data.split"], folder.FolderSource, str(tmp_path)
-    )
-    train = folder.FolderSource(str(tmp_path), split="train")
-    assert train.class_names == ["a", "b"]
-    assert folder.FolderSource(str(tmp_path), split="val").class_names is None
+    for split in ("all", "train"):
+        train = folder.FolderSource(str(tmp_path), split=split)
+        assert train.class_names == ["a", "b"]
+        assert train.name == f"folder:{tmp_path}/train"
+        assert _labels(train) == [0, 1]
+    val = folder.FolderSource(str(tmp_path), split="val")
+    assert (val.class_names, _labels(val)) == (["a", "b"], [1])
+    whole = folder.FolderSource(str(tmp_path), split=".")
+    assert (whole.class_names, _labels(whole)) == (["train", "val"], [0, 0, 1])
