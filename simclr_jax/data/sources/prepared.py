@@ -103,8 +103,9 @@ class ShardSource:
     def file_names(self, indices: np.ndarray) -> list[str]:
         """What the images were called before; reads as little of them as it can.
 
+        A damaged record without a name is called as messages call it.
+
         Raises:
-          DataError: a record has no name.
           StoreFailed: a disk or store does not answer.
         """
         length = self._length[indices]
@@ -119,9 +120,9 @@ class ShardSource:
         ):
             try:
                 name = find_file_name(bytes(start), size)
-            except (IndexError, KeyError) as error:
-                raise DataError(f"{self.describe(index)}: has no file name") from error
-            names.append(name.decode(errors="surrogateescape"))
+                names.append(name.decode(errors="surrogateescape"))
+            except (IndexError, KeyError):
+                names.append(self.describe(index))
         return names
 
     def listing(self) -> Listing:
