@@ -16,6 +16,7 @@ from simclr_jax.errors import DataError
 _LOG = logging.getLogger(__name__)
 # An encoder that tells nothing apart would fill the disk with pairs.
 MOST_PAIRS = 1_000_000
+_NAMES_AT_A_TIME = 4096
 
 # Begins to read the parts; names an image by its number.
 _Parts = Callable[[], Iterator[Part]]
@@ -76,7 +77,14 @@ def write_all(
 
 def _names(source: Source) -> _NameOf:
     """An image's file, or what tells it from others of its dataset."""
-    return lambda index: source.describe(index).removeprefix("file ")
+    read = getattr(source, "file_names", None)  # of records that hold names
+    if read is None:
+        return lambda index: source.describe(index).removeprefix("file ")
+    names: list[str] = []
+    for start in range(0, source.num_examples, _NAMES_AT_A_TIME):
+        stop = min(start + _NAMES_AT_A_TIME, source.num_examples)
+        names += read(np.arange(start, stop))
+    return names.__getitem__
 
 
 def _write_broken(output: str, broken: dict[int, str], name_of: _NameOf) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import parallel
+from simclr_jax.data.sources import prepared
 from simclr_jax.embed import extraction, job, outputs, writing
 from simclr_jax.embed.parts import Part
 from simclr_jax.errors import ConfigError, DataError, RunFailed
@@ -294,3 +295,22 @@ def test_features_that_are_no_numbers_are_refused(tmp_path, monkeypatch):
     )
     with pytest.raises(RunFailed, match=r"image \d+ of npz:.* not finite"):
         embed(tmp_path, npz(tmp_path))
+
+
+def test_the_name_of_a_record_is_read_without_its_image():
+    def field(number, content):
+        assert len(content) < 128
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def entry(name, value):
+        feature = field(1, field(1, value))
+        return field(1, field(1, name) + field(2, feature))
+
+    name, image = entry(b"file_name", b"a/1 \xff.jpg"), entry(b"image", b"x" * 50)
+    example = field(1, name + image)
+    for length in (len(example), 2 + len(name)):
+        found = prepared.find_file_name(example[:length], len(example))
+        assert found == b"a/1 \xff.jpg"
+    for other in (field(1, image), example[:9], b""):
+        with pytest.raises((KeyError, IndexError)):
+            prepared.find_file_name(other, len(other))

@@ -13,6 +13,7 @@ from PIL import Image
 
 import simclr_jax
 from simclr_jax.embed import extraction, job
+from simclr_jax.prepare import build
 from simclr_jax.weights import export, torch_peers
 
 pytestmark = pytest.mark.slow
@@ -113,6 +114,26 @@ def test_checkpoints_and_exports_are_taken_too(run, tmp_path, monkeypatch):
         found.append(read(output)["features"])
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=1e-4 * np.abs(found[0]).max())
+
+
+def test_a_prepared_dataset_keeps_the_names_of_its_files(run, tmp_path):
+    files = photographs(tmp_path / "images", 40)
+    odd = files[3].with_name("tab\t\udcff.jpg")
+    files[3].rename(odd)
+    output = str(tmp_path / "dataset")
+    build.prepare(build.Options(input=f"{tmp_path}/images"), output, num_workers=1)
+    for name, dataset in (
+        ("of", f"prepared:{output}"),
+        ("in", f"folder:{odd.parents[1]}"),
+    ):
+        options = job.Options(run, dataset, f"{tmp_path}/{name}.npz", batch_size=16)
+        job.embed(options)
+    prepared, folder = (read(tmp_path / f"{name}.npz") for name in ("of", "in"))
+    names = {f"{tmp_path}/images/{name}": n for n, name in enumerate(prepared["paths"])}
+    assert str(odd) in names
+    order = [names[name] for name in folder["paths"]]
+    for key in ("features", "labels"):
+        np.testing.assert_array_equal(prepared[key][order], folder[key])
 
 
 @pytest.mark.parametrize("store", ["gcs", "s3"])

@@ -102,6 +102,31 @@ class ShardSource:
         path = self._files.path(self._shard[index])
         return f"record {index} of {self.name} (file {path})"
 
+    def file_names(self, indices: np.ndarray) -> list[str]:
+        """What the images were called before; reads as little of them as it can.
+
+        A damaged record without a name is called as messages call it.
+
+        Raises:
+          StoreFailed: a disk or store does not answer.
+        """
+        length = self._length[indices]
+        # The name comes before the image.
+        read = length if self._image is None else self._image[0] - self._offset
+        if self._image is not None:
+            read = read[indices]
+        starts = self._files.read(self._shard[indices], self._offset[indices], read)
+        names = []
+        for index, start, size in zip(
+            indices.tolist(), starts, length.tolist(), strict=True
+        ):
+            try:
+                name = find_file_name(bytes(start), size)
+                names.append(name.decode(errors="surrogateescape"))
+            except (IndexError, KeyError):
+                names.append(self.describe(index))
+        return names
+
     def listing(self) -> Listing:
         """See `Source`: files and checksums, as the manifest has them."""
         return Listing(
@@ -281,6 +306,29 @@ def find_image(example: bytes) -> tuple[int, int]:
             value = _fields(example, feature.start, feature.stop)[1]
             return value.start, value.stop
     raise KeyError("image")
+
+
+def find_file_name(start: bytes, size: int) -> bytes:
+    """The feature `file_name` of a serialised `tf.train.Example`.
+
+    Args:
+      start: its first bytes, which hold all features up to this one.
+      size: of all of it.
+
+    Raises:
+      IndexError, KeyError: it is not there.
+    """
+    _, position = varint(start, 0)
+    stop, position = varint(start, position)
+    stop = min(position + stop, size)
+    while position < len(start):
+        _, entry, position = _field(start, position, stop)
+        named = _fields(start, entry.start, entry.stop)
+        if start[named[1].start : named[1].stop] == b"file_name":
+            feature = _fields(start, named[2].start, named[2].stop)[1]
+            value = _fields(start, feature.start, feature.stop)[1]
+            return start[value.start : value.stop]
+    raise KeyError("file_name")
 
 
 def _fields(message: bytes, position: int, stop: int) -> dict[int, range]:
