@@ -250,7 +250,9 @@ def test_a_measurement_is_logged_with_its_cost_and_not_as_time_of_steps(
     config.log.every_steps, config.evaluation.every_steps = 10, 2
     config.schedule.train_steps, config.batch.batch_size = 50, 8
     writer = MetricsWriter(str(tmp_path), resume_step=0, tensorboard=False)
-    guard = types.SimpleNamespace(check=lambda done, metrics: {"loss": 1.0, **metrics})
+    guard = types.SimpleNamespace(
+        check=lambda done, metrics: {"loss": 1.0, "learning_rate": 0.1}
+    )
     found = reporter.Reporter(
         config, writer, start_step=0, chance=None, health=None, guard=guard
     )

@@ -54,6 +54,26 @@ def test_the_weighted_loss_is_its_definition(seed):
     np.testing.assert_allclose(accuracy, np.mean(hits), rtol=1e-6)
 
 
+@pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
+def test_the_pipeline_gets_the_order(monkeypatch, sampling):
+    config, source = make_config(**{"finetune.sampling": sampling}), make_source((9, 3))
+    config.batch.batch_size, config.schedule.train_steps = 4, 2
+    given = []
+    monkeypatch.setattr(
+        input_pipeline.pipeline,
+        "train_batches",
+        lambda *_, balanced, **__: given.append(balanced) or iter(()),
+    )
+    input_pipeline.local_batches(config, source, 0, num_views=1, compiled=True)
+    if sampling == "shuffled":
+        assert given == [None]
+    else:
+        expected = class_balance.order_of(config, source)
+        for found, members in zip(given[0].members, expected.members, strict=True):
+            np.testing.assert_array_equal(found, members)
+
+
+@pytest.mark.slow
 def test_balanced_batches_reach_the_step():
     changes = {
         "finetune.sampling": "balanced",
