@@ -34,7 +34,7 @@ def resolve(
             f"{num_examples} images of {config.data.dataset}, since a batch holds no "
             "image twice"
         )
-    automatic = "cifar" if config.image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
+    automatic = suitable_stem(config.image_size)
     if config.encoder.stem == "auto":
         config.encoder.stem = automatic
     elif config.encoder.stem != automatic:
@@ -58,6 +58,11 @@ def resolve(
         )
     _set_steps(config.schedule, steps_per_epoch)
     return config
+
+
+def suitable_stem(image_size: int) -> str:
+    """What 'auto' stands for."""
+    return "cifar" if image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
 
 
 def _warn_of_blur_without_effect(config: config_dict.ConfigDict) -> None:

@@ -107,19 +107,16 @@ def _read_torch(
     ignore_unexpected: bool,
 ) -> ImportedWeights:
     """As `read`, for a file of PyTorch and what the folder around it says."""
+    recorded = folder.normalization if folder else None
+    if recorded is None and normalization is None:
+        raise ConfigError(
+            f"--normalization: must be given for {path}, a file of PyTorch that does "
+            "not record it: imagenet if ImageNet's mean was subtracted and pixels "
+            "divided by the standard deviation, none if pixels were in [0, 1]"
+        )
     with torch_files.opened(path) as contents:
         tensors, naming = torch_layouts.choose(path, contents, key=key, prefix=prefix)
         arrays = {name: torch_files.array_of(t) for name, t in tensors.items()}
-    recorded = folder.normalization if folder else None
-    if recorded is None and naming.head:
-        recorded = "none"  # of Google's weights
-    if recorded is None and normalization is None:
-        raise ConfigError(
-            f"--normalization: must be given for {path}, {naming.title}, "
-            "since the file does not record it: imagenet if ImageNet's mean was "
-            "subtracted and pixels divided by the standard deviation, none if pixels "
-            "were in [0, 1]"
-        )
     if None not in (recorded, normalization) and recorded != normalization:
         raise ConfigError(
             f"--normalization={normalization}: must be left out for {path}, which "

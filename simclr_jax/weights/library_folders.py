@@ -10,7 +10,7 @@ from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.weights import descriptions
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Values that this package's ResNet has; a file that lacks them has the same.
 _MUST_BE: dict[str, Any] = {
     "num_channels": 3,
@@ -45,15 +45,15 @@ def find(path: str) -> LibraryFolder | None:
         damaged.
     """
     given = pathlib.Path(path)
-    folder = given.parent if given.name in _WEIGHTS else given
+    folder = given.parent if given.name in WEIGHTS else given
     if not (folder / _CONFIG).is_file():
         return None
     config = descriptions.read_json(folder / _CONFIG)
     if "model_type" not in config and "architecture" not in config:
         return None
-    files = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not files:
-        raise DataError(f"folder {folder}: has none of the files {', '.join(_WEIGHTS)}")
+        raise DataError(f"folder {folder}: has none of the files {', '.join(WEIGHTS)}")
     file = path if given.is_file() else str(files[0])
     if "model_type" in config:
         return _hugging_face(folder, config, file)

@@ -157,11 +157,11 @@ def _listed(contents: Contents) -> str:
             start = ".".join(filter(None, (key, first)))
             parts.setdefault(start, []).append(tensor)
     texts = []
-    for start, tensors in sorted(parts.items(), key=lambda part: -len(part[1])):
-        shapes = [tuple(tensor.shape) for tensor in tensors]
+    for start, members in sorted(parts.items(), key=lambda part: -len(part[1])):
+        shapes = [tuple(tensor.shape) for tensor in members]
         kernel = next((shape for shape in shapes if len(shape) == 4), None)
         shape = f", first convolution {'x'.join(map(str, kernel))}" if kernel else ""
-        texts.append(f"{len(tensors)} below {start or '(no key)'}{shape}")
+        texts.append(f"{len(members)} below {start or '(no key)'}{shape}")
     more = len(texts) - _NUM_LISTED
     return "; ".join(texts[:_NUM_LISTED]) + (f"; {more} more" if more > 0 else "")
 

@@ -186,7 +186,8 @@ def _head_names(
 
     The head is a list of dense layers, BatchNorms and ReLUs.
     """
-    names, last = {}, ""
+    names: dict[tuple[str, str], str] = {}
+    last = ""
     while naming.head:
         layer = sum(leaf == "kernel" for _, leaf in names)
         dense, norm = (f"{naming.head}{3 * layer + i}" for i in range(2))
