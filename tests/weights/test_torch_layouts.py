@@ -11,7 +11,10 @@ from safetensors.numpy import save_file
 from test_torchvision import state_dict
 
 from simclr_jax.errors import ConfigError, DataError
-from simclr_jax.weights import convert, from_torchvision
+from simclr_jax.models import create_encoder
+from simclr_jax.weights import convert, from_torchvision, torch_layouts
+from simclr_jax.weights.layers import Structure
+from simclr_jax.weights.named_tensors import place
 
 ARRAYS = state_dict(10, width=1 / 32, classes=7)
 BACKBONE = {name: a for name, a in ARRAYS.items() if not name.startswith("fc.")}
@@ -291,3 +294,47 @@ def test_folders_of_other_networks(config, needle, tmp_path):
     path = library_folder(tmp_path, {"a": np.ones(1, np.float32)}, config)
     with pytest.raises(DataError, match=re.escape(needle)):
         convert.read(path)
+
+
+# SimCLRv2 in PyTorch ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_simclr_v2_in_pytorch_brings_its_head(offset, tmp_path):
+    """A ResNet-50 whose names are written out here, one block as an example."""
+    structure = Structure(50)
+    rng = np.random.default_rng(0)
+    encoder = create_encoder(depth=50, width=1 / 16, first_group_projection=True)
+    like = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 64, 64, 3)))
+    resnet = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+        layer, name = place(path)
+        array = rng.random(leaf.shape).astype(np.float32)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        leaf_name = {"bias": "bias", "mean": "running_mean", "var": "running_var"}
+        end = leaf_name.get(name, "weight")
+        resnet[f"{torch_layouts._simclr_v2(layer, structure)}.{end}"] = array
+    for part in ("projection.shortcut", "net.2", "projection.bn.0", "net.5.0"):
+        assert f"net.2.blocks.0.{part}.weight" in resnet
+    width, head = encoder.feature_width, {}
+    for i, outputs in enumerate((width, width, 16)):
+        head[f"layers.{3 * i}.weight"] = rng.random((outputs, width), np.float32)
+        for leaf in ("weight", "running_mean", "running_var"):
+            head[f"layers.{3 * i + 1}.{leaf}"] = rng.random(outputs, np.float32)
+        head[f"layers.{3 * i + 1}.bias"] = np.full(outputs, offset, np.float32)
+    file = torch_writer.save({"resnet": resnet, "head": head}, tmp_path / "x.pth")
+    if offset:  # the last one has no place
+        with pytest.raises(DataError, match=r"head\.layers\.7\.bias has no place"):
+            convert.read(file, normalization="none")
+        return
+    weights = convert.read(file, normalization="none")
+    assert weights.head_settings["num_layers"] == 3
+    assert weights.head_settings["output_dim"] == 16
+    np.testing.assert_array_equal(
+        weights.params["head"]["dense3"]["kernel"], head["layers.6.weight"].T
+    )
+    np.testing.assert_array_equal(
+        weights.params["encoder"]["stem"]["conv1"]["kernel"],
+        resnet["net.0.0.weight"].transpose(2, 3, 1, 0),
+    )
