@@ -88,6 +88,16 @@ def define_evaluate() -> flags.FlagHolder:
     )
 
 
+def define_init_from() -> flags.FlagHolder:
+    """Defines `--init_from`, for pretraining."""
+    return flags.DEFINE_string(
+        "init_from",
+        None,
+        "Weights to start from instead of random ones: a run, one of its checkpoints, "
+        "an export, or a file that simclr_jax.convert reads.",
+    )
+
+
 def define_processes() -> None:
     """Defines the flags of a job of several processes, for `start_processes`."""
     flags.DEFINE_string(

@@ -4,7 +4,8 @@
     python -m simclr_jax.convert --input=net.pth --normalization=imagenet --workdir=RUN
 
 Reads checkpoints of google-research/simclr, v1 and v2 (TF1 and TF2 checkpoints,
-SavedModels), and .safetensors and .pth files with torchvision's names for a ResNet.
+SavedModels); .safetensors and .pth files with names of torchvision or another PyTorch
+codebase for a ResNet (docs/import.md); folders of Hugging Face and timm.
 Depth, width, selective kernels, head and classes follow from the names and shapes of
 the tensors; no code in a file is executed. Folders of `simclr_jax.export` become runs
 again, with their preprocessing and config. `simclr_jax.evaluate` and `simclr_jax.load`
@@ -26,16 +27,22 @@ _CONFIG = cli.define_config()
 _EMA = flags.DEFINE_bool(
     "ema", False, "Import the moving averages that some TF1 files of SimCLR v2 hold."
 )
+_KEY = flags.DEFINE_string(
+    "key",
+    None,
+    "The key of the weights, such as teacher, if a PyTorch file has several ResNets.",
+)
 _PREFIX = flags.DEFINE_string(
     "prefix",
     None,
-    "The prefix of torchvision's names, if a file has several ResNets.",
+    "The prefix of the names, such as module.encoder_q., if it has several.",
 )
 _NORMALIZATION = flags.DEFINE_enum(
     "normalization",
     None,
     ["none", "imagenet"],
-    "The normalization of pixels in [0, 1]; required with torchvision's names.",
+    "The normalization of pixels in [0, 1]; required for PyTorch's files where nothing "
+    "records it.",
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
@@ -70,6 +77,7 @@ def main() -> None:
             weights = convert.read(
                 local,
                 ema=_EMA.value,
+                key=_KEY.value,
                 prefix=_PREFIX.value,
                 normalization=_NORMALIZATION.value,
                 resize=_RESIZE.value,
@@ -90,7 +98,7 @@ def main() -> None:
 
 def _check_left_out() -> None:
     """Raises ConfigError for flags whose values an export records itself."""
-    for flag in (_EMA, _PREFIX, _NORMALIZATION, _RESIZE, _IGNORE_UNEXPECTED):
+    for flag in (_EMA, _KEY, _PREFIX, _NORMALIZATION, _RESIZE, _IGNORE_UNEXPECTED):
         if flag.value:
             raise ConfigError(
                 f"--{flag.name}={flag.value}: must be left out for {_INPUT.value}, an "

@@ -10,6 +10,7 @@ from simclr_jax import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_workdir()
+_INIT_FROM = cli.define_init_from()
 cli.define_processes()
 _ALLOW_CONFIG_CHANGE = cli.define_allow_config_change()
 _ALLOW_DATA_CHANGE = cli.define_allow_data_change()
@@ -22,9 +23,11 @@ def main() -> None:
     # Imported here, so that --help and invalid flags do not wait for TensorFlow.
     from simclr_jax.evaluation import watching
     from simclr_jax.training import loop
+    from simclr_jax.weights import initial
 
+    job = initial.pretraining_job(_CONFIG.value, _INIT_FROM.value, _WORKDIR.value)
     loop.run(
-        watching.watched(loop.pretraining_job(_CONFIG.value)),
+        watching.watched(job),
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
         allow_data_change=_ALLOW_DATA_CHANGE.value,

@@ -24,6 +24,7 @@ _OPERATIONAL = (
     "log.",
     "checkpoint.",
     "evaluation.",
+    "pretrain.init_from",
     "finetune.init_from",
     "distill.teacher",
     "distill.init_from",

@@ -35,7 +35,7 @@ def resolve(
             f"{num_examples} images of {config.data.dataset}, since a batch holds no "
             "image twice"
         )
-    automatic = "cifar" if config.image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
+    automatic = suitable_stem(config.image_size)
     if config.encoder.stem == "auto":
         config.encoder.stem = automatic
     elif config.encoder.stem != automatic:
@@ -95,6 +95,11 @@ def with_fitting_batch(
     with config.unlocked():
         config.batch.batch_size = largest
     return config
+
+
+def suitable_stem(image_size: int) -> str:
+    """What 'auto' stands for."""
+    return "cifar" if image_size <= _CIFAR_STEM_MAX_SIZE else "imagenet"
 
 
 def _warn_of_blur_without_effect(config: config_dict.ConfigDict) -> None:

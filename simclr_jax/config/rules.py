@@ -256,6 +256,7 @@ _MORE_RULES: dict[str, list[Rule]] = {
         *_one_of("finetune.sampling", ("shuffled", "balanced")),
         *_text_or_none("finetune.init_from", "finetune.init_checksum"),
     ],
+    "pretrain": _text_or_none("pretrain.init_from", "pretrain.init_checksum"),
     "distill": [
         *_fraction("distill.label_fraction"),
         *_between(1e-3, 1e3, "distill.temperature"),

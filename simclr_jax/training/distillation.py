@@ -126,7 +126,9 @@ def make_job(
             mesh=mesh,
             kept_layers=0,
         )
-    initialize = None if weights is None else finetuning.initialize_from(weights)
+    initialize = None
+    if weights is not None:
+        initialize = finetuning.initialize_from(weights.variables, weights.heads)
     return loop.TrainingJob(
         config, source, parts, mesh, initialize=initialize, teacher=teacher.classifier()
     )

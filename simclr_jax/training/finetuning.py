@@ -139,7 +139,11 @@ def make_job(
             frozen_batch_norm=settings.batch_norm == "frozen",
         )
     return loop.TrainingJob(
-        config, source, parts, mesh, initialize=initialize_from(weights)
+        config,
+        source,
+        parts,
+        mesh,
+        initialize=initialize_from(weights.variables, weights.heads),
     )
 
 
@@ -282,15 +286,20 @@ def _freeze(
     return optim.freeze(optimizer, is_frozen)
 
 
-def initialize_from(weights: Weights) -> jax.tree_util.Partial:
-    """A function that puts weights into a new state, except for its classifier."""
-    return jax.tree_util.Partial(_initialize, weights.variables, weights.heads)
+def initialize_from(variables: Tree, heads: Tree) -> jax.tree_util.Partial:
+    """A function that puts weights into a new state, except for its classifier.
+
+    Args:
+      variables: of the encoder, as in `Weights`.
+      heads: as in `Weights`; without a projection head, that of the state stays.
+    """
+    return jax.tree_util.Partial(_initialize, variables, heads)
 
 
 def _initialize(variables: Tree, heads: Tree, state: TrainState) -> TrainState:
     def replaced(drawn: Tree, name: str) -> Tree:
         weights = {"encoder": variables[name]}
-        if "head" in drawn:
+        if "head" in drawn and "head" in heads.get(name, {}):
             head = heads[name]["head"]
             # The new state has only the layers below the classifier.
             weights["head"] = {layer: head[layer] for layer in drawn["head"]}

@@ -46,8 +46,7 @@ class TrainingJob:
       parts: of the train step.
       mesh: all devices.
       health: monitor of the metrics; None for objectives that it does not support.
-      initialize: TrainState -> TrainState, replaces random weights by pretrained ones,
-        which are the leaves of this pytree.
+      initialize: TrainState -> TrainState, puts in given weights, which are its leaves.
       teacher: the teacher model of distillation.
       held_out: measures the state on the way, if the config asks for it.
     """
@@ -81,8 +80,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
             config, num_classes=source.num_classes, mesh=mesh
         )
     # With labels, a low rank of z is expected.
-    needs_labels = losses.LOSSES[config.loss.name].needs_labels
-    health = HealthMonitor(check_rank=not needs_labels)
+    health = HealthMonitor(check_rank=not losses.LOSSES[config.loss.name].needs_labels)
     return TrainingJob(config, source, parts, mesh, health)
 
 

@@ -7,13 +7,16 @@ What `simclr_jax.load` returns:
     encoder.py         a pretrained encoder with its preprocessing, read from a run
     given_images.py    what `encode` takes: arrays, Pillow images, files; one or many
     load.py            opens a run, a checkpoint or an exported folder
+    initial.py         what a pretraining starts from
 
 In: `simclr_jax.convert`.
 
     convert.py         from a file or an exported folder to a run directory
     google.py          names in checkpoints of google-research/simclr
     tensor_bundles.py  TensorFlow's files
+    library_folders.py folders of Hugging Face and timm
     torchvision.py     torchvision's names, in and out
+    torch_layouts.py   the names of other PyTorch codebases
     torch_files.py     PyTorch's files, read without PyTorch
     layers.py          the layers of an encoder, in call order
     named_tensors.py   from named tensors to checked variables

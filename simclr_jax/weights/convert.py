@@ -1,5 +1,6 @@
 """Writes weights of other codebases, or exported ones, as a run directory."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,8 +17,10 @@ from simclr_jax.weights import (
     descriptions,
     google,
     jax_formats,
+    library_folders,
     load,
     torch_files,
+    torch_layouts,
     torchvision,
 )
 from simclr_jax.weights.encoder import settings_of
@@ -32,6 +35,7 @@ def read(
     path: str,
     *,
     ema: bool = False,
+    key: str | None = None,
     prefix: str | None = None,
     normalization: str | None = None,
     resize: str | None = None,
@@ -40,12 +44,13 @@ def read(
     """Reads weights of another codebase.
 
     Args:
-      path: a TensorFlow checkpoint or SavedModel of google-research/simclr, or a
-        .safetensors or .pth file with torchvision's names.
+      path: a TensorFlow checkpoint or SavedModel of google-research/simclr, a file of
+        PyTorch or safetensors, or a folder of Hugging Face or timm.
       ema: see `google.load_google_checkpoint`.
-      prefix: see `torchvision.from_torchvision`.
-      normalization: see `torchvision.from_torchvision`; required for torchvision's
-        names, not allowed for TensorFlow's files.
+      key: see `torch_layouts.choose`.
+      prefix: see `torch_layouts.choose`.
+      normalization: see `torchvision.from_torchvision`; required for PyTorch's files
+        where nothing records it, not allowed for TensorFlow's files.
       resize: the resizing of evaluation images in training; if None, it follows from
         the kind of file.
       ignore_unexpected: leave out tensors without a place, instead of an error.
@@ -54,40 +59,81 @@ def read(
       ConfigError: an option does not go with the file.
       DataError: the file cannot be read, or its tensors do not fit.
     """
-    has_torch_name = path.endswith(_TORCH_SUFFIXES)
-    if has_torch_name and not os.path.isfile(path):
-        raise DataError(f"--input={path}: there is no such file")
-    is_torch = torch_files.is_torch_file(path)
+    folder = library_folders.find(path)
+    file = path if folder is None else folder.file
+    has_torch_name = file.endswith(_TORCH_SUFFIXES)
+    if has_torch_name and not os.path.isfile(file):
+        raise DataError(f"--input={file}: there is no such file")
+    is_torch = torch_files.is_torch_file(file)
     if has_torch_name and not is_torch:
         raise DataError(
-            f"--input={path}: is not a PyTorch file, in spite of its suffix"
+            f"--input={file}: is not a PyTorch file, in spite of its suffix"
         )
-    if not is_torch:
-        for name, value in (("prefix", prefix), ("normalization", normalization)):
-            if value is not None:
-                raise ConfigError(
-                    f"--{name}={value}: must be left out for {path}; it is for "
-                    "weights with torchvision's names"
-                )
-        return google.load_google_checkpoint(
-            path, ema=ema, resize=resize, ignore_unexpected=ignore_unexpected
-        )
-    if ema:
+    if is_torch and ema:
         raise ConfigError(f"--ema: must be left out for {path}, a PyTorch file")
-    if normalization is None:
-        raise ConfigError(
-            "--normalization: must be given for weights with torchvision's names, "
-            "since the file does not record it: imagenet if ImageNet's mean was "
-            "subtracted and pixels divided by the standard deviation, none if pixels "
-            "were in [0, 1]"
+    if is_torch:
+        return _read_torch(
+            file,
+            folder,
+            key=key,
+            prefix=prefix,
+            normalization=normalization,
+            resize=resize,
+            ignore_unexpected=ignore_unexpected,
         )
-    return torchvision.from_torchvision(
-        torch_files.read_state_dict(path),
-        normalization=normalization,
-        prefix=prefix,
+    for name, value in (
+        ("key", key),
+        ("prefix", prefix),
+        ("normalization", normalization),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"--{name}={value}: must be left out for {path}; it is for "
+                "weights of PyTorch"
+            )
+    return google.load_google_checkpoint(
+        path, ema=ema, resize=resize, ignore_unexpected=ignore_unexpected
+    )
+
+
+def _read_torch(
+    path: str,
+    folder: library_folders.LibraryFolder | None,
+    *,
+    key: str | None,
+    prefix: str | None,
+    normalization: str | None,
+    resize: str | None,
+    ignore_unexpected: bool,
+) -> ImportedWeights:
+    """As `read`, for a file of PyTorch and what the folder around it says."""
+    recorded = folder.normalization if folder else None
+    if recorded is None and normalization is None:
+        raise ConfigError(
+            f"--normalization: must be given for {path}, a file of PyTorch that does "
+            "not record it: imagenet if ImageNet's mean was subtracted and pixels "
+            "divided by the standard deviation, none if pixels were in [0, 1]"
+        )
+    with torch_files.opened(path) as contents:
+        tensors, naming = torch_layouts.choose(path, contents, key=key, prefix=prefix)
+        arrays = {name: torch_files.array_of(t) for name, t in tensors.items()}
+    if None not in (recorded, normalization) and recorded != normalization:
+        raise ConfigError(
+            f"--normalization={normalization}: must be left out for {path}, which "
+            f"comes with {recorded}"
+        )
+    weights = torchvision.from_naming(
+        arrays,
+        naming,
+        normalization=str(recorded or normalization),
         resize=resize,
         file=path,
         ignore_unexpected=ignore_unexpected,
+    )
+    if folder is None:
+        return weights
+    return dataclasses.replace(
+        weights, image_size=folder.image_size, crop_proportion=folder.crop_proportion
     )
 
 
@@ -137,13 +183,11 @@ def read_export(
         ignored={},
         unexpected=(),
         notes=(),
+        image_size=pretrained.preprocessing.image_size,
+        crop_proportion=pretrained.preprocessing.crop_proportion,
     )
     if config is None:
         config = config_dict.ConfigDict(pretrained.config)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.image_size = pretrained.preprocessing.image_size
-        config.evaluation.crop_proportion = pretrained.preprocessing.crop_proportion
     return weights, complete_config(config, weights)
 
 
@@ -162,6 +206,10 @@ def complete_config(
         for key, value in weights.head_settings.items():
             config.head[key] = value
         config.evaluation.resize = weights.resize
+        if weights.image_size is not None:
+            config.image_size = weights.image_size
+        if weights.crop_proportion is not None:
+            config.evaluation.crop_proportion = weights.crop_proportion
         config.probe.enabled = weights.num_classes is not None
         config.encoder.compute_dtype = "float32"
     rules.validate(config)

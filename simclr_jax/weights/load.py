@@ -4,6 +4,7 @@ import dataclasses
 import numbers
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -23,6 +24,8 @@ from simclr_jax.weights import encoder as encoders
 from simclr_jax.weights.encoder import PretrainedEncoder
 from simclr_jax.weights.formats import FORMATS
 from simclr_jax.weights.named_tensors import encoder_shapes
+
+Check = Callable[[dict[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +69,16 @@ _INSIDE = (
 )
 
 
-def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderProgram:
-    """Opens a pretrained encoder; see `simclr_jax.load`."""
+def load(
+    path: str, *, step: int | None = None, check: Check | None = None
+) -> PretrainedEncoder | EncoderProgram:
+    """Opens a pretrained encoder; see `simclr_jax.load`.
+
+    Args:
+      path: see `simclr_jax.load`.
+      step: see `simclr_jax.load`.
+      check: called with the encoder's settings before weights of a run are read.
+    """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"path={path!r}: must be a path")
     whole = isinstance(step, numbers.Integral) and not isinstance(step, bool)
@@ -80,7 +91,7 @@ def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderPr
             f"step={step}: must be left out for {path}, which is not a run directory"
         )
     if is_run:
-        return encoders.load(str(location), step=step)
+        return encoders.load(str(location), step=step, check=check)
     absolute = paths.absolute(path)
     if absolute.is_dir() and plans.is_folder(absolute.parent.name):
         if not absolute.name.isdecimal():
@@ -89,6 +100,7 @@ def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderPr
             str(absolute.parents[1]),
             step=int(absolute.name),
             folder_name=absolute.parent.name,
+            check=check,
         )
     if descriptions.is_export(path):
         with paths.fetched(str(location)) as local:
@@ -96,14 +108,14 @@ def load(path: str, *, step: int | None = None) -> PretrainedEncoder | EncoderPr
     raise CheckpointNotFound(f"{path}: {_reason(location)}; {_LOADABLE}")
 
 
-def load_to_train(path: str) -> PretrainedEncoder:
-    """Opens an encoder to train it further.
+def load_to_train(path: str, *, check: Check | None = None) -> PretrainedEncoder:
+    """Opens an encoder to train it further; arguments as for `load`.
 
     Raises:
       ConfigError: it is a program without separate weights.
       CheckpointNotFound, DataError, CheckpointError: as `load`.
     """
-    loaded = load(path)
+    loaded = load(path, check=check)
     if isinstance(loaded, EncoderProgram):
         raise ConfigError(f"--init_from={path}: {_INSIDE.format('weights to train')}")
     return loaded

@@ -1,6 +1,7 @@
 """Turns named tensors of a file into checked variables of this package's modules."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections import Counter
@@ -96,6 +97,8 @@ class ImportedWeights:
       ignored: kind of ignored tensors -> their number.
       unexpected: names of tensors without a place in the model, left out on request.
       notes: assumptions.
+      image_size: side of the encoder's input, where it is recorded with the weights.
+      crop_proportion: as in `data.preprocessing`, where it is recorded.
     """
 
     layout: str
@@ -109,6 +112,8 @@ class ImportedWeights:
     ignored: dict[str, int]
     unexpected: tuple[str, ...]
     notes: tuple[str, ...]
+    image_size: int | None = None
+    crop_proportion: float | None = None
 
     @property
     def variables(self) -> Tree:
@@ -284,8 +289,17 @@ def encoder_shapes(settings: dict[str, Any]) -> Tree:
     Args:
       settings: arguments of `models.create_encoder`; may be JSON values.
     """
-    dtype = jnp.dtype(settings.get("dtype", "float32"))
-    encoder = models.create_encoder(**{**settings, "dtype": dtype})
+    dtype = str(jnp.dtype(settings.get("dtype", "float32")))
+    return _encoder_shapes(tuple(sorted({**settings, "dtype": dtype}.items())))
+
+
+@functools.cache
+def _encoder_shapes(settings: tuple[tuple[str, Any], ...]) -> Tree:
+    """As `encoder_shapes`, traced once for all that is asked of a file."""
+    arguments = dict(settings)
+    encoder = models.create_encoder(
+        **{**arguments, "dtype": jnp.dtype(arguments["dtype"])}
+    )
     return jax.eval_shape(encoder.init, jax.random.key(0), _struct(1, 64, 64, 3))
 
 

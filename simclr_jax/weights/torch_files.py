@@ -6,19 +6,21 @@ placeholders, and the objects that they would have built are left out.
 """
 
 import collections
+import contextlib
+import dataclasses
 import functools
 import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from simclr_jax.errors import DataError, first_line
+from simclr_jax.errors import DataError, InvalidInput, first_line
 from simclr_jax.weights.named_tensors import Tensors
 
 _DTYPES: dict[str, Any] = {
@@ -36,6 +38,7 @@ _DTYPES: dict[str, Any] = {
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 # A tensor may repeat values of its storage, but must not exhaust the memory.
 _SMALL, _MAX_EXPANSION = 1000, 1000
+_MOST_NESTED = 10  # dicts inside each other; VISSL has five
 # Keys under which training scripts keep the weights in a checkpoint.
 _INNER = ("state_dict", "model", "model_state_dict", "net", "teacher", "student")
 
@@ -52,15 +55,32 @@ def is_torch_file(path: str) -> bool:
     return start == _ZIP_START or start[:1] == _PICKLE_START
 
 
-def read_state_dict(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a `.safetensors` or `.pth` file by name, as PyTorch orders them.
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+      keys: at the top.
+      groups: dotted key of a dict, '' for the top -> the tensors in it by name, which
+        have a `shape`; `array_of` reads them.
+    """
+
+    keys: tuple[str, ...]
+    groups: dict[str, dict[str, Any]]
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Contents]:
+    """The tensors of a `.safetensors` or `.pth` file, as long as it is open.
 
     Raises:
-      DataError: the file cannot be read, or does not hold the tensors of one model.
+      DataError: the file cannot be read.
     """
     try:
         if path.endswith(".safetensors"):
-            return load_file(path)
+            tensors = load_file(path)
+            yield Contents(tuple(tensors), {"": tensors})
+            return
         with open(path, "rb") as file:
             if file.read(1) == _PICKLE_START:
                 raise DataError(
@@ -68,31 +88,54 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
                     "convert it in PyTorch: weights = torch.load(file), then "
                     "torch.save(weights, new_file)"
                 )
-        return _read_zip(path)
-    except DataError:
+        with zipfile.ZipFile(path) as archive:
+            yield _contents(_unpickled(archive))
+    except InvalidInput:
         raise
     except Exception as error:  # the readers raise anything on damaged files
         raise DataError(f"file {path}: cannot be read ({first_line(error)})") from error
 
 
-def _state_dict(path: str, content: Any) -> dict[str, np.ndarray]:
-    """The one dict of tensors in the content of a file; reads only these tensors."""
+def array_of(tensor: Any) -> np.ndarray:
+    """The values of a tensor in `Contents`."""
+    return tensor.array() if isinstance(tensor, _Lazy) else tensor
 
-    def tensors(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            return {}
-        return {str(k): v for k, v in value.items() if isinstance(v, _Lazy)}
 
-    inner = content if isinstance(content, Mapping) else {}
-    candidates = [key for key in _INNER if tensors(inner.get(key))]
-    lazy_tensors = tensors(inner[candidates[0]] if candidates else content)
-    if lazy_tensors and len(candidates) <= 1:
-        return {name: lazy.array() for name, lazy in lazy_tensors.items()}
-    keys = ", ".join(map(str, list(inner)[:8])) or "none"
-    raise DataError(
-        f"file {path}: must hold tensors by name, or one of the keys "
-        f"{', '.join(_INNER)} with them, and only one; its keys are {keys}"
-    )
+def read_state_dict(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a file that holds one dict of them, as PyTorch orders them.
+
+    Raises:
+      DataError: the file cannot be read, or does not hold the tensors of one model.
+    """
+    with opened(path) as contents:
+        groups = contents.groups
+        keys = [key for key in _INNER if key in groups] or [k for k in groups if not k]
+        if len(keys) == 1:
+            return {name: array_of(t) for name, t in groups[keys[0]].items()}
+        raise DataError(
+            f"file {path}: must hold tensors by name, or one of the keys "
+            f"{', '.join(_INNER)} with them, and only one; its keys are "
+            f"{', '.join(contents.keys[:8]) or 'none'}"
+        )
+
+
+def _contents(content: Any) -> Contents:
+    """All dicts of tensors in what a file holds."""
+    if not isinstance(content, Mapping):
+        return Contents((), {})
+    groups: dict[str, dict[str, Any]] = {}
+    # A dict may hold itself, or another one many times.
+    seen, pending = {id(content)}, [("", content, 0)]
+    for key, value, depth in pending:
+        if tensors := {str(k): v for k, v in value.items() if isinstance(v, _Lazy)}:
+            groups[key] = tensors
+        for name, inner in value.items():
+            is_new = isinstance(inner, Mapping) and id(inner) not in seen
+            if is_new and depth < _MOST_NESTED:
+                seen.add(id(inner))
+                inner_key = f"{key}.{name}" if key else str(name)
+                pending.append((inner_key, inner, depth + 1))
+    return Contents(tuple(map(str, content)), groups)
 
 
 class _Placeholder:
@@ -134,6 +177,11 @@ class _Lazy:
 
     def __setstate__(self, _: Any) -> None:
         pass
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the file says."""
+        return self._arguments[2]
 
     def array(self) -> np.ndarray:
         storage, offset, size, stride = self._arguments
@@ -241,28 +289,26 @@ def _dtype(kind: Any) -> np.dtype:
     return np.dtype(_DTYPES[kind])
 
 
-def _read_zip(path: str) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError("not a file of torch.save")
-        root = pickles[0].removesuffix("data.pkl")
-        order = f"{root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
-            raise ValueError("numbers in big-endian order")
+def _unpickled(archive: zipfile.ZipFile) -> Any:
+    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError("not a file of torch.save")
+    root = pickles[0].removesuffix("data.pkl")
+    order = f"{root}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise ValueError("numbers in big-endian order")
 
-        @functools.cache
-        def numbers(key: str, kind: str) -> np.ndarray:
-            member = archive.getinfo(f"{root}data/{key}")
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("numbers are compressed, which torch.save never does")
-            return np.frombuffer(archive.read(member), _dtype(kind))
+    @functools.cache
+    def numbers(key: str, kind: str) -> np.ndarray:
+        member = archive.getinfo(f"{root}data/{key}")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("numbers are compressed, which torch.save never does")
+        return np.frombuffer(archive.read(member), _dtype(kind))
 
-        def storage(pid: tuple) -> _Storage:
-            return _Storage(lambda: numbers(pid[2], pid[1]))
+    def storage(pid: tuple) -> _Storage:
+        return _Storage(lambda: numbers(pid[2], pid[1]))
 
-        content = io.BytesIO(archive.read(pickles[0]))
-        return _state_dict(path, _Unpickler(content, storage).load())
+    return _Unpickler(io.BytesIO(archive.read(pickles[0])), storage).load()
 
 
 def as_tensors(path: str, state_dict: Mapping[str, np.ndarray]) -> Tensors:

@@ -1,16 +1,14 @@
-"""torchvision's names for a ResNet, which most PyTorch weights have."""
+"""torchvision's names for a ResNet, which most PyTorch weights have, and others'."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from simclr_jax import models
-from simclr_jax.errors import DataError
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights.layers import LEAVES, Structure, encoder_layers
+from simclr_jax.weights.layers import LEAVES, NORM, Structure, encoder_layers
 from simclr_jax.weights.named_tensors import (
     PROBE_LEAVES,
     ImportedWeights,
@@ -20,7 +18,8 @@ from simclr_jax.weights.named_tensors import (
     nearest,
     place,
 )
-from simclr_jax.weights.torch_files import as_tensors
+from simclr_jax.weights.torch_files import Contents, as_tensors
+from simclr_jax.weights.torch_layouts import PLAIN, Naming, choose, torchvision_layer
 
 _TORCH_LEAVES = {
     "kernel": "weight",
@@ -33,17 +32,15 @@ _BICUBIC = (
     "evaluation images are resized by bicubic interpolation without antialiasing; most "
     "PyTorch code resizes with antialiasing, so that features differ a little"
 )
-_CLASSIFIER = "the layer fc is assumed to be a linear classifier on h"
+_CLASSIFIER = "the layer {} is assumed to be a linear classifier on h"
 _SMALL_STEM = (
     "the 3x3 stem is assumed to have stride 1, padding 1 and no max-pool, which the "
     "file does not record"
 )
-_LANDMARK = "layer1.0.conv1.weight"
-_STRUCTURES = [
-    Structure(depth, first_group_projection=projection)
-    for depth, (bottleneck, _) in models.DEPTHS.items()
-    for projection in ((False,) if bottleneck else (False, True))
-]
+_GOOGLE_PADDING = (
+    "the max-pool is TensorFlow's, as where these weights come from; the PyTorch code "
+    "that they were written by pads both sides"
+)
 
 
 def from_torchvision(
@@ -55,12 +52,15 @@ def from_torchvision(
     file: str = "state_dict",
     ignore_unexpected: bool = False,
 ) -> ImportedWeights:
-    """Imports the weights of a ResNet with torchvision's names.
+    """Imports the weights of a ResNet with torchvision's names, or others'.
 
-    A linear layer `fc` becomes the linear classifier. Other tensors outside the ResNet,
-    such as a projection head, are ignored and counted. Variants with the same names and
-    shapes (a stride on the 1x1 convolution, blurred pooling, another stem padding)
-    cannot be told apart: the network is assumed to be torchvision's.
+    The names may be those of torchvision, of a `nn.Sequential` of a ResNet's children
+    (lightly), of Hugging Face or of SimCLRv2 in PyTorch, which has a projection head
+    too; see `torch_layouts`. A linear layer `fc` becomes the linear classifier. Other
+    tensors outside the ResNet, such as a projection head, are ignored and counted.
+    Variants with the same names and shapes (a stride on the 1x1 convolution, blurred
+    pooling, another stem padding) cannot be told apart: the network is assumed to be
+    torchvision's.
 
     Args:
       state_dict: name -> array, with PyTorch's order [out, in, height, width].
@@ -75,28 +75,62 @@ def from_torchvision(
       DataError: the tensors do not fit; names the first misfits.
     """
     arrays = {name: np.asarray(value) for name, value in state_dict.items()}
-    prefix = _prefix(file, arrays, prefix)
-    inside = {name: array for name, array in arrays.items() if name.startswith(prefix)}
+    contents = Contents(tuple(arrays), {"": arrays})
+    _, naming = choose(file, contents, key=None, prefix=prefix)
+    return from_naming(
+        arrays,
+        naming,
+        normalization=normalization,
+        resize=resize,
+        file=file,
+        ignore_unexpected=ignore_unexpected,
+    )
+
+
+def from_naming(
+    arrays: Mapping[str, np.ndarray],
+    naming: Naming,
+    *,
+    normalization: str,
+    resize: str | None,
+    file: str,
+    ignore_unexpected: bool,
+) -> ImportedWeights:
+    """As `from_torchvision`, for arrays whose naming was found."""
+    prefix = naming.prefix
+    outer = tuple(filter(None, (prefix, f"{naming.classifier}.", naming.head)))
+    inside = {
+        name: array
+        for name, array in arrays.items()
+        if not prefix or name.startswith(outer)
+    }
     tensors = as_tensors(file, inside)
     structure, names = nearest(
-        tensors, _STRUCTURES, lambda s: _encoder_names(s, prefix)
+        tensors, naming.structures, lambda s: _encoder_names(s, naming)
     )
-    fc = {leaf: f"{prefix}fc.{_TORCH_LEAVES[leaf]}" for leaf in PROBE_LEAVES}
+    fc = {leaf: f"{naming.classifier}.{_TORCH_LEAVES[leaf]}" for leaf in PROBE_LEAVES}
     linear = {tensors.shapes.get(name, ()) for name in fc.values()}
     is_linear = {len(shape) for shape in linear} == {1, 2}
+    head, is_offset = _head_names(inside, naming)
+    notes = (_BICUBIC, _GOOGLE_PADDING) if naming.head else (_BICUBIC,)
     layout = Layout(
-        name="torchvision-named weights",
+        name=naming.title,
         structure=structure,
-        settings={"max_pool_padding": "torch", "normalization": normalization},
+        settings={
+            "max_pool_padding": "same" if naming.head else "torch",
+            "normalization": normalization,
+        },
         encoder=names,
-        head_kind="none",
-        head={},
+        head_kind="nonlinear" if head else "none",
+        head=head,
         probe=fc if is_linear else dict.fromkeys(PROBE_LEAVES, ""),
         resize=resize or "bicubic",
         step="",
-        ignorable=lambda name: _ignorable(name, prefix),
-        notes=(_BICUBIC,),
-        notes_on_probe=(_CLASSIFIER,),
+        ignorable=lambda name: (
+            "zero offsets" if is_offset(name) else _ignorable(name, naming)
+        ),
+        notes=notes,
+        notes_on_probe=(_CLASSIFIER.format(naming.classifier),),
         notes_on_small_stem=(_SMALL_STEM,),
     )
     result = assemble(tensors, layout, ignore_unexpected=ignore_unexpected)
@@ -121,66 +155,60 @@ def to_torchvision(variables: Tree) -> dict[str, np.ndarray]:
         place(path): np.asarray(array)
         for path, array in jax.tree_util.tree_leaves_with_path(variables)
     }
-    matches = [s for s in _STRUCTURES if _encoder_names(s, "").keys() == flat.keys()]
+    matches = [s for s in PLAIN if _encoder_names(s).keys() == flat.keys()]
     if not matches:
         raise ValueError(
             "torchvision has no names for this encoder: it must be a ResNet without "
             "selective kernels and squeeze-and-excitation"
         )
-    names = _encoder_names(matches[0], "")
+    names = _encoder_names(matches[0])
     return {
         names[at]: array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         for at, array in flat.items()
     }
 
 
-def _prefix(file: str, names: Mapping[str, Any], prefix: str | None) -> str:
-    prefixes = [
-        name.removesuffix(_LANDMARK) for name in names if name.endswith(_LANDMARK)
-    ]
-    if prefix is not None and prefix not in prefixes:
-        raise DataError(
-            f"--prefix={prefix}: file {file} has no {prefix}{_LANDMARK}; its prefixes "
-            f"are {', '.join(map(repr, prefixes)) or 'none'}"
-        )
-    if prefix is not None:
-        return prefix
-    if not prefixes:
-        raise DataError(
-            f"file {file}: has no {_LANDMARK}, so these are not torchvision's names "
-            f"for a ResNet; its first tensors are {', '.join(list(names)[:3])}"
-        )
-    if len(prefixes) > 1:
-        raise DataError(
-            f"file {file}: holds several ResNets, with the prefixes "
-            f"{', '.join(map(repr, prefixes))}; --prefix must name one"
-        )
-    return prefixes[0]
-
-
-def _encoder_names(structure: Structure, prefix: str) -> Names:
+def _encoder_names(structure: Structure, naming: Naming | None = None) -> Names:
+    """Names after a naming; torchvision's without a prefix if there is none."""
+    prefix = naming.prefix if naming else ""
+    layer_name = naming.layer if naming else torchvision_layer
     return {
-        (layer, leaf): f"{prefix}{_layer_name(layer)}.{_TORCH_LEAVES[leaf]}"
+        (layer, leaf): f"{prefix}{layer_name(layer, structure)}.{_TORCH_LEAVES[leaf]}"
         for layer, kind in encoder_layers(structure)
         for leaf in LEAVES[kind]
     }
 
 
-def _layer_name(layer: str) -> str:
-    part, _, rest = layer.partition("/")
-    if part == "stem":
-        return rest
-    block, _, rest = rest.partition("/")
-    rest = {"shortcut/conv": "downsample.0", "shortcut/bn": "downsample.1"}.get(
-        rest, rest
-    )
-    return f"layer{part[-1]}.{int(block.removeprefix('block')) - 1}.{rest}"
+def _head_names(
+    arrays: Mapping[str, np.ndarray], naming: Naming
+) -> tuple[Names, Callable[[str], bool]]:
+    """(names of the head's tensors, whether a name is of its last offset, zeros).
+
+    The head is a list of dense layers, BatchNorms and ReLUs.
+    """
+    names: dict[tuple[str, str], str] = {}
+    last = ""
+    while naming.head:
+        layer = sum(leaf == "kernel" for _, leaf in names)
+        dense, norm = (f"{naming.head}{3 * layer + i}" for i in range(2))
+        if f"{dense}.weight" not in arrays:
+            break
+        names[f"dense{layer + 1}", "kernel"] = f"{dense}.weight"
+        for leaf in LEAVES[NORM]:
+            names[f"bn{layer + 1}", leaf] = f"{norm}.{_TORCH_LEAVES[leaf]}"
+        last = names[f"bn{layer + 1}", "bias"]
+    # Ours has none.
+    names = {at: name for at, name in names.items() if name != last}
+    return names, lambda name: name == last and not arrays[name].any()
 
 
-def _ignorable(name: str, prefix: str) -> str | None:
+def _ignorable(name: str, naming: Naming) -> str | None:
     """The kind of a tensor that needs no place in the model; None if it needs one."""
     if name.endswith(".num_batches_tracked"):
         return "batch counters"
+    if naming.head and name.startswith(naming.head):
+        return None
     # The names of a ResNet's layers directly follow its prefix.
-    is_of_resnet = re.match(r"(conv|bn|layer)\d+\.", name.removeprefix(prefix))
+    after = name.removeprefix(naming.prefix)
+    is_of_resnet = re.match(naming.own, after)
     return None if is_of_resnet else "other layers"
