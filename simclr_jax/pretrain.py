@@ -20,10 +20,11 @@ def main() -> None:
     """Runs the command."""
     cli.start_processes(_WORKDIR.value)
     # Imported here, so that --help and invalid flags do not wait for TensorFlow.
+    from simclr_jax.runs import directory
     from simclr_jax.training import loop
 
     loop.run(
-        loop.pretraining_job(_CONFIG.value),
+        loop.pretraining_job(directory.as_recorded(_CONFIG.value, _WORKDIR.value)),
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
         allow_data_change=_ALLOW_DATA_CHANGE.value,

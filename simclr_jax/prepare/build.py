@@ -10,6 +10,7 @@ After a kill the same command reuses the finished work of steps 2 and 4. Every s
 result depends on the input and the options alone.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -20,10 +21,12 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from simclr_jax.data import image_files, image_traits
 from simclr_jax.data.image_files import MAX_PIXELS
 from simclr_jax.data.sources import storage
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.white_level import MOST
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
 from simclr_jax.prepare import files, layout, outputs, steps
 from simclr_jax.prepare.entries import Input, Listing, list_images
@@ -33,8 +36,10 @@ from simclr_jax.prepare.outputs import Output
 
 _LOG = logging.getLogger(__name__)
 _PLAN = "plan.json"
+# What earlier versions did that had no such option.
+_BEFORE = {"exif_orientation": False}
 # Of the parts of unfinished work.
-_WORK_VERSION = 2
+_WORK_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Options:
     jpeg_quality: int = 95
     drop_duplicates: bool = False
     shard_size_mb: float = 256
+    exif_orientation: bool = True
+    white_level: int | None = None
 
     def check(self) -> None:
         """Raises a DataError that names the flag with a value that cannot be."""
@@ -66,6 +73,10 @@ class Options:
             ),
             "resize_filter": (self.resize_filter in FILTERS, " or ".join(FILTERS)),
             "jpeg_quality": (1 <= self.jpeg_quality <= 100, "from 1 to 100"),
+            "white_level": (
+                self.white_level is None or 1 <= self.white_level <= MOST,
+                f"from 1 to {MOST}",
+            ),
             "shard_size_mb": (
                 1e-3 <= self.shard_size_mb <= 1e6,
                 "between 0.001 and 1000000",
@@ -169,10 +180,11 @@ def _compare(
     options: Options, other: dict[str, Any], target: Output, what: str
 ) -> None:
     for name, value in dataclasses.asdict(options).items():
-        if other.get(name) != value:
+        before = other.get(name, _BEFORE.get(name))
+        if before != value:
             raise DataError(
                 f"--{name}={value}: --output={target.name} holds {what} with "
-                f"--{name}={other.get(name)}; choose another folder"
+                f"--{name}={before}; choose another folder"
             )
 
 
@@ -189,10 +201,23 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         )
     if listing.ignored:
         _LOG.info("Ignored, by suffix: %s", listing.ignored)
+    suffixes = collections.Counter(listing.ignored).elements()
+    if note := image_files.note_of_heif(suffixes):
+        _LOG.warning("%s: %s", options.input, note)
     encoding = Encoding(
-        options.resize_short_side, options.resize_filter, options.jpeg_quality
+        options.resize_short_side,
+        options.resize_filter,
+        options.jpeg_quality,
+        options.exif_orientation,
     )
-    parts = steps.read_parts(source, listing, encoding, work, num_workers=num_workers)
+    parts, level = steps.read_parts(
+        source,
+        listing,
+        encoding,
+        work,
+        white_level=options.white_level,
+        num_workers=num_workers,
+    )
     images = steps.choose(
         listing,
         parts,
@@ -202,12 +227,16 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         shard_bytes=int(options.shard_size_mb * 1e6),
         name=options.input,
     )
+    counts = image_traits.counts(images.table.traits[images.table.reason == ""])
+    _LOG.info("%s: %s", options.input, image_traits.in_words(counts))
     receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
     manifest = {
         "format_version": VERSION,
         "options": dataclasses.asdict(options),
         "input_sha256": listing.stamp(times=False),
+        "white_level": level,
         **steps.write_rest(images, receipts, target.name, work),
+        "handled": counts,
     }
     files.write_text(
         work / steps.FINAL / MANIFEST, json.dumps(manifest, indent=2) + "\n"

@@ -19,7 +19,7 @@ from simclr_jax.data.sources.folder import SPLITS
 from simclr_jax.data.sources.folder_files import IMAGE_SUFFIXES
 from simclr_jax.errors import DataError
 
-SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".tif", ".tiff")
+SUFFIXES = IMAGE_SUFFIXES
 
 
 class Entry(NamedTuple):

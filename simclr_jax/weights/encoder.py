@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
+from PIL import Image
 
 from simclr_jax import parallel
 from simclr_jax.config import identity, resolve, rules
@@ -72,8 +73,8 @@ class PretrainedEncoder:
 
         Args:
           images: [N, H, W, 3], one image [H, W, 3], or a sequence of images of any
-            sizes; NumPy or JAX, uint8 in [0, 255] or floats in [0, 1]. Preprocessing
-            is applied.
+            sizes; NumPy, JAX or Pillow, uint8 in [0, 255] or floats in [0, 1], or of
+            more bits in [0, preprocessing.white_level]. Preprocessing is applied.
           layer: 0 for h, i for the output of layer i of the projection head (SimCLRv2
             fine-tunes from a middle layer), -1 for z.
           batch_size: number of images on the devices at a time, split over those of
@@ -206,6 +207,8 @@ def encode_in_batches(
         raise ValueError(
             f"batch_size={batch_size!r}: must be a whole number of at least 1"
         )
+    if isinstance(images, Image.Image):
+        images = [images]
     if not isinstance(images, list | tuple):
         images = np.atleast_1d(as_array(images))
         images = images[None] if images.ndim == 3 else images

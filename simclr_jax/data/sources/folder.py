@@ -1,16 +1,17 @@
 """Folders of image files."""
 
-import io
+import functools
 import logging
 
 import numpy as np
 
-from simclr_jax.data import image_files
+from simclr_jax.data import image_files, image_traits, own_images, white_level
 from simclr_jax.data.sources import (
     bad_records,
     folder_files,
     kept,
     listings,
+    measured,
     storage,
 )
 from simclr_jax.data.sources.base import NO_LABEL
@@ -35,6 +36,8 @@ class FolderSource:
         split: str = "all",
         sharing: kept.Sharing = kept.ALONE,
         on_bad_record: bad_records.OnBadRecord = bad_records.refuse,
+        exif_orientation: bool = True,
+        white_level: int | None = None,
     ) -> None:
         """Lists and checks the files.
 
@@ -44,6 +47,8 @@ class FolderSource:
           sharing: the processes that open it too, and may share the checks.
           on_bad_record: called with each file that is no image; if it returns, the file
             remains an image of the dataset, and one of `bad_records`.
+          exif_orientation: images are turned upright by their EXIF data.
+          white_level: of images of more than 8 bits; measured where it is None.
 
         Raises:
           DataError: no such folder, no image in it; or by `on_bad_record`.
@@ -63,20 +68,24 @@ class FolderSource:
         self.num_ignored = len(everything.paths) - len(images.paths)
         if self.num_ignored:
             _LOG.info("%s: ignored %d other files", self.name, self.num_ignored)
+        if note := image_files.note_of_heif(everything.paths):
+            _LOG.warning("%s: %s", self.name, note)
         if not images.paths:
             raise DataError(
                 f"dataset {self.name}: holds no image (looked for "
                 f"{', '.join(IMAGE_SUFFIXES)} among {len(everything.paths)} files)"
+                f"{note and f'; {note}'}"
             )
         found: list[BadRecord] = []
 
-        def note(error: BadRecord, step: int) -> None:
+        def note_bad(error: BadRecord, step: int) -> None:
             on_bad_record(error, step)
             found.append(error)
 
-        folder_files.check(
-            root, images, what=self.name, sharing=sharing, on_bad_record=note
+        traits = folder_files.check(
+            root, images, what=self.name, sharing=sharing, on_bad_record=note_bad
         )
+        self._prepare_handling(images, traits, exif_orientation, white_level)
         self.bad_records = tuple(found)
         self._paths, self._sizes = images.paths, images.sizes
         self.num_examples = len(self._paths)
@@ -98,12 +107,35 @@ class FolderSource:
             number = {name: i for i, name in enumerate(classes)}
             self.labels = np.array([number[top] for top, _ in tops], np.int32)
 
+    def _prepare_handling(
+        self,
+        images: folder_files.Files,
+        traits: np.ndarray,
+        exif_orientation: bool,
+        level: int | None,
+    ) -> None:
+        """Counts formats, logs them, and decides on the white level."""
+        known = traits[traits != folder_files.NO_IMAGE]
+        if not exif_orientation:
+            known = known & ~image_traits.TURNED
+        self.format_counts = image_traits.counts(known)
+        _LOG.info("%s: %s", self.name, image_traits.in_words(self.format_counts))
+        good = traits != folder_files.NO_IMAGE
+        deep = np.flatnonzero(good & (traits & image_traits.DEEP != 0)).tolist()
+        if level is None and deep:
+            level = measured.measure(self._root, images.choose(deep), what=self.name)
+        self.exif_orientation, self.white_level = exif_orientation, level
+        self._handling = own_images.Handling(
+            exif_orientation, white_level.FULL if level is None else level
+        )
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
         records = np.empty(len(indices), object)
         paths = [self._path(index) for index in indices.tolist()]
         read = storage.each if self._is_distant else map
-        for n, content in enumerate(read(read_image_file, paths)):
+        handled = functools.partial(read_image_file, handling=self._handling)
+        for n, content in enumerate(read(handled, paths)):
             records[n] = content
         return records, self.labels[indices]
 
@@ -130,22 +162,16 @@ def _is_named_image(path: str) -> bool:
     return lower.endswith(IMAGE_SUFFIXES) and not lower.endswith(_HIDDEN)
 
 
-def read_image_file(path: str) -> bytes:
-    """The bytes of an image file, as JPEG or PNG.
+def read_image_file(
+    path: str, handling: own_images.Handling = own_images.Handling()
+) -> bytes:
+    """The bytes of an image file, as a JPEG or PNG; see `own_images.as_jpeg_or_png`.
 
-    TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, 16 bits, alpha
-    (dropped, as torchvision's loader does). Other formats become uncompressed PNG
-    here, which costs a copy and no loss.
+    TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, alpha (dropped,
+    as torchvision's loader does).
 
     Raises:
       StoreFailed, OSError: as `storage.read_file`.
       NotAnImage: the file is none, see `image_files`.
     """
-    content = storage.read_file(path)
-    if content.startswith((b"\xff\xd8", b"\x89PNG")):
-        return content
-    buffer = io.BytesIO()
-    file = io.BytesIO(content)
-    with image_files.open_image(file, num_bytes=len(content)) as image:
-        image_files.decode_rgb(image).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
+    return own_images.as_jpeg_or_png(storage.read_file(path), handling)

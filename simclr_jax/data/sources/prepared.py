@@ -75,6 +75,9 @@ class ShardSource:
         self.num_examples = len(self.labels)
         self.class_names: list[str] | None = manifest["class_names"]
         self.num_classes = len(self.class_names) if self.class_names else None
+        # What preparing did; absent in what earlier versions prepared, which did not.
+        self.exif_orientation = bool(manifest["options"].get("exif_orientation"))
+        self.white_level: int | None = manifest.get("white_level")
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
 
