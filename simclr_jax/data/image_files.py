@@ -135,8 +135,8 @@ def _bands(file: str | BinaryIO) -> str:
     except Exception:  # on broken data
         return ""
     return (
-        f" ({count} band{'s' * (count != 1)} of {bits} bits): write one band, or the "
-        "three of its colours, as an image"
+        f" ({count} band{'s' * (count != 1)} of {bits} bits): write it as grey, with "
+        "0 as black, or as RGB"
     )
 
 

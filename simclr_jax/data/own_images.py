@@ -1,9 +1,9 @@
 """One's own image files, as `folder:` and `prepare` read them: upright, 8 bits, RGB.
 
 Decoders of several libraries read images at several places: TensorFlow's in graphs,
-Pillow in memory and where TensorFlow is missing. None of them knows how a camera was held
-or which range a dataset uses. So files for which that matters, and all formats but JPEG
-and PNG, become PNGs before any decoder sees them.
+Pillow in memory and where TensorFlow is missing. None of them knows how a camera was
+held or which range a dataset uses. So files for which that matters, and all formats but
+JPEG and PNG, become PNGs before any decoder sees them.
 """
 
 import dataclasses
@@ -33,6 +33,9 @@ class Handling:
 
     upright: bool = True
     white_level: int = white_level.FULL
+
+
+DEFAULT = Handling()
 
 
 def as_jpeg_or_png(content: bytes, handling: Handling) -> bytes:
@@ -92,7 +95,7 @@ def peak(content: bytes) -> white_level.Peak:
 def deep_values(content: bytes) -> tuple[np.ndarray, bool]:
     """The values of a file of more than 8 bits, as they lie in it.
 
-    Of RGB with 16 bits Pillow reads the upper 8 alone. It is asked twice, for each half.
+    Of RGB with 16 bits Pillow reads the upper 8 alone, so it is asked for each half.
 
     Returns:
       ([H, W] or [H, W, 3], whether 0 is white).
@@ -108,14 +111,12 @@ def deep_values(content: bytes) -> tuple[np.ndarray, bool]:
             return np.asarray(load(image)), inverted
         if image_files.raw_mode(image) == "LA;16B":  # of PNG: its bytes as four bands
             pixels = load(_with_raw_mode(image, "RGBA", mode="RGBA"))
-            upper, lower = (
-                np.asarray(pixels)[..., :2].astype(np.uint16).transpose(2, 0, 1)
-            )
-            return upper << 8 | lower, inverted
-        halves = "LB" if _is_little_endian(image) else "BL"
+            halves = np.asarray(pixels).astype(np.uint16)
+            return halves[..., 0] << 8 | halves[..., 1], inverted
+        order = "LB" if _is_little_endian(image) else "BL"
         upper, lower = (
             np.asarray(_half(content, half))[..., :3].astype(np.uint16)
-            for half in halves
+            for half in order
         )
         return upper << 8 | lower, inverted
 
@@ -127,7 +128,8 @@ def _is_little_endian(image: Image.Image) -> bool:
         return sys.byteorder == "little"
     if ";16" in raw:
         return raw.endswith("L")
-    return image.tag_v2.prefix == b"II"  # a plane of a TIFF
+    # A plane of a TIFF.
+    return image.tag_v2.prefix == b"II"  # type: ignore[attr-defined]
 
 
 def _half(content: bytes, half: str) -> Image.Image:
@@ -162,8 +164,9 @@ def _to_8_bits(values: np.ndarray, level: int, inverted: bool) -> np.ndarray:
         pixels = white_level.to_8_bits(values, level)
     except ValueError as error:
         raise NotAnImage(
-            f"{error}; config.data.white_level is that of a dataset"
-        ) from (error)
+            f"{error}; config.data.white_level, or --white_level of `prepare`, sets "
+            "that of a dataset"
+        ) from error
     return 255 - pixels if inverted else pixels
 
 

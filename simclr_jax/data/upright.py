@@ -1,8 +1,8 @@
 """Orientation: how a camera was held, by the EXIF data of a file.
 
-Decoders give the pixels as they lie in the file; viewers turn them. So do the readers of
-one's own images (`folder:` and `prepare`); images of TensorFlow Datasets are used as they
-lie, as the reference does.
+Decoders give the pixels as they lie in the file; viewers turn them. So do the readers
+of one's own images (`folder:` and `prepare`); images of TensorFlow Datasets are used as
+they lie, as the reference does.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Images of more than 8 bits, scaled to 8 by the range that a dataset really uses.
 
-A camera of 12 bits writes files of 16: divided by 65535, such images are nearly black. The
-white level of a dataset is the value that becomes 255. It is measured once, recorded, and
-the same for every image of the dataset and wherever the weights go.
+A camera of 12 bits writes files of 16: divided by 65535, such images are nearly black.
+The white level of a dataset is the value that becomes 255. It is measured once,
+recorded, and the same for every image of the dataset and wherever the weights go.
 """
 
 from collections.abc import Iterable

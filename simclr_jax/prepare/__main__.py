@@ -55,8 +55,8 @@ _EXIF_ORIENTATION = flags.DEFINE_bool(
 _WHITE_LEVEL = flags.DEFINE_integer(
     "white_level",
     None,
-    "The value that becomes 255 in images of more than 8 bits, such as 4095; by default "
-    "2**bits - 1 for the fewest bits, an even number, that hold all of their values.",
+    "The value that becomes 255 in images of more than 8 bits, such as 4095; by "
+    "default 2**bits - 1, with the fewest bits, an even number, that hold all values.",
 )
 _SHARD_SIZE_MB = flags.DEFINE_float("shard_size_mb", 256, "Largest size of a shard.")
 _NUM_WORKERS = flags.DEFINE_integer(

@@ -41,19 +41,29 @@ class Encoding:
       filter: of `FILTERS`.
       jpeg_quality: of JPEGs that were shrunk; other formats stay lossless.
       exif_orientation: they are turned upright by their EXIF data.
-      white_level: the value that becomes 255 in images of more than 8 bits.
+      white_level: the value that becomes 255 in images of more than 8 bits; None where
+        it is not known yet: that of 16 bits, or the image's own if it does not fit.
     """
 
     short_side: int | None = None
     filter: str = "lanczos"
     jpeg_quality: int = 95
     exif_orientation: bool = True
-    white_level: int = white_level.FULL
+    white_level: int | None = None
 
     @property
     def handling(self) -> own_images.Handling:
         """As for files that are read from a folder."""
-        return own_images.Handling(self.exif_orientation, self.white_level)
+        level = white_level.FULL if self.white_level is None else self.white_level
+        return own_images.Handling(self.exif_orientation, level)
+
+    def fitting(self, peak: white_level.Peak) -> "Encoding":
+        """With a white level for an image, where it is not known yet."""
+        if self.white_level is not None:
+            return self
+        fits = not peak.fractional and peak.value <= white_level.FULL
+        level = white_level.FULL if fits else white_level.of_peaks([peak])
+        return dataclasses.replace(self, white_level=level)
 
     def shrunk(self, width: int, height: int) -> tuple[int, int]:
         """The size that an image of some size is stored with."""
@@ -111,6 +121,7 @@ def check_image(content: bytes, encoding: Encoding) -> CheckedImage:
     else:
         _load(image)
         peak = own_images.peak(content) if traits & image_traits.DEEP else None
+        encoding = encoding.fitting(peak) if peak else encoding
         picture, content = _as_stored(content, image, peak is not None, encoding)
     turned = upright.of_image(image, loaded=True)
     if turned > 1:
@@ -147,22 +158,18 @@ def _as_stored(
     stored = content
     scaled = is_deep and encoding.white_level != white_level.FULL
     if scaled or not (is_jpeg or image.format == "PNG"):
-        picture = own_images.decode(content, encoding.handling)
-        stored = _as_png(picture)
-        turned = 1
-    else:
-        turned = upright.of_image(image, loaded=True)
-        turned = turned if encoding.exif_orientation else 1
+        stored = _as_png(own_images.decode(content, encoding.handling))
+        return Image.fromarray(_decode(stored)), stored
     pixels = _decode(stored)
     height, width = pixels.shape[:2]
-    if turned == 1 and not scaled and (width, height) != image.size:
+    if (width, height) != image.size:
         raise NotAnImage(
-            "is {} x {} pixels to Pillow and {} x {} to TensorFlow".format(
-                *image.size, width, height
-            )
+            f"is {image.size[0]} x {image.size[1]} pixels to Pillow and {width} x "
+            f"{height} to TensorFlow"
         )
     picture = Image.fromarray(pixels)
-    if turned > 1:
+    turned = upright.of_image(image, loaded=True)
+    if encoding.exif_orientation and turned > 1:
         picture = upright.turn(picture, turned)
         if is_jpeg:
             stored = _as_jpeg(_grey_again(picture, image), _as_coded(image, turned))

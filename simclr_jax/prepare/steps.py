@@ -93,20 +93,18 @@ def read_parts(
         level,
         max(peak.value for peak in peaks),
     )
-    if level == FULL:
+    # As which the parts have been written.
+    if level == FULL and not any(peak.fractional for peak in peaks):
         return parts, level
     encoding = dataclasses.replace(encoding, white_level=level)
-    scaled = [
-        dataclasses.replace(part, encoding=encoding, stem=f"{part.stem}-{level}")
-        if table.peaks()
-        else part
-        for part, table in zip(parts, tables, strict=True)
-    ]
-    _LOG.info("They are scaled by it:")
-    _write_parts(
-        [part for part in scaled if part not in parts], num_workers=num_workers
-    )
-    return scaled, level
+    anew = [number for number, table in enumerate(tables) if table.peaks()]
+    for number in anew:
+        part = parts[number]
+        part.records.unlink(missing_ok=True)
+        stem = f"{part.stem}-{level}"
+        parts[number] = dataclasses.replace(part, encoding=encoding, stem=stem)
+    _write_parts([parts[number] for number in anew], num_workers=num_workers)
+    return parts, level
 
 
 def _write_parts(parts: list[Part], *, num_workers: int) -> None:

@@ -163,7 +163,7 @@ def _is_named_image(path: str) -> bool:
 
 
 def read_image_file(
-    path: str, handling: own_images.Handling = own_images.Handling()
+    path: str, handling: own_images.Handling = own_images.DEFAULT
 ) -> bytes:
     """The bytes of an image file, as a JPEG or PNG; see `own_images.as_jpeg_or_png`.
 

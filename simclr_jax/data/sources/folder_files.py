@@ -173,9 +173,9 @@ def check(
         return before[_TRAITS]
     todo = list(range(len(files.paths)))
     if before is not None:
-        keys = _from_arrays(before).keys()
+        keys, wanted = _from_arrays(before).keys(), files.keys()
         known = dict(zip(keys, before[_TRAITS].tolist(), strict=True))
-        traits[:] = [known.get(key, NO_IMAGE) for key in files.keys()]
+        traits[:] = [known.get(key, NO_IMAGE) for key in wanted]
         todo = np.flatnonzero(traits == NO_IMAGE).tolist()
     progress = Progress(_LOG, len(todo), "files", what=f"Checking {what}: ")
     count = min(-(-len(todo) // (2 * sharing.count)), _MOST_FILES) or 1
