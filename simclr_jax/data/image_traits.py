@@ -4,7 +4,7 @@ import collections
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from simclr_jax.data import image_files, upright
 
@@ -30,14 +30,17 @@ def of_image(image: Image.Image, *, loaded: bool = False) -> int:
     """
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     found = image_files.FORMATS.index(kind) << _FORMAT_SHIFT
-    found |= TURNED * (upright.of_image(image, loaded=loaded) > 1)
+    tags = getattr(image, "tag_v2", {})
+    turned = upright.of_image(image, loaded=loaded) > 1
+    # Which Pillow deletes when it has turned the image.
+    turned |= tags.get(ExifTags.Base.Orientation, 1) > 1
+    found |= TURNED * turned
     found |= DEEP * (not loaded and image_files.is_deep(image))
     # A JPEG of several pictures (MPO) is its first one to every decoder.
     found |= FRAMES * (kind != "JPEG" and _is_animated(image))
     has_alpha = "A" in image.getbands() or "a" in image.getbands()
     found |= ALPHA * (has_alpha or "transparency" in image.info)
     found |= CMYK * (image.mode == "CMYK")
-    tags = getattr(image, "tag_v2", {})
     count = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 0)
     found |= BANDS * (count > len(image.getbands()))
     return int(found)

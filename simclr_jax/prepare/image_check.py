@@ -13,10 +13,11 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from simclr_jax.data import image_files, image_traits, own_images, upright, white_level
+from simclr_jax.data import image_files, image_traits, own_images, upright
 from simclr_jax.data.image_files import NotAnImage, open_image
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.tf_decode import decode_rgb
+from simclr_jax.data.white_level import FULL, Peak, of_peaks
 from simclr_jax.errors import first_line
 
 _FILTERS = {
@@ -54,15 +55,15 @@ class Encoding:
     @property
     def handling(self) -> own_images.Handling:
         """As for files that are read from a folder."""
-        level = white_level.FULL if self.white_level is None else self.white_level
+        level = FULL if self.white_level is None else self.white_level
         return own_images.Handling(self.exif_orientation, level)
 
-    def fitting(self, peak: white_level.Peak) -> "Encoding":
+    def fitting(self, peak: Peak) -> "Encoding":
         """With a white level for an image, where it is not known yet."""
         if self.white_level is not None:
             return self
-        fits = not peak.fractional and peak.value <= white_level.FULL
-        level = white_level.FULL if fits else white_level.of_peaks([peak])
+        fits = not peak.fractional and peak.value <= FULL
+        level = FULL if fits else of_peaks([peak])
         return dataclasses.replace(self, white_level=level)
 
     def shrunk(self, width: int, height: int) -> tuple[int, int]:
@@ -91,7 +92,7 @@ class CheckedImage:
     format: str
     resized: bool
     traits: int
-    peak: white_level.Peak | None
+    peak: Peak | None
 
 
 def check_image(content: bytes, encoding: Encoding) -> CheckedImage:
@@ -156,7 +157,7 @@ def _as_stored(
     """
     is_jpeg = image.format in ("JPEG", "MPO")
     stored = content
-    scaled = is_deep and encoding.white_level != white_level.FULL
+    scaled = is_deep and encoding.white_level != FULL
     if scaled or not (is_jpeg or image.format == "PNG"):
         stored = _as_png(own_images.decode(content, encoding.handling))
         return Image.fromarray(_decode(stored)), stored
