@@ -68,7 +68,8 @@ def too_many(
     return DataError(
         f"{dataset}: {len(bad)} of {num_examples} images cannot be read "
         f"({', '.join(names)}{more}); config.data.bad_records_max={max_share:g} allows "
-        f"{most_allowed(num_examples, max_share)}.{listed}"
+        f"{most_allowed(num_examples, max_share)}. `python -m simclr_jax.prepare` "
+        f"finds and leaves out damaged files.{listed}"
     )
 
 
