@@ -1,4 +1,4 @@
-"""Your own images: a folder of JPEG, PNG, WebP or BMP files, with or without labels.
+"""Your own images: a folder of JPEG, PNG, TIFF, WebP, ... files, labelled or not.
 
     python -m simclr_jax.pretrain --config=configs/folder.py:IMAGES --workdir=RUN
 

@@ -71,8 +71,8 @@ def open_image(
         raise NotAnImage(_unknown(_beginning(file), file)) from error
     except Image.DecompressionBombError as error:
         raise NotAnImage(
-            f"has more than {MAX_PIXELS:,} pixels: a decompression bomb, or to be "
-            f"shrunk: {_how_to_shrink(_beginning(file)[:2] == _JPEG_START)}"
+            f"has more than {MAX_PIXELS:,} pixels: "
+            f"{_how_to_shrink(_beginning(file)[:2] == _JPEG_START)}"
         ) from error
     except Exception as error:  # decoders raise anything on broken data
         if isinstance(error, OSError) and error.errno is not None:
@@ -201,7 +201,10 @@ def _how_to_shrink(is_jpeg: bool) -> str:
             "`python -m simclr_jax.prepare --resize_short_side=PIXELS` shrinks such "
             "JPEGs while it decodes them"
         )
-    return "shrink it first (of such sizes only JPEGs are shrunk while decoding)"
+    return (
+        "a decompression bomb, or to be shrunk first (of such sizes only JPEGs are "
+        "shrunk while they are decoded)"
+    )
 
 
 def opened(content: bytes) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Datasets of one's own files: `folder:` and `prepare` see the same, by all decoders."""
+"""One's own files: `folder:` and `prepare` see the same, by all decoders."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from sample_images import encoded
-from simclr_settings import SETTINGS
+from simclr_settings import CROP
 
 from simclr_jax.data import image_files, optional, pipeline
 from simclr_jax.data.sources import (
@@ -24,7 +24,7 @@ from simclr_jax.errors import BadRecord, DataError
 from simclr_jax.prepare import build, image_check
 
 RNG = np.random.default_rng(0)
-VIEW = Composition(("crop",), SETTINGS, image_size=8)
+VIEW = Composition(("crop",), {"crop": CROP}, image_size=8)
 TURNED = np.zeros((40, 60, 3), np.uint8)
 TURNED[:20, :, 0] = 255
 
@@ -87,7 +87,8 @@ def test_all_decoders_and_both_doors_agree(tmp_path):
     assert files.white_level == 4095
     by_pillow = _all(files)
     records, labels = files.read(np.arange(9))
-    by_graph = [reading.decode_here(files, *pair)[0] for pair in zip(records, labels)]
+    pairs = zip(records, labels, strict=True)
+    by_graph = [reading.decode_here(files, *pair)[0] for pair in pairs]
     held = in_memory.hold(files, limit_mb=1)
     prepared, manifest = _prepare(tmp_path / "files", tmp_path / "out")
     assert prepared.white_level == manifest["white_level"] == 4095
@@ -101,13 +102,15 @@ def test_all_decoders_and_both_doors_agree(tmp_path):
         exact = others if number not in (2, 7) else others[:-1]
         for other in exact:
             np.testing.assert_array_equal(one, other, err_msg=str(number))
-        # A turned JPEG is coded again.
-        assert np.abs(one.astype(int) - others[-1]).max() <= 8
-    assert by_pillow[0].max() == 4000 >> 4 and by_pillow[1].max() == 1000 >> 4
+        # A turned JPEG is coded again, which shows at edges of colours.
+        assert np.abs(one.astype(int) - others[-1]).mean() < 0.5
+    assert by_pillow[0].max() == 4000 >> 4
+    assert by_pillow[1].max() == 1000 >> 4
     assert by_pillow[2].shape == (60, 40, 3)
     assert by_pillow[2][30, [5, 35], 0].tolist() == [0, 254]
 
 
+@pytest.mark.slow  # compiles a crop
 def test_the_pipelines_make_the_same_views(tmp_path, monkeypatch):
     files = folder.FolderSource(str(_mixed(tmp_path)))
     settings = {"seed": 0, "batch_size": 4, "stop_step": 2}
@@ -175,9 +178,7 @@ def test_an_image_above_the_measured_level_is_named(tmp_path, monkeypatch):
     # The same at each start, and without the first.
     source = folder.FolderSource(str(root))
     assert source.white_level == 1023
-    with pytest.raises(
-        BadRecord, match=r"file .*/0.png: cannot be read \(.*30000, abo"
-    ):
+    with pytest.raises(BadRecord, match=r"/0.png: cannot be read \(.*30000, abo"):
         pixels.read(source, np.arange(6))
 
 
@@ -186,7 +187,8 @@ def test_orientation_and_level_can_be_chosen(tmp_path):
     options = {"exif_orientation": False, "white_level": 65535}
     files = registry.open_source(f"folder:{root}", split="all", **options)
     prepared, manifest = _prepare(root, tmp_path / "out", **options)
-    assert not files.exif_orientation and not prepared.exif_orientation
+    assert not files.exif_orientation
+    assert not prepared.exif_orientation
     assert "turned upright (EXIF orientation)" not in manifest["handled"]
     assert prepared.white_level == 65535
     for source in (files, prepared):
@@ -210,7 +212,7 @@ def test_datasets_of_earlier_versions_are_as_they_were(tmp_path):
     source = registry.open_source(f"prepared:{tmp_path}/out", split="all")
     assert (source.exif_orientation, source.white_level) == (False, None)
     assert _all(source)[1].max() == 4000 >> 8
-    with pytest.raises(DataError, match="exif_orientation=True: .*orientation=False"):
+    with pytest.raises(DataError, match=r"exif_orientation=True: .*=False"):
         build.prepare(
             build.Options(input=str(root)), str(tmp_path / "out"), num_workers=1
         )
@@ -232,17 +234,16 @@ def test_a_shrunk_image_is_upright(orientation):
 def test_large_jpegs_are_shrunk_while_they_are_decoded(monkeypatch):
     monkeypatch.setattr(image_files, "MAX_PIXELS", 60 * 40 // 3)
     content = _oriented(6)
-    with pytest.raises(
-        image_files.NotAnImage, match=r"60 x 40 .*resize_short_side=PIX"
-    ):
+    with pytest.raises(image_files.NotAnImage, match=r"60 x 40 .*resize_short_side="):
         image_check.check_image(content, image_check.Encoding())
     checked = image_check.check_image(content, image_check.Encoding(short_side=10))
     assert (checked.width, checked.height, checked.resized) == (10, 15, True)
     found = np.asarray(Image.open(io.BytesIO(checked.content)))
-    assert found[7, 1, 0] < 10 and found[7, 8, 0] > 245
+    assert found[7, 1, 0] < 10
+    assert found[7, 8, 0] > 245
     with pytest.raises(image_files.NotAnImage, match="still more than 800"):
         image_check.check_image(content, image_check.Encoding(short_side=35))
-    with pytest.raises(image_files.NotAnImage, match="shrink it first"):
+    with pytest.raises(image_files.NotAnImage, match="to be shrunk first"):
         image_check.check_image(encoded("PNG"), image_check.Encoding(short_side=10))
 
 
@@ -251,7 +252,7 @@ def test_files_to_convert_first_are_said(tmp_path, caplog):
     folder.FolderSource(str(tmp_path))
     assert "2 HEIC, HEIF or AVIF files are not decoded here: convert to" in caplog.text
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(DataError, match="holds no image .*2 HEIC, HEIF or AVIF"):
+    with pytest.raises(DataError, match=r"holds no image .*2 HEIC, HEIF or AVIF"):
         folder.FolderSource(str(tmp_path))
     with pytest.raises(DataError, match="holds no image"):
         build.prepare(
