@@ -124,6 +124,8 @@ class FolderSource:
         deep = np.flatnonzero(good & (traits & image_traits.DEEP != 0)).tolist()
         if level is None and deep:
             level = measured.measure(self._root, images.choose(deep), what=self.name)
+        if deep:
+            _LOG.info("%s: white level %d of more than 8 bits", self.name, level)
         self.exif_orientation, self.white_level = exif_orientation, level
         self._handling = own_images.Handling(
             exif_orientation, white_level.FULL if level is None else level
