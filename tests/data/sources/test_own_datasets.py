@@ -103,7 +103,7 @@ def test_all_decoders_and_both_doors_agree(tmp_path):
         for other in exact:
             np.testing.assert_array_equal(one, other, err_msg=str(number))
         # A turned JPEG is coded again, which shows at edges of colours.
-        assert np.abs(one.astype(int) - others[-1]).mean() < 0.5
+        assert np.abs(one.astype(int) - others[-1]).mean() < 1.5
     assert by_pillow[0].max() == 4000 >> 4
     assert by_pillow[1].max() == 1000 >> 4
     assert by_pillow[2].shape == (60, 40, 3)
