@@ -37,6 +37,12 @@ def get_config() -> config_dict.ConfigDict:
     # A training image that cannot be read. replace: the next image that can takes its
     # place, and quarantine.tsv of the run lists it; stop: the run ends.
     data.on_bad_record = "replace"
+    # Images of a folder are turned upright by their EXIF orientation. None: they are,
+    # as `prepare` does; those of TFDS never are, as in the reference.
+    data.exif_orientation = config_dict.placeholder(bool)
+    # The value that becomes 255 in images of more than 8 bits, such as 4095; None:
+    # measured over the folder, and recorded.
+    data.white_level = config_dict.placeholder(int)
     # The run ends when more than this share of the images went bad. Unless it is 0, it
     # allows 5 images of any dataset, or a tenth of fewer than 50: one of 10, none of 9.
     data.bad_records_max = 0.001

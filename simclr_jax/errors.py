@@ -35,9 +35,9 @@ class BadRecord(DataError):
       reason: what is wrong with it.
     """
 
-    def __init__(self, index: int, name: str, reason: str) -> None:
-        """Takes what the message says."""
-        super().__init__(f"{name}: {reason}")
+    def __init__(self, index: int, name: str, reason: str, hint: str = "") -> None:
+        """Takes what the message says; `hint` is what to do about it."""
+        super().__init__(f"{name}: {reason}{hint}")
         self.index, self.name, self.reason = index, name, reason
 
 

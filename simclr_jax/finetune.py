@@ -31,10 +31,11 @@ def main() -> None:
     cli.start_processes(_WORKDIR.value)
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.evaluation import loop
+    from simclr_jax.runs import directory
     from simclr_jax.training import finetuning
     from simclr_jax.weights import encoder, load
 
-    config = _CONFIG.value
+    config = directory.as_recorded(_CONFIG.value, _WORKDIR.value)
     path = _INIT_FROM.value
     finetuning.check_group(config, "finetune")
     random = path == "random"

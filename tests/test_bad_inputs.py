@@ -359,9 +359,8 @@ IMAGES = [
     _image("a JPEG whose header says 4000 x 4000", _lying_jpeg),
     _image("a PNG that ends early", lambda: encoded("PNG")[:-600], "x.png"),
     _image("a PNG of 144 megapixels in 18 kB", lambda: _one_bit_png(12_000), "x.png"),
-    _image("an animated WebP", lambda: encoded("WEBP", frames=2), "x.webp"),
-    _image("an animated PNG", lambda: encoded("PNG", frames=2), "x.png"),
-    _image("a TIFF of two pages", lambda: encoded("TIFF", frames=2)),
+    _image("a HEIC named .jpg", lambda: b"\0\0\0\x18ftypheic" + bytes(16)),
+    _image("a TIFF in Lab colours", lambda: encoded("TIFF", mode="LAB"), "x.tif"),
     Case(
         "Images and folders",
         "folder: that is not there",

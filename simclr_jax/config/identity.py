@@ -30,13 +30,15 @@ _OPERATIONAL = (
     "distill.init_from",
 )
 # What versions without a key did: left out of the hash, so that hashes stay.
-_WITHOUT_EFFECT: dict[str, Any] = {
-    "optimizer.clip_norm": None,
-    "schedule.extend": "stretch",
-    "schedule.extend_step": None,
-    "schedule.extend_learning_rate": None,
-    "finetune.class_weights": "none",
-    "finetune.sampling": "shuffled",
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "data.exif_orientation": (None, False),
+    "data.white_level": (None, 65535),
+    "optimizer.clip_norm": (None,),
+    "schedule.extend": ("stretch",),
+    "schedule.extend_step": (None,),
+    "schedule.extend_learning_rate": (None,),
+    "finetune.class_weights": ("none",),
+    "finetune.sampling": ("shuffled",),
 }
 
 
@@ -71,7 +73,7 @@ def config_hash(config: dict[str, Any]) -> str:
             key: value
             for key, value in flatten(config).items()
             if not key.startswith(_OPERATIONAL)
-            and not (key in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[key])
+            and value not in _WITHOUT_EFFECT.get(key, ())
         }
     )
 

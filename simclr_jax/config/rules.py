@@ -76,9 +76,12 @@ def _one_of(key: str, allowed: Any) -> list[Rule]:
     return [(key, lambda v: v in allowed, f"must be one of {names}")]
 
 
-def _flag(*keys: str) -> list[Rule]:
-    rule = "must be True or False"
-    return [(key, lambda v: isinstance(v, bool), rule) for key in keys]
+def _flag(*keys: str, none: bool = False) -> list[Rule]:
+    rule = "must be True or False" + (", or None" if none else "")
+    return [
+        (key, lambda v: isinstance(v, bool) or (none and v is None), rule)
+        for key in keys
+    ]
 
 
 def _text(*keys: str) -> list[Rule]:
@@ -115,6 +118,8 @@ _RULES: list[Rule] = [
     *_whole(1, MOST_STEPS, "data.memory_mb", none=True),
     *_whole(1, 2**16, "data.block_size"),
     *_whole(0, MOST_STEPS, "data.in_memory_mb"),
+    *_whole(1, 2**32 - 1, "data.white_level", none=True),
+    *_flag("data.exif_orientation", none=True),
     *_one_of("data.on_bad_record", ("replace", "stop")),
     *_share("data.bad_records_max"),
     *_one_of("augment.placement", composition.PLACEMENTS),

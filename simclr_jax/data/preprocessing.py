@@ -9,6 +9,9 @@ import math
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
+
+from simclr_jax.data import image_files, pillow_decode, white_level
 
 # bicubic: as tf.image.resize. bicubic_legacy: as TensorFlow 1, with which Google's
 # published SimCLR weights were trained.
@@ -70,32 +73,70 @@ class Preprocessing:
       image_size: side of the encoder's input in pixels.
       crop_proportion: side of the crop as a fraction of the image's shorter side.
       resize: one of `RESIZES`.
+      white_level: the value that becomes 255 in images of more than 8 bits; None where
+        none was seen in training.
+      exif_orientation: whether images of Pillow are turned upright by their EXIF data.
     """
 
     image_size: int
     crop_proportion: float
     resize: str = "bicubic"
+    white_level: int | None = None
+    exif_orientation: bool = False
+
+    def geometry(self) -> dict[str, Any]:
+        """What is done with decoded pixels: the fields for `center_crop_and_resize`."""
+        return {
+            "image_size": self.image_size,
+            "crop_proportion": self.crop_proportion,
+            "resize": self.resize,
+        }
 
     def __call__(self, images: Any) -> np.ndarray:
         """Prepares images for the encoder.
 
         Args:
           images: [N, H, W, 3], one image [H, W, 3], or a sequence of images of
-            different sizes; uint8 in [0, 255] or floats in [0, 1].
+            different sizes; uint8 in [0, 255], floats in [0, 1], or with a white level
+            integers in [0, white_level]. Images may be Pillow's.
 
         Returns:
           float32 [N, image_size, image_size, 3] in [0, 1].
 
         Raises:
-          ValueError: an image is not [H, W, 3], not of a supported dtype, or has float
-            values outside [0, 1].
+          ValueError: an image is not [H, W, 3], not of a supported dtype, or has
+            values outside of its range.
         """
+        images = [images] if isinstance(images, Image.Image) else images
         if isinstance(images, list | tuple):
             if not images:
                 raise ValueError(NO_IMAGE)
-            return np.stack([self._prepare(as_array(image)) for image in images])
+            return np.stack([self._prepare(self.pixels(image)) for image in images])
         images = as_array(images)
         return self._prepare(images[None] if images.ndim == 3 else images)
+
+    def pixels(self, image: Any) -> np.ndarray:
+        """One image as an array; those of Pillow get three channels.
+
+        Raises:
+          ValueError: it has more than 8 bits, and what white is in it is not known.
+        """
+        if not isinstance(image, Image.Image):
+            return as_array(image)
+        is_deep = image_files.is_deep(image)
+        if is_deep and image.mode in ("RGB", "RGBA") and self.white_level:
+            raise ValueError(
+                f"image of Pillow's mode {image.mode}: has 16 bits, of which Pillow "
+                "gives 8; pass an array of its values"
+            )
+        if self.exif_orientation:
+            image = ImageOps.exif_transpose(image)
+        if not is_deep or image.mode in ("RGB", "RGBA"):
+            return pillow_decode.rgb_pixels(image)
+        pixels = as_array(image)
+        if pixels.dtype.kind == "f":  # in another range than float arrays
+            pixels = white_level.to_8_bits(pixels, self.white_level or 1)
+        return np.repeat(pixels[..., None], 3, axis=-1)
 
     def _prepare(self, images: np.ndarray) -> np.ndarray:
         """Images [..., H, W, 3] of one size."""
@@ -112,7 +153,7 @@ class Preprocessing:
                 f"image has shape {shape[-3:]}: too small for a central crop of "
                 f"{self.crop_proportion} of its side"
             )
-        images = _in_unit_range(images)
+        images = _in_unit_range(images, self.white_level)
         y, x = (height - side + 1) // 2, (width - side + 1) // 2
         images = images[..., y : y + side, x : x + side, :]
         if side != self.image_size:
@@ -138,14 +179,19 @@ def as_array(images: Any) -> np.ndarray:
     return array
 
 
-def _in_unit_range(images: np.ndarray) -> np.ndarray:
-    """uint8 or floats as float32 in [0, 1]; raises ValueError for anything else."""
+def _in_unit_range(images: np.ndarray, level: int | None) -> np.ndarray:
+    """Pixels as float32 in [0, 1]; raises ValueError for what they cannot be."""
+    if images.dtype in (np.uint16, np.uint32, np.int32) and level is not None:
+        images = white_level.to_8_bits(images, level)
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(255)
     if images.dtype.name == "bfloat16":  # JAX's, which NumPy takes for no float
         images = images.astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"image has dtype {images.dtype}: must be uint8 or float")
+        raise ValueError(
+            f"image has dtype {images.dtype}: must be uint8 or float"
+            + (", since training saw 8 bits alone" if level is None else ", or uint16")
+        )
     low, high = float(images.min()), float(images.max())
     if math.isnan(low):  # of NaN and numbers it is NaN
         raise ValueError("float image has NaN: all values must be values in [0, 1]")

@@ -5,7 +5,6 @@ records are read, decoded, augmented and stacked, in parallel and in order. The 
 state is the first step.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -237,7 +236,7 @@ def eval_batches(
       indices: int64 [batches, b].
       threads: for reading and decoding; when None as many as can run at a time.
     """
-    settings: dict[str, Any] = dataclasses.asdict(preprocessing)
+    settings = preprocessing.geometry()
 
     def prepare(record: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label = reading.decode_record(source, record, label)

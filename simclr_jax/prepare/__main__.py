@@ -57,6 +57,15 @@ _DROP_DUPLICATES = flags.DEFINE_bool(
     False,
     "Keeps the first of files with equal bytes (all are in DIR/duplicates.tsv).",
 )
+_EXIF_ORIENTATION = flags.DEFINE_bool(
+    "exif_orientation", True, "Turns images upright by their EXIF data."
+)
+_WHITE_LEVEL = flags.DEFINE_integer(
+    "white_level",
+    None,
+    "The value that becomes 255 in images of more than 8 bits, such as 4095; by "
+    "default 2**bits - 1, with the fewest bits, an even number, that hold all values.",
+)
 _SHARD_SIZE_MB = flags.DEFINE_float("shard_size_mb", 256, "Largest size of a shard.")
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers",
@@ -85,6 +94,8 @@ def main() -> None:
         jpeg_quality=_JPEG_QUALITY.value,
         drop_duplicates=_DROP_DUPLICATES.value,
         shard_size_mb=_SHARD_SIZE_MB.value,
+        exif_orientation=_EXIF_ORIENTATION.value,
+        white_level=_WHITE_LEVEL.value,
     )
     num_workers = _NUM_WORKERS.value or host_resources.num_cpus()
     manifest = build.prepare(

@@ -19,10 +19,12 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from simclr_jax.data import image_traits
 from simclr_jax.data.image_files import MAX_PIXELS
 from simclr_jax.data.sources.folder_reading import AUTO, TOP_FOLDERS
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.white_level import MOST
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
 from simclr_jax.prepare import files, layout, outputs, patterns, steps
 from simclr_jax.prepare.entries import Input, Listing, list_images
@@ -32,6 +34,8 @@ from simclr_jax.prepare.outputs import Output
 
 _LOG = logging.getLogger(__name__)
 _PLAN = "plan.json"
+# What earlier versions did that had no such option.
+_BEFORE = {"exif_orientation": False, "top_folders": AUTO}
 # Of the parts of unfinished work.
 _WORK_VERSION = 3
 
@@ -49,6 +53,8 @@ class Options:
     jpeg_quality: int = 95
     drop_duplicates: bool = False
     shard_size_mb: float = 256
+    exif_orientation: bool = True
+    white_level: int | None = None
 
     def check(self) -> None:
         """Raises a DataError that names the flag with a value that cannot be."""
@@ -67,6 +73,10 @@ class Options:
             ),
             "resize_filter": (self.resize_filter in FILTERS, " or ".join(FILTERS)),
             "jpeg_quality": (1 <= self.jpeg_quality <= 100, "from 1 to 100"),
+            "white_level": (
+                self.white_level is None or 1 <= self.white_level <= MOST,
+                f"from 1 to {MOST}",
+            ),
             "shard_size_mb": (
                 1e-3 <= self.shard_size_mb <= 1e6,
                 "between 0.001 and 1000000",
@@ -168,7 +178,7 @@ def _compare(
     options: Options, other: dict[str, Any], target: Output, what: str
 ) -> None:
     # Earlier versions had fewer options.
-    before = {"top_folders": AUTO, **other}
+    before = {**_BEFORE, **other}
     for name, value in dataclasses.asdict(options).items():
         if before.get(name) != value:
             raise DataError(
@@ -191,9 +201,19 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
             f"which has the splits {', '.join(names)}"
         )
     encoding = Encoding(
-        options.resize_short_side, options.resize_filter, options.jpeg_quality
+        options.resize_short_side,
+        options.resize_filter,
+        options.jpeg_quality,
+        options.exif_orientation,
     )
-    parts = steps.read_parts(source, listing, encoding, work, num_workers=num_workers)
+    parts, level = steps.read_parts(
+        source,
+        listing,
+        encoding,
+        work,
+        white_level=options.white_level,
+        num_workers=num_workers,
+    )
     images = steps.choose(
         listing,
         parts,
@@ -203,12 +223,16 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         shard_bytes=int(options.shard_size_mb * 1e6),
         name=options.input,
     )
+    counts = image_traits.counts(images.table.traits[images.table.reason == ""])
+    _LOG.info("%s: %s", options.input, image_traits.in_words(counts))
     receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
     manifest = {
         "format_version": VERSION,
         "options": dataclasses.asdict(options),
         "input_sha256": listing.stamp(times=False),
+        "white_level": level,
         **steps.write_rest(images, receipts, target.name, work),
+        "handled": counts,
     }
     files.write_text(
         work / steps.FINAL / MANIFEST, json.dumps(manifest, indent=2) + "\n"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from simclr_jax.data.image_files import HEIF_SUFFIXES
 from simclr_jax.data.sources import (
     folder_files,
     folder_names,
@@ -24,7 +25,7 @@ from simclr_jax.data.sources.folder_reading import AUTO, SPLITS, Hints
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import patterns
 
-SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif", ".tif", ".tiff")
+SUFFIXES = (*IMAGE_SUFFIXES, *HEIF_SUFFIXES)
 _HINTS = Hints("--top_folders=classes", "--top_folders=splits")
 
 

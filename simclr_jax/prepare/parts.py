@@ -15,6 +15,7 @@ import numpy as np
 
 from simclr_jax.data.sources.prepared import find_image
 from simclr_jax.data.tf_cpu import tf
+from simclr_jax.data.white_level import Peak
 from simclr_jax.errors import StoreFailed, first_line
 from simclr_jax.prepare.entries import Entry, Input
 from simclr_jax.prepare.image_check import (
@@ -72,6 +73,8 @@ class Table:
       width, height: in pixels, as stored.
       format: of the file.
       resized: whether it was shrunk.
+      traits: see `data/image_traits.py`.
+      peak, fractional: its `white_level.Peak`, if it has more than 8 bits; else -1.
       source_hash: SHA-256 of the file, uint8 [n, 32].
       stored_hash: SHA-256 of what is stored, uint8 [n, 32].
     """
@@ -85,6 +88,9 @@ class Table:
     height: np.ndarray
     format: np.ndarray
     resized: np.ndarray
+    traits: np.ndarray
+    peak: np.ndarray
+    fractional: np.ndarray
     source_hash: np.ndarray
     stored_hash: np.ndarray
 
@@ -94,6 +100,16 @@ class Table:
         names = [field.name for field in dataclasses.fields(cls)]
         columns = {n: np.concatenate([getattr(t, n) for t in tables]) for n in names}
         return cls(**columns)
+
+    def peaks(self) -> list[Peak]:
+        """Of the images of more than 8 bits."""
+        deep = self.peak >= 0
+        return [
+            Peak(value, fractional)
+            for value, fractional in zip(
+                self.peak[deep].tolist(), self.fractional[deep].tolist(), strict=True
+            )
+        ]
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Table":
@@ -165,6 +181,9 @@ def _prepare(
         "height": image.height,
         "format": image.format,
         "resized": image.resized,
+        "traits": image.traits,
+        "peak": image.peak.value if image.peak else -1.0,
+        "fractional": bool(image.peak and image.peak.fractional),
         "source_hash": hashlib.sha256(content).digest(),
         "stored_hash": hashlib.sha256(image.content).digest(),
     }
@@ -198,6 +217,9 @@ def _broken(reason: str) -> dict:
         "height": 0,
         "format": "",
         "resized": False,
+        "traits": 0,
+        "peak": -1.0,
+        "fractional": False,
         "source_hash": bytes(32),
         "stored_hash": bytes(32),
     }

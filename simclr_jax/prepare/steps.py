@@ -15,6 +15,7 @@ import numpy as np
 from simclr_jax.data.progress import Progress
 from simclr_jax.data.sources import split_names, storage
 from simclr_jax.data.sources.prepared import MEANINGS, read_index
+from simclr_jax.data.white_level import FULL, of_peaks
 from simclr_jax.errors import DataError
 from simclr_jax.prepare import files, layout
 from simclr_jax.prepare.entries import Input, Listing
@@ -51,9 +52,25 @@ def read_parts(
     encoding: Encoding,
     work: pathlib.Path,
     *,
+    white_level: int | None,
     num_workers: int,
-) -> list[Part]:
-    """Reads and checks all images, except those of parts that are done."""
+) -> tuple[list[Part], int | None]:
+    """Reads and checks all images, except those of parts that are done.
+
+    Parts with images of more than 8 bits are read again where these use another range
+    than that of 16 bits.
+
+    Args:
+      source: of the images.
+      listing: the images.
+      encoding: how they are stored.
+      work: the folder of work.
+      white_level: of images of more than 8 bits; measured where it is None.
+      num_workers: processes.
+
+    Returns:
+      (the parts, the white level, None where there is no such image).
+    """
     parts = [
         Part(
             source,
@@ -64,8 +81,36 @@ def read_parts(
         )
         for number, images in enumerate(divide(listing.entries))
     ]
+    _write_parts(parts, num_workers=num_workers)
+    tables = [Table.load(part.table) for part in parts]
+    peaks = [peak for table in tables for peak in table.peaks()]
+    level = white_level or of_peaks(peaks)
+    if level is None or not peaks:
+        return parts, level
+    _LOG.info(
+        "%d images have more than 8 bits: white level %d, by their largest value, %g",
+        len(peaks),
+        level,
+        max(peak.value for peak in peaks),
+    )
+    # As which the parts have been written.
+    if level == FULL and not any(peak.fractional for peak in peaks):
+        return parts, level
+    encoding = dataclasses.replace(encoding, white_level=level)
+    anew = [number for number, table in enumerate(tables) if table.peaks()]
+    for number in anew:
+        part = parts[number]
+        part.records.unlink(missing_ok=True)
+        stem = f"{part.stem}-{level}"
+        parts[number] = dataclasses.replace(part, encoding=encoding, stem=stem)
+    _write_parts([parts[number] for number in anew], num_workers=num_workers)
+    return parts, level
+
+
+def _write_parts(parts: list[Part], *, num_workers: int) -> None:
+    """Writes those parts that are not there."""
     todo = [part for part in parts if not part.table.exists()]
-    total = len(listing.entries)
+    total = sum(len(part.entries) for part in parts)
     done = total - sum(len(part.entries) for part in todo)
     if done:
         _LOG.info("Resuming: %s of %s files are done", f"{done:,}", f"{total:,}")
@@ -76,7 +121,6 @@ def read_parts(
     ):
         num_broken += broken
         progress.add(count, f" | {num_broken:,} broken")
-    return parts
 
 
 def choose(

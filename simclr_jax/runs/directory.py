@@ -52,6 +52,23 @@ def check(
             )
 
 
+def as_recorded(config: config_dict.ConfigDict, workdir: str) -> config_dict.ConfigDict:
+    """A copy of a config that reads files as a run did that began in a directory.
+
+    For keys that are None, and decided when a run begins.
+
+    Raises:
+      ConfigError: the directory's config cannot be read.
+    """
+    config = config.copy_and_resolve_references()
+    if "data" in config and has_config(workdir):
+        recorded = read_config(workdir)["data"]
+        for key in ("exif_orientation", "white_level"):
+            if key in config.data and config.data[key] is None:
+                config.data[key] = recorded[key]
+    return config
+
+
 def make_folder(workdir: str) -> None:
     """Creates the run directory, and checks that all processes see the same one.
 

@@ -33,6 +33,9 @@ _ADDED: dict[int, dict[str, Any]] = {
     },
     6: {
         "checkpoint.keep_best": False,
+        # Of 16 bits the upper 8 were used.
+        "data.exif_orientation": False,
+        "data.white_level": 65535,
         "evaluation.every_steps": None,
         "evaluation.held_out_split": None,
         "evaluation.bank_images": None,

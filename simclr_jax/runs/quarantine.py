@@ -64,11 +64,13 @@ def too_many(
     first, *others = bad
     names = [": ".join(first), *(name for name, _ in others[: _NAMES_IN_ERROR - 1])]
     more = ", ..." if len(bad) > len(names) else ""
+    is_damaged = any("cut short or damaged" in ": ".join(words) for words in bad)
+    hint = " `python -m simclr_jax.prepare` leaves such files out." * is_damaged
     listed = f" {path} lists them; remove it after repairs" if path else ""
     return DataError(
         f"{dataset}: {len(bad)} of {num_examples} images cannot be read "
         f"({', '.join(names)}{more}); config.data.bad_records_max={max_share:g} allows "
-        f"{most_allowed(num_examples, max_share)}.{listed}"
+        f"{most_allowed(num_examples, max_share)}.{hint}{listed}"
     )
 
 

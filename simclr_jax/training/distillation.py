@@ -103,10 +103,9 @@ def make_job(
             config = finetuning.adopt(config, weights)
         rules.validate(config)
         finetuning.warn_of_other_size(config, teacher, "teacher was")
-        source = _usable_labels(
-            config,
-            input_pipeline.open_source(config, config.data.split, to_train=True),
-        )
+        source = input_pipeline.open_source(config, config.data.split, to_train=True)
+        config = input_pipeline.with_handling(config, source)
+        source = _usable_labels(config, source)
         if source.num_classes not in (None, num_classes):
             raise ConfigError(
                 f"config.data.dataset={config.data.dataset!r}: has "

@@ -118,6 +118,7 @@ def make_job(
         source = input_pipeline.open_labelled(
             config, config.data.split, why="fine-tuning needs them", to_train=True
         )
+        config = input_pipeline.with_handling(config, source)
         source = subsets.class_balanced(
             source, config.finetune.label_fraction, seed=config.seed
         )
@@ -170,6 +171,8 @@ def adopt(config: config_dict.ConfigDict, weights: Weights) -> config_dict.Confi
             config.head[key] = getattr(head, key)
         config.evaluation.crop_proportion = weights.preprocessing.crop_proportion
         config.evaluation.resize = weights.preprocessing.resize
+        if config.data.white_level is None:
+            config.data.white_level = weights.preprocessing.white_level
     warn_of_other_size(config, weights, "weights were")
     return config
 

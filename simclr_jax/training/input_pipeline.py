@@ -52,6 +52,8 @@ def open_source(
         label_key=config.data.label_key,
         sharing=kept.Sharing(*processes.place()),
         on_bad_record=on_bad_record,
+        exif_orientation=config.data.exif_orientation,
+        white_level=config.data.white_level,
     )
     bad = bad_records.of(source)
     share = config.data.bad_records_max
@@ -86,6 +88,36 @@ def open_labelled(
             "sub-folder for each class)"
         )
     return source
+
+
+def open_to_train(
+    config: config_dict.ConfigDict,
+) -> tuple[config_dict.ConfigDict, Source]:
+    """(config with what is done with the files, training images in memory if wanted).
+
+    Raises:
+      DataError: as `open_source` and `hold_in_memory`.
+    """
+    source = open_source(config, config.data.split, to_train=True)
+    return with_handling(config, source), hold_in_memory(config, source)
+
+
+def with_handling(
+    config: config_dict.ConfigDict, source: Source
+) -> config_dict.ConfigDict:
+    """A copy of a config that records what a source does with its files.
+
+    A run's evaluations, its fine-tuning and its exported encoder do the same.
+    """
+    config = config.copy_and_resolve_references()
+    data = config.data
+    # Sources that hold pixels, or files of others, know nothing of it.
+    data.exif_orientation = getattr(
+        source, "exif_orientation", bool(data.exif_orientation)
+    )
+    level = getattr(source, "white_level", None)
+    data.white_level = data.white_level if level is None else level
+    return config
 
 
 def _pass_over(_error: BadRecord, _step: int) -> None:

@@ -72,8 +72,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
     """
     with processes.all_or_none():
         rules.validate(config)
-        source = input_pipeline.open_source(config, config.data.split, to_train=True)
-        source = input_pipeline.hold_in_memory(config, source)
+        config, source = input_pipeline.open_to_train(config)
         config = resolve.resolve(config, num_examples=source.num_examples)
         mesh = parallel.create_mesh()
         parts = step.pretraining_parts(

@@ -65,12 +65,23 @@ def describe_preprocessing(
             if normalizes
             else "you, after resizing",
         }
+    handling = []
+    if preprocessing.exif_orientation:
+        handling.append("turn the image upright by its EXIF orientation")
+    if preprocessing.white_level is not None:
+        handling.append(
+            "scale images of more than 8 bits to uint8: floor(value * 256 / "
+            f"{preprocessing.white_level + 1})"
+            if preprocessing.white_level > 1
+            else "scale floats in [0, 1] to uint8: round(value * 255)"
+        )
     return {
         **dataclasses.asdict(preprocessing),
         "channels": "RGB",
         "input_range": [0, 1],
         "normalization": normalization,
         "steps": [
+            *handling,
             "divide uint8 pixels by 255",
             "crop the central square whose side is crop_proportion times the image's "
             "shorter side, rounded to the nearest integer, halves to even",
@@ -92,18 +103,27 @@ def read_preprocessing(folder: pathlib.Path) -> Preprocessing:
       DataError: `preprocessing.json` is missing or damaged.
     """
     content = read_json(folder / PREPROCESSING)
-    names = [field.name for field in dataclasses.fields(Preprocessing)]
+    # Earlier versions wrote fewer.
+    later = {
+        field.name: content.get(field.name, field.default)
+        for field in dataclasses.fields(Preprocessing)
+        if field.default is not dataclasses.MISSING
+    }
+    names = ("image_size", "crop_proportion", "resize")
     try:
-        found = Preprocessing(**{name: content[name] for name in names})
+        found = Preprocessing(**later | {name: content[name] for name in names})
     except KeyError as error:
         raise DataError(f"file {folder / PREPROCESSING}: lacks {error}") from error
     size, proportion = found.image_size, found.crop_proportion
+    level, upright = found.white_level, found.exif_orientation
     is_valid = (
         isinstance(size, int)
         and size > 0
         and isinstance(proportion, int | float)
         and 0 < proportion <= 1
         and found.resize in _RESIZES
+        and (level is None or (isinstance(level, int) and level > 0))
+        and isinstance(upright, bool)
     )
     if not is_valid:
         raise DataError(f"file {folder / PREPROCESSING}: has no such {found}")

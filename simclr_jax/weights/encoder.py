@@ -73,10 +73,11 @@ class PretrainedEncoder:
 
         Args:
           images: [N, H, W, 3], one image [H, W, 3], or a list of images of any sizes;
-            NumPy or JAX, uint8 in [0, 255] or floats in [0, 1]. Grey images need no
-            channel: [N, H, W], [H, W]. Images of Pillow and paths of image files, one
-            or a list, are read as training reads them; see `given_images`.
-            Preprocessing is applied, batch by batch.
+            NumPy or JAX, uint8 in [0, 255], floats in [0, 1], or of more bits in
+            [0, preprocessing.white_level]. Grey images need no channel: [N, H, W],
+            [H, W]. Images of Pillow and paths of image files, one or a list, are read
+            as training reads them; see `given_images`. Preprocessing is applied, batch
+            by batch.
           layer: 0 for h, i for the output of layer i of the projection head (SimCLRv2
             fine-tunes from a middle layer), -1 for z.
           batch_size: number of images on the devices at a time, split over those of

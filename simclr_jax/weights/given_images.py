@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax import host_resources
-from simclr_jax.data import pillow_decode
+from simclr_jax.data import own_images, pillow_decode, white_level
 from simclr_jax.data.preprocessing import Preprocessing, as_array
 from simclr_jax.data.sources import bad_records, folder, storage
 from simclr_jax.errors import first_line
@@ -81,7 +81,7 @@ class GivenImages:
 
         def one(number: int) -> np.ndarray:
             try:
-                return preprocessing(_pixels(self._items[number]))[0]
+                return preprocessing(_pixels(self._items[number], preprocessing))[0]
             except ValueError as error:
                 if not self._are_many:
                     raise
@@ -113,13 +113,13 @@ def _stack(array: np.ndarray) -> np.ndarray:
     return _one(array)[None]
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: Any, preprocessing: Preprocessing) -> np.ndarray:
     """One image as [H, W, 3]."""
     if isinstance(image, str | os.PathLike):
-        return _read(os.fspath(image))
+        return _read(os.fspath(image), preprocessing)
     if isinstance(image, Image.Image):
         try:
-            return pillow_decode.rgb_pixels(image)
+            return preprocessing.pixels(image)
         except (OSError, SyntaxError) as error:  # of a file that is decoded only now
             raise ValueError(f"cannot be decoded ({first_line(error)})") from error
     return np.broadcast_to(one := _one(as_array(image)), (*one.shape[:2], 3))
@@ -153,15 +153,19 @@ def _check_channels(shape: tuple[int, ...], hint: str = "") -> None:
     raise ValueError(f"image has shape {shape}: {_ONE}")
 
 
-def _read(path: str) -> np.ndarray:
+def _read(path: str, preprocessing: Preprocessing) -> np.ndarray:
     """Reads and decodes an image file, as training does where it uses Pillow.
 
     Raises:
       DataError: there is no such file, or it cannot be read or decoded.
     """
     what = "cannot be read"
+    level = preprocessing.white_level
+    handling = own_images.Handling(
+        preprocessing.exif_orientation, white_level.FULL if level is None else level
+    )
     try:
-        content = folder.read_image_file(storage.expanded(path))
+        content = folder.read_image_file(storage.expanded(path), handling)
         what = "cannot be decoded"
         return pillow_decode.decode_rgb(content)
     except Exception as error:  # decoders raise anything on broken data

@@ -67,6 +67,7 @@ def pretraining_job(
     config: config_dict.ConfigDict, path: str | None, workdir: str
 ) -> loop.TrainingJob:
     """As `loop.pretraining_job`, from given weights; arguments as for `open_for`."""
+    config = directory.as_recorded(config, workdir)
     weights = open_for(config, path, workdir)
     return initialized(loop.pretraining_job(config), weights)
 

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from sample_images import encoded
 
@@ -41,6 +42,17 @@ def _jpeg_of_another_size():
     return bytes(content)
 
 
+def _heif(brand):
+    return b"\0\0\0\x18ftyp" + brand + bytes(16)
+
+
+def _tiff(bands):
+    buffer = io.BytesIO()
+    values = np.zeros((9, 7, bands), np.uint16)
+    tifffile.imwrite(buffer, values, photometric="minisblack", planarconfig="contig")
+    return buffer.getvalue()
+
+
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n%%EOF\n"
 # Named x.jpg, whatever they are.
 REFUSED = {
@@ -55,15 +67,20 @@ REFUSED = {
         _jpeg_of_another_size,
         r"says that it has 4000 x 4000 pixels, more than a JPEG of [\d,]+ bytes",
     ),
-    "animated-webp": (lambda: encoded("WEBP", frames=3), r"\(3 frames\)"),
-    "animated-png": (lambda: encoded("PNG", frames=3), r"\(3 frames\)"),
-    "animated-gif": (lambda: encoded("GIF", frames=3), r"\(3 frames\)"),
-    "pages": (lambda: encoded("TIFF", frames=3), r"\(3 frames\)"),
-    "16-bit-tiff": (lambda: encoded("TIFF", mode="I;16"), "pixels of kind I;16"),
+    "heic": (lambda: _heif(b"heic"), "is HEIC, which is not decoded here: convert"),
+    "heif-sequence": (lambda: _heif(b"msf1"), "is HEIF, which is not decoded here"),
+    "avif": (lambda: _heif(b"avif"), "is AVIF, which is not decoded here"),
+    "bands": (lambda: _tiff(bands=13), r"a TIFF .*\(13 bands of 16 bits\): write it"),
+    "lab": (lambda: encoded("TIFF", mode="LAB"), "has Lab colours: convert it to RGB"),
 }
 ACCEPTED = {
     "gif": lambda: encoded("GIF"),
     "tiff": lambda: encoded("TIFF"),
+    "animated-webp": lambda: encoded("WEBP", frames=3, lossless=True),
+    "animated-png": lambda: encoded("PNG", frames=3),
+    "animated-gif": lambda: encoded("GIF", frames=3),
+    "pages": lambda: encoded("TIFF", frames=3),
+    "palette-tiff": lambda: encoded("TIFF", mode="P"),
     "webp": lambda: encoded("WEBP"),
     "bmp": lambda: encoded("BMP"),
     "mpo": lambda: encoded("MPO", frames=2),

@@ -1,5 +1,7 @@
 """Evaluation preprocessing, in NumPy and in TensorFlow."""
 
+import io
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -230,3 +232,41 @@ def test_bfloat16_of_jax_is_a_float():
     expected = preprocessing(np.asarray(images, np.float32))
     np.testing.assert_array_equal(preprocessing(images), expected)
     np.testing.assert_array_equal(preprocessing([images]), expected)
+
+
+GREY16 = np.random.default_rng(0).integers(0, 4096, (12, 10)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.repeat(GREY16[..., None], 3, axis=-1),
+        np.repeat(GREY16[..., None], 3, axis=-1).astype(np.int32),
+        Image.fromarray(GREY16),
+        Image.fromarray(GREY16.astype(np.float32)),
+    ],
+    ids=["uint16", "int32", "I;16", "F"],
+)
+def test_more_than_8_bits_are_scaled_by_the_recorded_white_level(image):
+    of_12_bits = Preprocessing(8, 1.0, white_level=4095)
+    of_8 = Preprocessing(8, 1.0)
+    eight = np.repeat((GREY16 >> 4).astype(np.uint8)[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(of_12_bits([image]), of_8([eight]))
+    with pytest.raises(ValueError, match="above the white level 1023"):
+        Preprocessing(8, 1.0, white_level=1023)([image])
+    if isinstance(image, np.ndarray):
+        with pytest.raises(ValueError, match=r"dtype .*: .* saw 8 bits alone"):
+            of_8(image)
+
+
+def test_images_of_pillow_are_turned_where_training_turned_them():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    image = Image.open(buffer)
+    (found,) = Preprocessing(8, 1.0, exif_orientation=True)(image)
+    np.testing.assert_array_equal(found, np.rot90(pixels / 255, k=-1))
+    np.testing.assert_array_equal(Preprocessing(8, 1.0)(image)[0], pixels / 255)

@@ -120,3 +120,25 @@ def test_renamed_keys_are_those_of_base():
             config.update_from_flattened_dict({key: old})
             with pytest.raises(ConfigError, match=f"is now called '{new}'"):
                 rules.validate(config)
+
+
+@pytest.mark.parametrize("version", [5, 6])
+def test_a_resumed_run_reads_its_files_as_it_began(version, tmp_path):
+    began = base.get_config()
+    began.data.exif_orientation, began.data.white_level = True, 4095
+    content = identity.as_json(began)
+    if version == 5:
+        del content["data"]["exif_orientation"], content["data"]["white_level"]
+    stored = {"format_version": version, **content}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    resumed = directory.as_recorded(base.get_config(), str(tmp_path))
+    expected = {5: (False, 65535), 6: (True, 4095)}[version]
+    assert (resumed.data.exif_orientation, resumed.data.white_level) == expected
+    chosen = base.get_config()
+    chosen.data.white_level = 1023
+    assert directory.as_recorded(chosen, str(tmp_path)).data.white_level == 1023
+    new = directory.as_recorded(base.get_config(), str(tmp_path / "new"))
+    assert new.data.white_level is None
+    # What versions without the keys did leaves their hash as it was.
+    recorded = directory.read_config(str(tmp_path))
+    assert identity.config_hash(recorded) == identity.config_hash(content)

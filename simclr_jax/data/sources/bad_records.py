@@ -6,6 +6,7 @@ the record may be intact: nothing may take its place.
 """
 
 import errno
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,6 +17,12 @@ from simclr_jax.errors import BadRecord, DataError, StoreFailed, first_line
 # are decoded before the first step. Returns if another image may take its place.
 OnBadRecord = Callable[[BadRecord, int], Any]
 
+# What decoders say of files without their end, each in its own words.
+_CUT_SHORT = re.compile(
+    r"^jpeg::Uncompress failed|^Invalid (JPEG|PNG) data|^(Pillow: )?(image file is "
+    r"truncated|broken (PNG|data stream)|Truncated File Read|unrecognized data stream)"
+)
+_HINT = "; `python -m simclr_jax.prepare` finds and leaves out such files"
 _OF_THIS_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -36,9 +43,9 @@ def stop(error: BadRecord, step: int) -> None:
     """
     needed = f"step {step} needs it" if step else "it is needed before the first step"
     raise DataError(
-        f"{error}; {needed}. A training with config.data.on_bad_record='replace' takes "
-        "the next image in its place; `python -m simclr_jax.prepare` leaves such files "
-        "out"
+        f"{error.name}: {error.reason}; {needed}. A training with "
+        "config.data.on_bad_record='replace' takes the next image in its place; "
+        "`python -m simclr_jax.prepare` leaves such files out"
     ) from error
 
 
@@ -68,10 +75,14 @@ def fail(index: int, name: str, what: str, error: Exception) -> NoReturn:
     if isinstance(error, BadRecord | StoreFailed):
         raise error
     cause = first_line(error).removeprefix(f"{name}: ")
+    if _CUT_SHORT.search(cause):
+        cause = "the file is cut short or damaged"
     intact = isinstance(error, MemoryError | PermissionError)
     if isinstance(error, OSError):
         cause = error.strerror or cause  # without the path, which the name has
         intact |= error.errno in _OF_THIS_MACHINE
     if intact:
         raise DataError(f"{name}: {what} ({cause})") from error
-    raise BadRecord(index, name, f"{what} ({cause})") from error
+    # Of a folder; others are prepared, or were prepared by others.
+    hint = _HINT if name.startswith("file ") else ""
+    raise BadRecord(index, name, f"{what} ({cause})", hint) from error

@@ -1,13 +1,12 @@
 """Folders of image files."""
 
 import functools
-import io
 import logging
 from typing import NamedTuple
 
 import numpy as np
 
-from simclr_jax.data import image_files
+from simclr_jax.data import image_files, image_traits, own_images, white_level
 from simclr_jax.data.sources import (
     bad_records,
     folder_files,
@@ -17,6 +16,7 @@ from simclr_jax.data.sources import (
     hints,
     kept,
     listings,
+    measured,
     split_names,
     storage,
 )
@@ -42,6 +42,8 @@ class FolderSource:
         split: str = ALL,
         sharing: kept.Sharing = kept.ALONE,
         on_bad_record: bad_records.OnBadRecord = bad_records.refuse,
+        exif_orientation: bool = True,
+        white_level: int | None = None,
     ) -> None:
         """Lists and checks the files.
 
@@ -53,6 +55,8 @@ class FolderSource:
           sharing: the processes that open it too, and may share the checks.
           on_bad_record: called with each file that is no image; if it returns, the file
             remains an image of the dataset, and one of `bad_records`.
+          exif_orientation: images are turned upright by their EXIF data.
+          white_level: of images of more than 8 bits; measured where it is None.
 
         Raises:
           DataError: no such folder or split, no image in it; or by `on_bad_record`.
@@ -67,16 +71,13 @@ class FolderSource:
         self._is_distant = storage.is_distant(root)
         self.name = f"folder:{self._root}"
         self.split = part.split
-        images = folder_files.measure(self._root, part.paths, part.known)
-        there = images.times != 0
-        for n in np.flatnonzero(~there).tolist():
-            layout.leave_out(folder_layout.LINK, part.paths[n])
-        images = images.choose(np.flatnonzero(there).tolist())
+        images, there = _find_files(part)
         self.num_ignored = sum(left.count for left in layout.left_out.values())
         if not images.paths:
             raise DataError(
                 f"dataset {self.name}: holds no image (looked for "
                 f"{', '.join(IMAGE_SUFFIXES)} among {part.num_files} files)"
+                f"{''.join(f'; {line}' for line in layout.left_out_in_words())}"
                 f"{hints.of_prepare(root, layout.names_left_out())}"
             )
         _log_once(f"{part.what}:\n{layout.table()}")
@@ -89,13 +90,18 @@ class FolderSource:
             )
         found: list[BadRecord] = []
 
-        def note(error: BadRecord, step: int) -> None:
+        def note_bad(error: BadRecord, step: int) -> None:
             on_bad_record(error, step)
             found.append(error)
 
-        folder_files.check(
-            self._root, images, what=self.name, sharing=sharing, on_bad_record=note
+        traits = folder_files.check(
+            self._root,
+            images,
+            what=self.name,
+            sharing=sharing,
+            on_bad_record=note_bad,
         )
+        self._prepare_handling(images, traits, exif_orientation, white_level)
         self.bad_records = tuple(found)
         self._paths, self._sizes = images.paths, images.sizes
         self.num_examples = len(self._paths)
@@ -105,12 +111,37 @@ class FolderSource:
         self.class_names = layout.class_names if (self.labels >= 0).any() else None
         self.num_classes = len(self.class_names) if self.class_names else None
 
+    def _prepare_handling(
+        self,
+        images: folder_files.Files,
+        traits: np.ndarray,
+        exif_orientation: bool,
+        level: int | None,
+    ) -> None:
+        """Counts formats, logs them, and decides on the white level."""
+        known = traits[traits != folder_files.NO_IMAGE]
+        if not exif_orientation:
+            known = known & ~image_traits.TURNED
+        self.format_counts = image_traits.counts(known)
+        _LOG.info("%s: %s", self.name, image_traits.in_words(self.format_counts))
+        good = traits != folder_files.NO_IMAGE
+        deep = np.flatnonzero(good & (traits & image_traits.DEEP != 0)).tolist()
+        if level is None and deep:
+            level = measured.measure(self._root, images.choose(deep), what=self.name)
+        if deep:
+            _LOG.info("%s: white level %d of more than 8 bits", self.name, level)
+        self.exif_orientation, self.white_level = exif_orientation, level
+        self._handling = own_images.Handling(
+            exif_orientation, white_level.FULL if level is None else level
+        )
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Source`."""
         records = np.empty(len(indices), object)
         paths = [self._path(index) for index in indices.tolist()]
         read = storage.each if self._is_distant else map
-        for n, content in enumerate(read(read_image_file, paths)):
+        handled = functools.partial(read_image_file, handling=self._handling)
+        for n, content in enumerate(read(handled, paths)):
             records[n] = content
         return records, self.labels[indices]
 
@@ -163,7 +194,7 @@ def _find_part(root: str, split: str) -> _Part:
     what = f"folder:{root}"
     layout = folder_layout.understand(
         names.paths,
-        IMAGE_SUFFIXES,
+        (*IMAGE_SUFFIXES, *image_files.HEIF_SUFFIXES),
         top_folders=folder_reading.CLASSES if split == WHOLE else folder_reading.AUTO,
     )
     splits: list[str] = []
@@ -189,6 +220,23 @@ def _find_part(root: str, split: str) -> _Part:
     return _Part(root, paths, known, layout, chosen, split, splits, what, num_files)
 
 
+def _find_files(part: _Part) -> tuple[folder_files.Files, np.ndarray]:
+    """The files of a part that are there, and which of its paths they are, bool [n]."""
+    images = folder_files.measure(part.root, part.paths, part.known)
+    there = images.times != 0
+    for n in np.flatnonzero(~there).tolist():
+        part.layout.leave_out(folder_layout.LINK, part.paths[n])
+    # Files of this name may be JPEGs all the same.
+    for n in np.flatnonzero(there).tolist():
+        path = part.paths[n]
+        if path.lower().endswith(image_files.HEIF_SUFFIXES):
+            head = storage.read_beginning(f"{part.root}/{path}", 12)
+            if image_files.heif_kind(head):
+                part.layout.leave_out(folder_layout.HEIF, path)
+                there[n] = False
+    return images.choose(np.flatnonzero(there).tolist()), there
+
+
 def _find_split(wanted: str, layout: Layout, what: str) -> str:
     found = split_names.find(wanted, layout.splits, what=what)
     if found is None:
@@ -212,22 +260,16 @@ def _log_once(text: str) -> None:
     _LOG.info("%s", text)
 
 
-def read_image_file(path: str) -> bytes:
-    """The bytes of an image file, as JPEG or PNG.
+def read_image_file(
+    path: str, handling: own_images.Handling = own_images.DEFAULT
+) -> bytes:
+    """The bytes of an image file, as a JPEG or PNG; see `own_images.as_jpeg_or_png`.
 
-    TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, 16 bits, alpha
-    (dropped, as torchvision's loader does). Other formats become uncompressed PNG
-    here, which costs a copy and no loss.
+    TensorFlow decodes every JPEG and PNG to RGB: grey, palettes, CMYK, alpha (dropped,
+    as torchvision's loader does).
 
     Raises:
       StoreFailed, OSError: as `storage.read_file`.
       NotAnImage: the file is none, see `image_files`.
     """
-    content = storage.read_file(path)
-    if content.startswith((b"\xff\xd8", b"\x89PNG")):
-        return content
-    buffer = io.BytesIO()
-    file = io.BytesIO(content)
-    with image_files.open_image(file, num_bytes=len(content)) as image:
-        image_files.decode_rgb(image).save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
+    return own_images.as_jpeg_or_png(storage.read_file(path), handling)

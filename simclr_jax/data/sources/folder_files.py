@@ -9,17 +9,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_jax.data import image_files
+from simclr_jax.data import image_files, image_traits
 from simclr_jax.data.progress import Progress
 from simclr_jax.data.sources import bad_records, kept, object_store, storage
 from simclr_jax.errors import BadRecord, DataError
 
 _LOG = logging.getLogger(__name__)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp"),
+    *(".gif", ".tif", ".tiff"),
+)
 # What is checked faster than read is not kept.
 FEWEST_KEPT = 10_000
 # The number is that of the rules of `image_files`.
-_NAME = "checked-images-2"
+_NAME = "checked-images-3"
+_TRAITS = "traits"
+# Stands for the traits of a file that is no image.
+NO_IMAGE = -1
 _THREADS = 16
 _STATS = 512  # files that a thread looks at, at a time
 _MOST_FILES = 1 << 14  # in a part of the work
@@ -97,7 +103,7 @@ def check(
     what: str,
     sharing: kept.Sharing,
     on_bad_record: bad_records.OnBadRecord,
-) -> None:
+) -> np.ndarray:
     """Reads the headers of images, so that a bad file is found before training.
 
     Files that an earlier start found good and that have not changed are not opened.
@@ -109,14 +115,18 @@ def check(
       sharing: the processes that open them.
       on_bad_record: called with each file that is no image, step 0 and in any order.
 
+    Returns:
+      The `image_traits` of each file, int64 [n]; -1 of one that is no image.
+
     Raises:
       DataError: a file cannot be opened, and may be intact; or by `on_bad_record`.
       StoreFailed: a disk or store does not answer.
     """
+    traits = np.full(len(files.paths), NO_IMAGE, np.int64)
     if len(files.paths) < FEWEST_KEPT:
         everything = list(range(len(files.paths)))
-        _check_all(root, files.paths, everything, on_bad_record, None)
-        return
+        traits[:] = _check_all(root, files.paths, everything, on_bad_record, None)
+        return traits
     place = kept.Place(root)
     arrays = _to_arrays(files)
     before = place.load(_NAME)
@@ -124,37 +134,38 @@ def check(
         np.array_equal(before[key], values) for key, values in arrays.items()
     ):
         kept.forget_parts(place, _NAME)
-        return
+        return before[_TRAITS]
     todo = list(range(len(files.paths)))
     if before is not None:
-        known = set(_from_arrays(before).keys())
-        todo = [n for n, key in enumerate(files.keys()) if key not in known]
+        keys, wanted = _from_arrays(before).keys(), files.keys()
+        known = dict(zip(keys, before[_TRAITS].tolist(), strict=True))
+        traits[:] = [known.get(key, NO_IMAGE) for key in wanted]
+        todo = np.flatnonzero(traits == NO_IMAGE).tolist()
     progress = Progress(_LOG, len(todo), "files", what=f"Checking {what}: ")
     count = min(-(-len(todo) // (2 * sharing.count)), _MOST_FILES) or 1
     parts = [todo[start : start + count] for start in range(0, len(todo), count)]
-    bad: list[int] = []
 
     def check_again(numbers: list[int]) -> list[int]:
-        found = _check_all(root, files.paths, numbers, on_bad_record, progress)
-        bad.extend(found)
-        return found
+        return _check_all(root, files.paths, numbers, on_bad_record, progress)
 
     mine: set[int] = set()
 
     def check_part(number: int) -> kept.Arrays:
         mine.add(number)
-        part = parts[number]
-        found = check_again(part)
-        return {"bad": np.flatnonzero(np.isin(part, found))}
+        return {_TRAITS: np.array(check_again(parts[number]), np.int64)}
 
     stamps = [kept.stamp(*files.choose(part).keys()) for part in parts]
     results = kept.in_parts(place, _NAME, stamps, check_part, sharing)
     for number, result in enumerate(results):
+        part = np.array(parts[number], np.int64)
+        traits[part] = result[_TRAITS]
         if number not in mine:  # for the reasons
-            check_again([parts[number][n] for n in result.get("bad", [])])
-    good = np.setdiff1d(np.arange(len(files.paths)), bad)
+            bad = part[traits[part] == NO_IMAGE].tolist()
+            traits[bad] = check_again(bad)
+    good = np.flatnonzero(traits != NO_IMAGE)
     arrays = _to_arrays(files.choose(good.tolist()))
-    place.save(_NAME, arrays)
+    place.save(_NAME, {**arrays, _TRAITS: traits[good]})
+    return traits
 
 
 def _to_arrays(files: Files) -> kept.Arrays:
@@ -178,33 +189,35 @@ def _check_all(
     on_bad_record: bad_records.OnBadRecord,
     progress: Progress | None,
 ) -> list[int]:
-    """Checks some of the files; returns the numbers of those that are no images."""
-    check_one: Callable[[str], None] = _check_local
+    """Checks some of the files; returns their traits, as `check`."""
+    check_one: Callable[[str], int] = _check_local
     if storage.is_remote(root):
         check_one = _check_object
 
-    def error_of(number: int) -> BadRecord | None:
+    def result_of(number: int) -> int | BadRecord:
         path = f"{root}/{paths[number]}"
         try:
-            _check_one(check_one, path, number)
+            traits = _check_one(check_one, path, number)
         except BadRecord as error:
             return error
         if progress:
             progress.add()
-        return None
+        return traits
 
-    bad = []
+    found = []
     with ThreadPoolExecutor(_THREADS) as pool:
         each = storage.each if storage.is_distant(root) else pool.map
-        for error in filter(None, each(error_of, numbers)):
-            on_bad_record(error, 0)
-            bad.append(error.index)
-    return bad
+        for result in each(result_of, numbers):
+            if isinstance(result, BadRecord):
+                on_bad_record(result, 0)
+                result = NO_IMAGE
+            found.append(result)
+    return found
 
 
-def _check_one(check: Callable[[str], None], path: str, number: int) -> None:
+def _check_one(check: Callable[[str], int], path: str, number: int) -> int:
     try:
-        check(path)
+        return check(path)
     except _BROKEN as error:
         bad_records.fail(number, f"file {path}", "is no readable image", error)
 
@@ -214,15 +227,16 @@ _BROKEN = (OSError, image_files.NotAnImage)
 _TOLD_BY_HEAD = ("JPEG", "MPO", "PNG", "BMP")
 
 
-def _check_local(path: str) -> None:
-    storage.retried(path, lambda: _open_local(path))
+def _check_local(path: str) -> int:
+    return storage.retried(path, lambda: _open_local(path))
 
 
-def _open_local(path: str) -> None:
-    image_files.open_image(path, num_bytes=os.path.getsize(path)).close()
+def _open_local(path: str) -> int:
+    with image_files.open_image(path, num_bytes=os.path.getsize(path)) as image:
+        return image_traits.of_image(image)
 
 
-def _check_object(path: str) -> None:
+def _check_object(path: str) -> int:
     def read(stop: int) -> tuple[bytes, int]:
         content, size = storage.retried(
             path, lambda: object_store.read_start(path, stop)
@@ -232,11 +246,11 @@ def _check_object(path: str) -> None:
     head, size = read(_HEAD_BYTES)
     try:
         with image_files.open_image(io.BytesIO(head), num_bytes=size) as image:
-            is_known = image.format in _TOLD_BY_HEAD
+            if image.format in _TOLD_BY_HEAD or size <= len(head):
+                return image_traits.of_image(image)
     except _BROKEN:
-        is_known = False
         if size <= len(head):
             raise
-    if not is_known and size > len(head):
-        content = io.BytesIO(read(size)[0])
-        image_files.open_image(content, num_bytes=size).close()
+    content = io.BytesIO(read(size)[0])
+    with image_files.open_image(content, num_bytes=size) as image:
+        return image_traits.of_image(image)

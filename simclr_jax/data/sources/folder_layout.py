@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from simclr_jax.data.image_files import HOW_TO_CONVERT
 from simclr_jax.data.sources import folder_reading
 from simclr_jax.data.sources.base import NO_LABEL
 from simclr_jax.data.sources.folder_reading import AUTO, Hints, Place
@@ -19,6 +20,7 @@ HIDDEN = "hidden or of a system"
 NO_IMAGE = "not named as an image"
 OUTSIDE = "outside of the splits"
 LINK = "a link to nothing, or to a folder around it"
+HEIF = f"HEIC, HEIF or AVIF, which are not decoded here: {HOW_TO_CONVERT}"
 # Of systems and tools, in lower case; beside whatever begins with a dot or '@'.
 _SYSTEM = frozenset(
     {
@@ -109,6 +111,17 @@ class Layout:
         counts = np.bincount(labels[labels >= 0], minlength=len(names))
         return dict(zip(names, counts.tolist(), strict=True))
 
+    def left_out_in_words(self) -> list[str]:
+        """A line for each reason, with the names of the first files."""
+        lines = []
+        for reason, left in sorted(self.left_out.items()):
+            named = ", ".join(map(printable, left.names))
+            if named:
+                more = ", ..." if left.count > len(left.names) else ""
+                named = f" ({named}{more})"
+            lines.append(f"left out: {left.count:,} {printable(reason)}{named}")
+        return lines
+
     def table(self) -> str:
         """Splits, classes, images in each, and what was left out by reason."""
         rows = [("split", "images", "classes")]
@@ -118,12 +131,7 @@ class Layout:
             rows.append((printable(name), f"{chosen.sum():,}", classes))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}" for a, b, c in rows]
-        for reason, left in sorted(self.left_out.items()):
-            named = ", ".join(map(printable, left.names))
-            if named:
-                more = ", ..." if left.count > len(left.names) else ""
-                named = f" ({named}{more})"
-            lines.append(f"left out: {left.count:,} {printable(reason)}{named}")
+        lines += self.left_out_in_words()
         lines += [f"note: {printable(remark)}" for remark in self.remarks]
         return "\n".join(f"  {line}" for line in lines)
 

@@ -77,6 +77,9 @@ class ShardSource:
         if MEANINGS in manifest and not (self.labels >= 0).any():
             self.class_names = None
         self.num_classes = len(self.class_names) if self.class_names else None
+        # What preparing did; absent in what earlier versions prepared, which did not.
+        self.exif_orientation = bool(manifest["options"].get("exif_orientation"))
+        self.white_level: int | None = manifest.get("white_level")
         self.encoded = True
         self.image_shape: tuple[int, int] | None = None
 

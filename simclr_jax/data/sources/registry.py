@@ -29,6 +29,8 @@ def open_source(
     label_key: str = "label",
     sharing: kept.Sharing = kept.ALONE,
     on_bad_record: bad_records.OnBadRecord = bad_records.refuse,
+    exif_orientation: bool | None = None,
+    white_level: int | None = None,
 ) -> Source:
     """Opens a dataset by its name in the config.
 
@@ -47,6 +49,9 @@ def open_source(
         first time.
       on_bad_record: called with each file of a folder that is no image; if it returns,
         the file remains one of the dataset.
+      exif_orientation: images of a folder are turned upright by their EXIF data; None:
+        they are. Those of other datasets are used as they are stored.
+      white_level: of a folder's images of more than 8 bits; measured where it is None.
 
     Raises:
       DataError: the dataset is missing, empty or unreadable; or by `on_bad_record`.
@@ -56,10 +61,25 @@ def open_source(
         raise DataError(f"dataset {dataset}: must be {kind}:PATH")
     if kind == "folder":
         return folder.FolderSource(
-            argument, split=split, sharing=sharing, on_bad_record=on_bad_record
+            argument,
+            split=split,
+            sharing=sharing,
+            on_bad_record=on_bad_record,
+            exif_orientation=exif_orientation is not False,
+            white_level=white_level,
         )
     if kind == "prepared":
-        return prepared.ShardSource(argument, split=split)
+        source = prepared.ShardSource(argument, split=split)
+        if None not in (white_level, source.white_level) and (
+            white_level != source.white_level
+        ):
+            raise DataError(
+                f"dataset {source.name}: was prepared with the white level "
+                f"{source.white_level}, where config.data.white_level={white_level}, "
+                "as its run recorded; prepare it with --white_level="
+                f"{white_level}"
+            )
+        return source
     if kind == "npz":
         return npz.open_npz(argument.replace("{split}", split), split)
     if kind == "synthetic":

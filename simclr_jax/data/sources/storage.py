@@ -258,6 +258,18 @@ def read_file(path: str) -> bytes:
     return retried(path, lambda: _read_file(path))
 
 
+def read_beginning(path: str, num_bytes: int) -> bytes:
+    """The first bytes of a file; fewer if it is shorter; errors as of `read_file`."""
+    return retried(path, lambda: _read_beginning(path, num_bytes))
+
+
+def _read_beginning(path: str, num_bytes: int) -> bytes:
+    if is_remote(path):
+        return bytes(object_store.read_start(path, num_bytes)[0])
+    with open(path, "rb") as file:
+        return file.read(num_bytes)
+
+
 def _read_file(path: str) -> bytes:
     if not is_remote(path):
         with open(path, "rb") as file:

@@ -176,7 +176,9 @@ def test_no_more_is_read_than_shows_that_it_does_not_fit(tmp_path, monkeypatch):
     opened = []
     read = folder.read_image_file
     monkeypatch.setattr(
-        folder, "read_image_file", lambda path: opened.append(path) or read(path)
+        folder,
+        "read_image_file",
+        lambda path, **options: opened.append(path) or read(path, **options),
     )
     # Two images take 0.92 MiB and three 1.4.
     assert in_memory.hold(source, limit_mb=1) is None
