@@ -47,9 +47,9 @@ class TrainingJob:
       parts: of the train step.
       mesh: all devices.
       health: monitor of the metrics; None for objectives that it does not support.
-      initialize: TrainState -> TrainState, replaces random weights by pretrained ones,
-        which are the leaves of this pytree.
+      initialize: TrainState -> TrainState with pretrained weights, its leaves.
       teacher: the teacher model of distillation.
+      teacher_classes: their names, where the teacher has them.
     """
 
     config: config_dict.ConfigDict
@@ -59,6 +59,7 @@ class TrainingJob:
     health: HealthMonitor | None = None
     initialize: jax.tree_util.Partial | None = None
     teacher: Teacher | None = None
+    teacher_classes: tuple[str, ...] | None = None
 
 
 def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
@@ -136,7 +137,7 @@ def run(
         )
         # After restoring, so that a failed restore leaves the old config in place.
         directory.write_config(workdir, config)
-        dataset_record.write(workdir, listing)
+        dataset_record.write(workdir, listing, job.teacher_classes)
         start_step = int(state.step)
         starting.log(config, job.source, state)
         quarantine = input_pipeline.open_quarantine(config, job.source, workdir)
