@@ -7,8 +7,8 @@ Formats: torchvision, timm and huggingface (for PyTorch's libraries), safetensor
 the weights, their preprocessing, a model card, and a parity report, which compares the
 features of real images with the original's; if they differ, nothing is written. A
 format that cannot express the encoder is refused. A run that was fine-tuned or
-distilled is written with its classifier and the names of its classes. `simclr_jax.load(DIR)` opens every
-format.
+distilled is written with its classifier and the names of its classes.
+`simclr_jax.load(DIR)` opens every format.
 """
 
 from absl import flags

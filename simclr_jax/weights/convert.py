@@ -125,6 +125,7 @@ def read_export(
     settings = settings_of(pretrained.encoder)
     del settings["dtype"]
     name = descriptions.read_json(folder / descriptions.ENCODER)["format"]
+    left_out = "the classifier was left out: fine-tune again, or use the export itself"
     weights = ImportedWeights(
         layout=f"simclr_jax export, {name}",
         encoder_settings=settings,
@@ -136,7 +137,7 @@ def read_export(
         step=pretrained.step,
         ignored={},
         unexpected=(),
-        notes=(),
+        notes=(left_out,) if pretrained.model.num_classes else (),
     )
     if config is None:
         config = config_dict.ConfigDict(pretrained.config)

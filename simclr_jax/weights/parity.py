@@ -76,7 +76,8 @@ class Parity:
         """One readable line for each comparison."""
         lines = [
             f"{c['output']} in {c['library']}: largest difference {c['max_abs']:.1e}, "
-            f"mean {c['mean_abs']:.1e}; largest of them {c['scale']:.2g}; on {self.images}"
+            f"mean {c['mean_abs']:.1e}; largest of them {c['scale']:.2g}; "
+            f"on {self.images}"
             for c in self.comparisons
         ]
         if self.not_compared:
