@@ -117,7 +117,7 @@ def write_names(folder: pathlib.Path, pretrained: PretrainedEncoder) -> None:
 def described(
     encoder: Any, description: dict[str, Any] | None
 ) -> tuple[SimCLR, tuple[str, ...] | None]:
-    """(the modules, the recorded names), the inverse of `describe`.
+    """(the modules, the names of the classes), the inverse of `describe`.
 
     Raises:
       TypeError, ValueError, KeyError: the description is damaged.
@@ -128,8 +128,7 @@ def described(
     if not isinstance(found, list) or len(found) != count:
         raise ValueError(f"class_names must be a list of {count} names")
     head = build.make_head(description["head"])
-    recorded = tuple(map(str, found)) if description["names_recorded"] else None
-    return SimCLR(encoder, head, count, fine_tuned=True), recorded
+    return SimCLR(encoder, head, count, fine_tuned=True), tuple(map(str, found))
 
 
 def shapes(model: SimCLR) -> Tree:
