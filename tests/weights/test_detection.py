@@ -50,7 +50,7 @@ maps = model.backbone(images)["out"]
 assert maps.shape == (2, 2048, 8, 12), maps.shape
 """,
     "timm": SAVE + POOL,
-    "AutoBackbone": SAVE + POOL,
+    "ResNetBackbone": SAVE + POOL,
     "jax": """
 assert [m.shape[1:3] for m in (c2, c3, c4, c5)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 np.save("h.npy", np.asarray(c5).mean((1, 2)))
