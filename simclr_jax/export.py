@@ -1,4 +1,4 @@
-"""Writes the encoder of a run for another library.
+"""Writes the encoder of a run, and its classifier, for another library.
 
     python -m simclr_jax.export --workdir=RUN --format=timm --output=DIR
 
@@ -6,8 +6,9 @@ Formats: torchvision, timm and huggingface (for PyTorch's libraries), safetensor
 (weights for JAX), stablehlo (a compiled function that needs only JAX). Each folder has
 the weights, their preprocessing, a model card, and a parity report, which compares the
 features of real images with the original's; if they differ, nothing is written. A
-format that cannot express the encoder is refused. `simclr_jax.load(DIR)` opens every
-format.
+format that cannot express the encoder is refused. A run that was fine-tuned or
+distilled is written with its classifier and the names of its classes.
+`simclr_jax.load(DIR)` opens every format.
 """
 
 from absl import flags
@@ -23,6 +24,18 @@ _STEP = flags.DEFINE_integer(
 )
 _PTH = flags.DEFINE_bool(
     "pth", False, "Write model.pth too; for torchvision only, needs PyTorch."
+)
+_CLASSIFIER = flags.DEFINE_bool(
+    "classifier",
+    None,
+    "Write the classifier too. By default that of a fine-tuned or distilled run is "
+    "written, and the probe of a pretrained one is not.",
+)
+_PYRAMID = flags.DEFINE_bool(
+    "pyramid",
+    False,
+    "Write pyramid.stablehlo too, the feature maps C2 to C5 of images of many sizes; "
+    "for stablehlo only.",
 )
 _IMAGES = flags.DEFINE_string(
     "images",
@@ -44,6 +57,8 @@ def main() -> None:
         step=_STEP.value,
         pickled=_PTH.value,
         images=_IMAGES.value,
+        classifier=_CLASSIFIER.value,
+        pyramid=_PYRAMID.value,
     )
     cli.say("\n".join(parity.lines()))
     cli.say(f"The export is in {_OUTPUT.value}; start with its README.md.")

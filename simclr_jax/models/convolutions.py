@@ -174,7 +174,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax
 def _convolve_on_cpu(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int
 ) -> jax.Array:
-    if cpu_convolutions.is_product(x.shape, kernel.shape, stride, padding):
+    known = cpu_convolutions.has_known_size(x.shape)
+    if known and cpu_convolutions.is_product(x.shape, kernel.shape, stride, padding):
         return cpu_convolutions.convolve_patches(x, kernel, stride, padding)
     return _convolve(x, kernel, stride, padding)
 
@@ -271,10 +272,13 @@ def _pools(
     window: tuple[int, int], strides: tuple[int, int], padding: Padding
 ) -> dict[str, Callable[[jax.Array], jax.Array]]:
     settings: dict[str, Any] = {"strides": strides, "padding": padding}
-    return {
-        "cpu": lambda x: cpu_convolutions.max_pool(x, window, **settings),
-        "direct": lambda x: nn.max_pool(x, window, **settings),
-    }
+
+    def on_cpu(x: jax.Array) -> jax.Array:
+        known = cpu_convolutions.has_known_size(x.shape)
+        pool = cpu_convolutions.max_pool if known else nn.max_pool
+        return pool(x, window, **settings)
+
+    return {"cpu": on_cpu, "direct": lambda x: nn.max_pool(x, window, **settings)}
 
 
 def _forward_pool(

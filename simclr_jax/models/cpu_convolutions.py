@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 # Largest size of the copies of one chunk of images, so that they stay in the cache.
 _CHUNK_BYTES = 4 * 2**20
@@ -56,6 +56,14 @@ def _views(
         for i in range(window[0])
         for j in range(window[1])
     ]
+
+
+def has_known_size(x_shape: tuple[int, ...]) -> bool:
+    """Whether [N, H, W, C] has numbers for H and W, on which these forms depend.
+
+    Programs for images of any size are traced with symbols for them.
+    """
+    return not any(export.is_symbolic_dim(side) for side in x_shape[1:3])
 
 
 def is_product(

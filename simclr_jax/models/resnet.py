@@ -209,6 +209,39 @@ class ResNet(nn.Module):
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
+def strides(encoder: ResNet) -> tuple[int, ...]:
+    """The strides of `feature_maps`."""
+    first = 4 if encoder.stem == "imagenet" else 1
+    return tuple(first * 2**group for group in range(NUM_GROUPS))
+
+
+def feature_maps(
+    encoder: ResNet, variables: dict[str, Any], images: jax.Array
+) -> list[jax.Array]:
+    """The outputs of the four groups of blocks, C2 to C5 of a feature pyramid.
+
+    Args:
+      encoder: from `create_encoder`.
+      variables: its parameters and statistics; running statistics are used.
+      images: [N, H, W, 3], floats in [0, 1].
+
+    Returns:
+      Four maps [N, H/s, W/s, C] with `strides` s; h is the mean of the last one over
+      its positions.
+    """
+    names = [f"group{group}" for group in range(1, NUM_GROUPS + 1)]
+    _, state = encoder.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, method: (
+            isinstance(module, Group) and method == "__call__"
+        ),
+        mutable=["intermediates"],
+    )
+    return [state["intermediates"][name]["__call__"][0] for name in names]
+
+
 def create_encoder(
     *,
     depth: int,

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from simclr_jax import paths
 from simclr_jax.data.sources import listings
@@ -13,6 +15,7 @@ from simclr_jax.runs import atomic
 
 _LOG = logging.getLogger(__name__)
 FILE_NAME = "dataset.json"
+_TEACHER_CLASSES = "teacher_class_names"
 
 
 def check(workdir: str, source: Source, allow_data_change: bool) -> Listing:
@@ -46,8 +49,15 @@ def check(workdir: str, source: Source, allow_data_change: bool) -> Listing:
     return listing
 
 
-def write(workdir: str, listing: Listing) -> None:
+def write(
+    workdir: str, listing: Listing, teacher_classes: Sequence[str] | None = None
+) -> None:
     """Records the dataset of a run, atomically; process 0 does.
+
+    Args:
+      workdir: the run directory.
+      listing: of the training images.
+      teacher_classes: the names of the classes that a student learns from its teacher.
 
     Raises:
       ConfigError: the directory cannot be written.
@@ -55,6 +65,8 @@ def write(workdir: str, listing: Listing) -> None:
     if not processes.is_main() or holds(workdir, listing):
         return
     content = {"fingerprint": listing.fingerprint, **listing.as_json()}
+    if teacher_classes is not None:
+        content[_TEACHER_CLASSES] = list(teacher_classes)
     text = json.dumps(content, indent=1)
     atomic.write_file(paths.as_path(workdir) / FILE_NAME, text + "\n")
 
@@ -71,10 +83,33 @@ def read(workdir: str) -> Listing | None:
     Raises:
       ConfigError: the record is damaged.
     """
+    found = _read(workdir)
+    return found[0] if found else None
+
+
+def class_names(workdir: str) -> list[str] | None:
+    """The names of a run's classes; None where they are not recorded.
+
+    Those of the teacher of a distillation, or else of the dataset.
+
+    Raises:
+      ConfigError: the record is damaged.
+    """
+    found = _read(workdir)
+    if found is None:
+        return None
+    listing, content = found
+    names = content.get(_TEACHER_CLASSES, listing.class_names)
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _read(workdir: str) -> tuple[Listing, dict[str, Any]] | None:
+    """(the dataset, the whole object in the file)."""
     path = paths.as_path(workdir) / FILE_NAME
     with atomic.one_line(f"file {path}: cannot be read"):
         try:
-            return listings.from_json(json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return listings.from_json(content), content
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, RecursionError) as error:

@@ -71,7 +71,16 @@ class Distillation:
 
 
 class Classifying(Weights, Protocol):
-    """Weights with a classifier."""
+    """Weights with a classifier.
+
+    Attributes:
+      class_names: of its classes, where they are known.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Of its classes."""
+        ...
 
     def classifier(self) -> jax.tree_util.Partial:
         """Prepared images [N, S, S, 3] in [0, 1] -> logits [N, classes]."""
@@ -129,7 +138,13 @@ def make_job(
     if weights is not None:
         initialize = finetuning.initialize_from(weights.variables, weights.heads)
     return loop.TrainingJob(
-        config, source, parts, mesh, initialize=initialize, teacher=teacher.classifier()
+        config,
+        source,
+        parts,
+        mesh,
+        initialize=initialize,
+        teacher=teacher.classifier(),
+        teacher_classes=teacher.class_names,
     )
 
 

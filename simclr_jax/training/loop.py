@@ -48,6 +48,7 @@ class TrainingJob:
       health: monitor of the metrics; None for objectives that it does not support.
       initialize: TrainState -> TrainState, puts in given weights, which are its leaves.
       teacher: the teacher model of distillation.
+      teacher_classes: their names, where the teacher has them.
       held_out: measures the state on the way, if the config asks for it.
     """
 
@@ -58,6 +59,7 @@ class TrainingJob:
     health: HealthMonitor | None = None
     initialize: jax.tree_util.Partial | None = None
     teacher: Teacher | None = None
+    teacher_classes: tuple[str, ...] | None = None
     held_out: watching.HeldOut | None = None
 
 
@@ -135,7 +137,7 @@ def run(
         )
         # After restoring, so that a failed restore leaves the old config in place.
         directory.write_config(workdir, config)
-        dataset_record.write(workdir, listing)
+        dataset_record.write(workdir, listing, job.teacher_classes)
         start_step = int(state.step)
         starting.log(config, job.source, state)
         quarantine = input_pipeline.open_quarantine(config, job.source, workdir)

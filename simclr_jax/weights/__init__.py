@@ -24,6 +24,7 @@ In: `simclr_jax.convert`.
 Out: `simclr_jax.export`.
 
     export.py          from a run to an exported folder
+    classifiers.py     the classifier that goes with it, and the names of its classes
     formats.py         the table of formats: a new format is added there
     torch_formats.py   torchvision and timm
     huggingface.py     Hugging Face's transformers

@@ -171,6 +171,7 @@ def read_export(
     settings = settings_of(pretrained.encoder)
     del settings["dtype"]
     name = descriptions.read_json(folder / descriptions.ENCODER)["format"]
+    left_out = "the classifier was left out: fine-tune again, or use the export itself"
     weights = ImportedWeights(
         layout=f"simclr_jax export, {name}",
         encoder_settings=settings,
@@ -182,7 +183,7 @@ def read_export(
         step=pretrained.step,
         ignored={},
         unexpected=(),
-        notes=(),
+        notes=(left_out,) if pretrained.model.num_classes else (),
         image_size=pretrained.preprocessing.image_size,
         crop_proportion=pretrained.preprocessing.crop_proportion,
     )

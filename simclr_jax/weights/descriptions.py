@@ -11,6 +11,7 @@ from simclr_jax import paths
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import DataError, first_line
 from simclr_jax.models.resnet import NORMALIZATIONS
+from simclr_jax.weights import classifiers
 from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 
 ENCODER, PREPROCESSING = "encoder.json", "preprocessing.json"
@@ -28,7 +29,7 @@ _RESIZES = {
 def write(
     folder: pathlib.Path, pretrained: PretrainedEncoder, *, name: str, normalizes: bool
 ) -> None:
-    """Writes `encoder.json` and `preprocessing.json`.
+    """Writes `encoder.json`, `preprocessing.json` and, if any, the classes' names.
 
     Args:
       folder: of the export.
@@ -41,11 +42,13 @@ def write(
         "format": name,
         "encoder": settings_of(pretrained.encoder),
         "feature_width": pretrained.encoder.feature_width,
+        "classifier": classifiers.describe(pretrained),
         "step": pretrained.step,
         "config_hash": pretrained.config_hash,
         "config": pretrained.config,
     }
     write_json(folder / ENCODER, encoder)
+    classifiers.write_names(folder, pretrained)
     content = describe_preprocessing(pretrained, normalizes=normalizes)
     write_json(folder / PREPROCESSING, content)
 

@@ -22,7 +22,7 @@ from simclr_jax.models import (
     create_projection_head,
 )
 from simclr_jax.models.simclr import Tree
-from simclr_jax.runs import checkpoints, damage, directory
+from simclr_jax.runs import checkpoints, damage, dataset_record, directory
 from simclr_jax.training import build
 from simclr_jax.weights.given_images import GivenImages
 
@@ -46,6 +46,7 @@ class PretrainedEncoder:
       config: of the run, as JSON values.
       config_hash: hash of the config of the run.
       step: number of updates.
+      class_names: of the classifier; None where the run recorded none.
     """
 
     model: SimCLR
@@ -55,6 +56,7 @@ class PretrainedEncoder:
     config: dict[str, Any]
     config_hash: str
     step: int
+    class_names: tuple[str, ...] | None = None
 
     @property
     def encoder(self) -> ResNet:
@@ -133,6 +135,13 @@ class PretrainedEncoder:
         if self.model.num_classes is None:
             raise ValueError("these weights have no classifier")
         layer = self.layer(self.classifier_layer)
+        return jax.tree_util.Partial(_logits, layer, self.heads["params"]["probe"])
+
+    def classifier_of_h(self) -> jax.tree_util.Partial:
+        """The function from h [N, D] to logits [N, classes]; see `classifier`."""
+        if self.model.num_classes is None:
+            raise ValueError("these weights have no classifier")
+        layer = self.layer_of_h(self.classifier_layer)
         return jax.tree_util.Partial(_logits, layer, self.heads["params"]["probe"])
 
     @property
@@ -330,7 +339,16 @@ def load(
         config=directory.read_config(workdir),
         config_hash=description["config_hash"],
         step=step,
+        class_names=_class_names(workdir, model),
     )
+
+
+def _class_names(workdir: str, model: SimCLR) -> tuple[str, ...] | None:
+    if model.num_classes is None:
+        return None
+    names = dataset_record.class_names(workdir)
+    # A damaged or foreign record must not name classes wrongly.
+    return tuple(names) if names and len(names) == model.num_classes else None
 
 
 def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
@@ -339,7 +357,12 @@ def untrained(pretrained: PretrainedEncoder) -> PretrainedEncoder:
     model = dataclasses.replace(pretrained.model, num_classes=None, fine_tuned=False)
     variables, heads = _init(model, config)
     return dataclasses.replace(
-        pretrained, model=model, variables=variables, heads=heads, step=0
+        pretrained,
+        model=model,
+        variables=variables,
+        heads=heads,
+        step=0,
+        class_names=None,
     )
 
 

@@ -7,8 +7,10 @@ from simclr_jax import paths
 from simclr_jax.errors import ConfigError
 from simclr_jax.runs import atomic
 from simclr_jax.weights import (
+    classifiers,
     descriptions,
     formats,
+    jax_formats,
     model_card,
     parity,
     torch_formats,
@@ -28,6 +30,8 @@ def export(
     step: int | None = None,
     pickled: bool = False,
     images: str | None = None,
+    classifier: bool | None = None,
+    pyramid: bool = False,
 ) -> Parity:
     """Writes the encoder of a run for another library.
 
@@ -39,6 +43,9 @@ def export(
       pickled: write `model.pth` too, for torchvision.
       images: a folder of images to compare features on; if None, images of the run's
         test split, or photographs if it cannot be read.
+      classifier: whether to write the classifier; None writes that of a fine-tuned or
+        distilled run.
+      pyramid: write `pyramid.stablehlo` too, for stablehlo.
 
     Returns:
       The differences between features of the export and of the original.
@@ -51,12 +58,14 @@ def export(
     atomic.check_free(output, flag="output")
     formats.check_name(name)
     _check_pickled(name, pickled)
+    if pyramid and name != "stablehlo":
+        raise ConfigError(f"--pyramid: must be left out with --format={name}")
     samples = parity.images_of_folder(images) if images is not None else None
     pretrained = encoders.load(
         workdir, step=step, check=functools.partial(formats.check, name)
     )
+    original = classifiers.for_export(pretrained, classifier, name=name)
     samples = samples or parity.images_of_run(pretrained.config)
-    original = encoders.without_heads(pretrained)
 
     with atomic.filled_locally(output, flag="output") as unfinished:
         _LOG.info("Writing %s ...", name)
@@ -64,6 +73,8 @@ def export(
         lines = format_.write(unfinished, original)
         if pickled:
             torch_peers.write_pickled(unfinished)
+        if pyramid:
+            jax_formats.write_pyramid(unfinished, original)
         descriptions.write(
             unfinished, original, name=name, normalizes=format_.normalizes
         )

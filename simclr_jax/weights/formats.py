@@ -28,6 +28,8 @@ class Format:
         open the folder, for the model card, with `descriptions.FOLDER` as its name;
         writes the weights.
       read: (folder, settings) -> variables; None if they are inside a program.
+      read_heads: (folder, their shapes) -> variables of classifier and head below it;
+        None as for `read`.
       limits: the checks of what the format can express.
       library: the library that opens the folder; '' for this package or JAX.
       normalizes: whether the exported encoder subtracts the mean and divides by the
@@ -38,6 +40,7 @@ class Format:
 
     write: Callable[[pathlib.Path, PretrainedEncoder], str]
     read: Callable[[pathlib.Path, dict[str, Any]], Tree] | None
+    read_heads: Callable[[pathlib.Path, Tree], Tree] | None = None
     limits: tuple[Limits, ...] = ()
     library: str = ""
     normalizes: bool = True
@@ -49,16 +52,17 @@ FORMATS = {
     "torchvision": Format(
         write=torch_formats.write_torchvision,
         read=torch_formats.read,
+        read_heads=torch_formats.read_classifier,
         limits=(torch_formats.limits, torch_formats.width_limits),
         library="torchvision",
         normalizes=False,
-        remark="Without the line about `fc`, load with `strict=False`, or assign a new "
-        "classifier to `fc` afterwards.",
+        remark="For a new classifier, assign one to `fc` afterwards.",
         resizer="torchvision's `Resize`, like PIL,",
     ),
     "timm": Format(
         write=torch_formats.write_timm,
         read=torch_formats.read,
+        read_heads=torch_formats.read_classifier,
         limits=(
             torch_formats.limits,
             torch_formats.width_limits,
@@ -66,13 +70,14 @@ FORMATS = {
         ),
         library="timm",
         normalizes=False,
-        remark="timm's `num_classes=10` adds a new classifier.",
+        remark="timm's `num_classes=` with another number makes a new classifier.",
         resizer="timm's transform crops after resizing, which is the same up to a "
         "pixel; it",
     ),
     "huggingface": Format(
         write=huggingface.write,
         read=huggingface.read,
+        read_heads=huggingface.read_classifier,
         limits=(torch_formats.limits, torch_formats.stem_limits),
         library="transformers",
         normalizes=False,
@@ -80,7 +85,9 @@ FORMATS = {
         "pixel; it",
     ),
     "safetensors": Format(
-        write=jax_formats.write_safetensors, read=jax_formats.read_safetensors
+        write=jax_formats.write_safetensors,
+        read=jax_formats.read_safetensors,
+        read_heads=jax_formats.read_safetensors_heads,
     ),
     "stablehlo": Format(
         write=jax_formats.write_stablehlo,

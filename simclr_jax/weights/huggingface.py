@@ -15,7 +15,7 @@ from simclr_jax.errors import DataError
 from simclr_jax.models import DEPTHS
 from simclr_jax.models.blocks import EXPANSION
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights import descriptions, torch_formats
+from simclr_jax.weights import classifiers, descriptions, torch_formats
 from simclr_jax.weights.descriptions import FOLDER
 from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 from simclr_jax.weights.torch_files import read_state_dict
@@ -23,6 +23,9 @@ from simclr_jax.weights.torchvision import to_torchvision
 
 _PROCESSOR = "preprocessor_config.json"
 _PIL_BICUBIC = 3
+# Names in `ResNetForImageClassification`; `ResNetModel` has those without the prefix.
+_PREFIX = "resnet."
+_WEIGHT, _BIAS = "classifier.1.weight", "classifier.1.bias"
 _KINDS = {"conv": "convolution", "bn": "normalization"}
 _SHORTCUT = {"downsample.0": "convolution", "downsample.1": "normalization"}
 _KINDS_BACK = {value: kind for kind, value in _KINDS.items()}
@@ -40,13 +43,17 @@ def write(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
         _huggingface_name(name): array
         for name, array in to_torchvision(pretrained.variables).items()
     }
+    classes = classifiers.names(pretrained)
+    if classes:
+        arrays = {_PREFIX + name: array for name, array in arrays.items()}
+        arrays[_WEIGHT], arrays[_BIAS] = classifiers.linear(pretrained)
     torch_formats.save_tensors(folder, arrays, pretrained.step)
     settings = settings_of(pretrained.encoder)
     bottleneck, depths = DEPTHS[settings["depth"]]
     expansion = EXPANSION if bottleneck else 1
     widths = [torch_formats.num_filters(settings, group) for group in range(4)]
-    config = {
-        "architectures": ["ResNetModel"],
+    config: dict[str, Any] = {
+        "architectures": ["ResNetForImageClassification" if classes else "ResNetModel"],
         "model_type": "resnet",
         "num_channels": 3,
         "embedding_size": widths[0],
@@ -58,8 +65,21 @@ def write(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
         "downsample_in_bottleneck": False,
         "dtype": "float32",
     }
+    if classes:
+        config["id2label"] = {str(i): name for i, name in enumerate(classes)}
+        config["label2id"] = {name: i for i, name in enumerate(classes)}
     descriptions.write_json(folder / torch_formats.CONFIG, config)
     descriptions.write_json(folder / _PROCESSOR, _processor(pretrained))
+    if classes:
+        return (
+            "from transformers import (\n"
+            "    AutoImageProcessor,\n    AutoModelForImageClassification,\n)\n\n"
+            f'processor = AutoImageProcessor.from_pretrained("{FOLDER}")\n'
+            "model = AutoModelForImageClassification.from_pretrained(\n"
+            f'    "{FOLDER}"\n).eval()\n'
+            'logits = model(**processor(images, return_tensors="pt")).logits\n'
+            "names = [model.config.id2label[i] for i in range(logits.shape[1])]"
+        )
     return (
         "from transformers import AutoImageProcessor, AutoModel\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{FOLDER}")\n'
@@ -98,8 +118,23 @@ def read(folder: pathlib.Path, settings: dict[str, Any]) -> Tree:
       DataError: the file cannot be read, or its tensors do not fit.
     """
     file = str(folder / torch_formats.WEIGHTS)
-    arrays = to_torchvision_names(read_state_dict(file), file=file)
+    tensors = read_state_dict(file)
+    if _WEIGHT in tensors:
+        tensors = {
+            name.removeprefix(_PREFIX): array
+            for name, array in tensors.items()
+            if name.startswith(_PREFIX)
+        }
+    arrays = to_torchvision_names(tensors, file=file)
     return torch_formats.to_variables(arrays, settings, file)
+
+
+def read_classifier(folder: pathlib.Path, like: Tree) -> Tree:
+    """The heads of a folder with Hugging Face's names; as torchvision's."""
+    del like
+    file = str(folder / torch_formats.WEIGHTS)
+    arrays = read_state_dict(file)
+    return classifiers.from_linear(arrays, weight=_WEIGHT, bias=_BIAS, file=file)
 
 
 def to_torchvision_names(

@@ -15,11 +15,10 @@ from jax import export
 from simclr_jax import parallel, paths
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import CheckpointNotFound, ConfigError, DataError
-from simclr_jax.models import SimCLR, create_projection_head
 from simclr_jax.models.simclr import Tree
 from simclr_jax.runs import plans
 from simclr_jax.training import build
-from simclr_jax.weights import descriptions, jax_formats
+from simclr_jax.weights import classifiers, descriptions, jax_formats
 from simclr_jax.weights import encoder as encoders
 from simclr_jax.weights.encoder import PretrainedEncoder
 from simclr_jax.weights.formats import FORMATS
@@ -33,11 +32,14 @@ class EncoderProgram:
     """What `simclr_jax.load` returns for a StableHLO export.
 
     Attributes:
-      program: preprocessed images [N, S, S, 3] float32 in [0, 1] -> h [N, D] float32.
+      program: preprocessed images [N, S, S, 3] float32 in [0, 1] -> h [N, D] float32,
+        or (h, logits [N, classes]) with a classifier.
       preprocessing: applied to images before the program.
       config: of the run, as JSON values.
       config_hash: hash of the config of the run.
       step: number of updates.
+      num_classes: of the classifier; None for no classifier.
+      class_names: as of `PretrainedEncoder`.
     """
 
     program: export.Exported
@@ -45,11 +47,30 @@ class EncoderProgram:
     config: dict[str, Any]
     config_hash: str
     step: int
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     def encode(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
         """Turns images into h [N, D] float32; as `PretrainedEncoder.encode`."""
+        return self._in_batches(0, images, batch_size)
+
+    def classify(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
+        """Logits [N, classes] float32; as `PretrainedEncoder.classify`."""
+        if self.num_classes is None:
+            raise ValueError("these weights have no classifier")
+        return self._in_batches(1, images, batch_size)
+
+    def outputs(self, inputs: Any) -> tuple[jax.Array, ...]:
+        """(h,) or (h, logits) of preprocessed images."""
+        outputs = self.program.call(inputs)
+        return (outputs,) if self.num_classes is None else tuple(outputs)
+
+    def _in_batches(self, output: int, images: Any, batch_size: int) -> np.ndarray:
         return encoders.encode_in_batches(
-            self.program.call, self.preprocessing, images, batch_size=batch_size
+            lambda batch: self.outputs(batch)[output],
+            self.preprocessing,
+            images,
+            batch_size=batch_size,
         )
 
     @property
@@ -158,32 +179,41 @@ def read_export(folder: pathlib.Path) -> PretrainedEncoder | EncoderProgram:
             f"{', '.join(FORMATS)}"
         )
     try:
-        common = {
+        common: dict[str, Any] = {
             "preprocessing": descriptions.read_preprocessing(folder),
             "config": description["config"],
             "config_hash": description["config_hash"],
             "step": description["step"],
         }
         settings = description["encoder"]
+        # Exports of earlier versions have no classifier.
+        classifier = description.get("classifier")
     except KeyError as error:
         raise DataError(
             f"file {folder / descriptions.ENCODER}: lacks {error}"
         ) from error
     read = FORMATS[name].read
-    if read is None:
-        return EncoderProgram(jax_formats.read_program(folder), **common)
     try:
         encoder = build.make_encoder(settings)
+        model, names = classifiers.described(encoder, classifier)
     except (TypeError, ValueError, KeyError) as error:
         raise DataError(f"file {folder / descriptions.ENCODER}: {error}") from error
+    common["class_names"] = names
+    if read is None:
+        program = jax_formats.read_program(folder)
+        return EncoderProgram(program, num_classes=model.num_classes, **common)
     variables = read(folder, settings)
     _check_shapes(folder, variables, encoder_shapes(settings))
+    heads, read_heads = {}, FORMATS[name].read_heads
+    if model.num_classes is not None and read_heads is not None:
+        like = classifiers.shapes(model)
+        heads = read_heads(folder, like)
+        _check_shapes(folder, heads, like)
+    replicated = parallel.replicated(parallel.create_mesh())
     return PretrainedEncoder(
-        model=SimCLR(encoder, create_projection_head(kind="none")),
-        variables=jax.device_put(
-            variables, parallel.replicated(parallel.create_mesh())
-        ),
-        heads={},
+        model=model,
+        variables=jax.device_put(variables, replicated),
+        heads=jax.device_put(heads, replicated),
         **common,
     )
 

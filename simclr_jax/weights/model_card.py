@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax.errors import printable
-from simclr_jax.weights import convert, descriptions
+from simclr_jax.weights import classifiers, convert, descriptions
 from simclr_jax.weights.encoder import PretrainedEncoder, checksum, settings_of
 from simclr_jax.weights.formats import Format
 from simclr_jax.weights.parity import Parity
@@ -16,6 +16,9 @@ _ANTIALIASING = (
     "of images much larger than {} pixels differ a little. `preprocessing.json` is "
     "exact, and `simclr_jax.load(...).encode` follows it."
 )
+
+
+_SHOWN, _SHOWN_LETTERS = 20, 80  # classes, and letters of each
 
 
 def text(
@@ -36,16 +39,19 @@ def text(
       workdir: the run directory, which holds the receipts of evaluations.
     """
     settings = settings_of(pretrained.encoder)
+    classes = pretrained.model.num_classes
     sections = [
-        f"# {architecture(settings)}, pretrained with SimCLR",
+        f"# {architecture(settings)}, {_kind(pretrained, workdir)}",
         _summary(settings, pretrained),
         f"## How to load it\n\n```python\n{lines}\n```\n\n"
         "Or, with its preprocessing applied: "
-        f'`h = simclr_jax.load("{descriptions.FOLDER}").encode(images)`. '
+        f'`h = simclr_jax.load("{descriptions.FOLDER}").encode(images)`'
+        + (", `.classify(images)` for logits. " if classes else ". ")
         + format_.remark,
+        *([_classes(pretrained)] if classes else []),
         "## Preprocessing\n\n" + _preprocessing(format_, pretrained),
         "## How it was trained\n\n" + _training(pretrained, workdir),
-        "## Figures\n\n" + _figures(workdir, checksum(pretrained.variables)),
+        "## Figures\n\n" + _figures(workdir, pretrained),
         "## Parity\n\n" + "\n".join(f"- {plain(line)}" for line in parity.lines()),
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
@@ -70,6 +76,66 @@ def architecture(settings: dict[str, Any]) -> str:
     return f"ResNet-{settings['depth']}{width}{selective}{excited}"
 
 
+def _kind(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
+    if (workdir / convert.RECEIPT).exists():
+        return "imported weights"
+    if "distill" in pretrained.config:
+        return "distilled from a teacher"
+    if "finetune" in pretrained.config:
+        return "fine-tuned with labels"
+    return "pretrained with SimCLR"
+
+
+def _objective(config: dict[str, Any]) -> list[str]:
+    """What was minimised, from which weights and with which labels."""
+    if tuning := config.get("finetune"):
+        start = plain(tuning["init_from"])
+        start = "random weights" if start == "random" else f"the weights of {start}"
+        frozen = tuning["after_group"]
+        return [
+            "objective: cross entropy of the labels, of "
+            f"{100 * tuning['label_fraction']:g} % of each class's images",
+            f"started from {start}, with a new classifier on "
+            + {0: "h", -1: "z"}.get(
+                tuning["layer"], f"layer {tuning['layer']} of the projection head"
+            )
+            + (f"; groups up to {frozen} were frozen" if frozen >= 0 else ""),
+        ]
+    if distilling := config.get("distill"):
+        weight = distilling["labelled_weight"]
+        mixed = (
+            f", and with weight {weight:g} of the labels of "
+            f"{100 * distilling['label_fraction']:g} % of each class's images"
+            if weight
+            else ", without labels"
+        )
+        start = distilling["init_from"]
+        return [
+            "objective: cross entropy of the classes that the teacher predicts, at "
+            f"temperature {distilling['temperature']:g}{mixed}",
+            f"teacher: {plain(distilling['teacher'])}",
+            f"started from {'random weights' if start is None else plain(start)}",
+        ]
+    loss = config["loss"]
+    return [f"objective: {loss['name']}, temperature {loss['temperature']:g}"]
+
+
+def _classes(pretrained: PretrainedEncoder) -> str:
+    """The first classes; all are in the file."""
+    names = classifiers.names(pretrained)
+    lines = []
+    for i, name in enumerate(names[:_SHOWN]):
+        end = "..." if len(name) > _SHOWN_LETTERS else ""
+        lines.append(f"- {i}: {plain(name[:_SHOWN_LETTERS] + end)}")
+    more = len(names) - _SHOWN
+    text = f"`{classifiers.NAMES}` has all names, in the order of the logits."
+    if pretrained.class_names is None:
+        text += " The run recorded no names, so they are numbered."
+    if more > 0:
+        lines.append(f"- and {more} more")
+    return f"## Classes\n\n{text}\n\n" + "\n".join(lines)
+
+
 def _summary(settings: dict[str, Any], pretrained: PretrainedEncoder) -> str:
     width = pretrained.encoder.feature_width
     stem = {
@@ -79,8 +145,11 @@ def _summary(settings: dict[str, Any], pretrained: PretrainedEncoder) -> str:
     if settings["sk_ratio"] > 0:
         stem += ", of three convolutions" if settings["stem"] == "imagenet" else ""
     size = pretrained.preprocessing.image_size
+    parts = "An encoder without projection head or classifier"
+    if classes := pretrained.model.num_classes:
+        parts = f"An encoder and its classifier of {classes} classes"
     return (
-        f"An encoder without projection head or classifier: from images of {size} "
+        f"{parts}: from images of {size} "
         f"pixels to h, {width} features, the average over the last feature map. "
         f"Weights and computation are float32.\n\n- stem: {stem}\n- checkpoint: step "
         f"{pretrained.step}\n- `{descriptions.ENCODER}` has every setting, "
@@ -126,7 +195,7 @@ def _training(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
             f"({plain(source['layout'])}), and their training is not recorded."
         )
     config = pretrained.config
-    schedule, loss, optimizer = config["schedule"], config["loss"], config["optimizer"]
+    schedule, optimizer = config["schedule"], config["optimizer"]
     lines = [
         f"dataset: {plain(config['data']['dataset'])}, split "
         f"{plain(config['data']['split'])}",
@@ -135,7 +204,7 @@ def _training(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
         f"{config['batch']['batch_size']} images a batch, step {pretrained.step} of "
         f"{schedule['train_steps']} (train_epochs {schedule['train_epochs']:g}, "
         "which train_steps overrides if it is set)",
-        f"objective: {loss['name']}, temperature {loss['temperature']:g}",
+        *_objective(config),
         f"optimizer: {optimizer['name']}, learning rate {optimizer['learning_rate']:g} "
         f"(scaling {optimizer['scaling']}), weight decay {optimizer['weight_decay']:g}",
         f"config hash: {pretrained.config_hash}",
@@ -143,16 +212,19 @@ def _training(pretrained: PretrainedEncoder, workdir: epath.Path) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _figures(workdir: epath.Path, checksum: str) -> str:
-    rows = []
+def _figures(workdir: epath.Path, pretrained: PretrainedEncoder) -> str:
+    rows, own = [], checksum(pretrained.variables)
     folder = workdir / "eval"
     # Those on other datasets are in folders of their own.
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         receipt = descriptions.read_json(path)
         # Only receipts of these weights and of h, and not the mean over datasets.
-        if receipt.get("encoder_checksum_after") != checksum or receipt.get("layer", 0):
+        if receipt.get("encoder_checksum_after") != own or receipt.get("layer", 0):
             continue
         if "test_split" not in receipt:
+            continue
+        # Without the classifier, the export cannot give its figure.
+        if receipt["protocol"] == "classifier" and not pretrained.model.num_classes:
             continue
         rows.append(
             f"| {plain(receipt['protocol'])} | {plain(receipt['metric'])} | "

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from ml_collections import config_dict
 from simclr_jax.data.image_files import open_image
 from simclr_jax.data.sources import photographs
 from simclr_jax.errors import DataError, ExportFailed
-from simclr_jax.weights import load, torch_peers
+from simclr_jax.models.resnet import strides
+from simclr_jax.weights import jax_formats, load, torch_peers
 from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 from simclr_jax.weights.formats import FORMATS
 from simclr_jax.weights.load import EncoderProgram
@@ -23,6 +25,7 @@ _LOG = logging.getLogger(__name__)
 # As a share of the largest feature, in float32.
 TOLERANCE = 1e-4
 _NUM_IMAGES = 16
+_KINDS = ("features", "logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,9 @@ class Parity:
     def lines(self) -> list[str]:
         """One readable line for each comparison."""
         lines = [
-            f"features in {c['library']}: largest difference {c['max_abs']:.1e}, mean "
-            f"{c['mean_abs']:.1e}; largest feature {self.scale:.2g}; on {self.images}"
+            f"{c['output']} in {c['library']}: largest difference {c['max_abs']:.1e}, "
+            f"mean {c['mean_abs']:.1e}; largest of them {c['scale']:.2g}; "
+            f"on {self.images}"
             for c in self.comparisons
         ]
         if self.not_compared:
@@ -96,23 +100,59 @@ def measure(
       ExportFailed: features differ by more than the tolerance, or are not finite.
     """
     inputs = original.preprocessing(samples.images)
-    reference = features(original, inputs)
-    results = {}
+    references = outputs(original, inputs)
+    results: dict[str, Sequence[np.ndarray]] = {}
     library, not_compared = FORMATS[name].library, None
     if library and (package := torch_peers.missing(library)):
         not_compared = f"{package} is not installed"
     elif library:
         settings = settings_of(original.encoder)
-        h = torch_peers.features(library, folder, settings, inputs)
-        results[torch_peers.version(library)] = h
+        classes = original.model.num_classes
+        by = torch_peers.version(library)
+        if classes is None:
+            results[by] = [torch_peers.features(library, folder, settings, inputs)]
+        else:
+            results[by] = torch_peers.features_and_logits(
+                library, folder, settings, inputs, num_classes=classes
+            )
     opened = load.read_export(folder)
     if isinstance(opened, EncoderProgram):
-        results["jax.export"] = np.asarray(opened.program.call(jnp.asarray(inputs)))
+        results["jax.export"] = [
+            np.asarray(output) for output in opened.outputs(jnp.asarray(inputs))
+        ]
     else:
-        results["simclr_jax.load"] = features(opened, inputs)
-    comparisons = [compare(reference, h, by) for by, h in results.items()]
-    scale = float(np.abs(reference).max())
+        results["simclr_jax.load"] = outputs(opened, inputs)
+    comparisons = [
+        compare(reference, output, by, kind)
+        for by, found in results.items()
+        for kind, reference, output in zip(_KINDS, references, found, strict=False)
+    ]
+    if (folder / jax_formats.PYRAMID).exists():
+        comparisons.append(_compare_pyramid(folder, original, inputs))
+    scale = float(np.abs(references[0]).max())
     return Parity(samples.description, scale, tuple(comparisons), not_compared)
+
+
+def _compare_pyramid(
+    folder: pathlib.Path, original: PretrainedEncoder, inputs: np.ndarray
+) -> dict[str, Any]:
+    """C5, averaged over its positions, is h; on images that the strides divide."""
+    last = strides(original.encoder)[-1]
+    size = -(-inputs.shape[1] // last) * last
+    fill = [(0, 0), *[(0, size - inputs.shape[1])] * 2, (0, 0)]
+    inputs = np.pad(inputs, fill)
+    program = jax_formats.read_program(folder, jax_formats.PYRAMID)
+    *_, c5 = program.call(jnp.asarray(inputs))
+    pooled = np.asarray(c5.mean((1, 2)))
+    return compare(features(original, inputs), pooled, jax_formats.PYRAMID)
+
+
+def outputs(pretrained: PretrainedEncoder, inputs: np.ndarray) -> list[np.ndarray]:
+    """[h], or [h, logits] with a classifier, as `features`."""
+    h = features(pretrained, inputs)
+    if pretrained.model.num_classes is None:
+        return [h]
+    return [h, np.asarray(pretrained.classifier_of_h()(jnp.asarray(h)))]
 
 
 def features(pretrained: PretrainedEncoder, inputs: np.ndarray) -> np.ndarray:
@@ -121,12 +161,14 @@ def features(pretrained: PretrainedEncoder, inputs: np.ndarray) -> np.ndarray:
         return np.asarray(pretrained.layer(0)(jnp.asarray(inputs)))
 
 
-def compare(reference: np.ndarray, h: np.ndarray, library: str) -> dict[str, Any]:
-    """Differences of features [N, D]; raises ExportFailed if they are too large."""
+def compare(
+    reference: np.ndarray, h: np.ndarray, library: str, kind: str = "features"
+) -> dict[str, Any]:
+    """Differences of features or logits; raises ExportFailed if they are too large."""
     if h.shape != reference.shape:
         raise ExportFailed(
-            f"the export gives features of shape {h.shape} in {library}, and the "
-            f"encoder of shape {reference.shape}"
+            f"the export gives {kind} of shape {h.shape} in {library}, and the "
+            f"original of shape {reference.shape}"
         )
     difference = np.abs(h.astype(np.float64) - reference)
     scale = float(np.abs(reference).max())
@@ -134,15 +176,17 @@ def compare(reference: np.ndarray, h: np.ndarray, library: str) -> dict[str, Any
     # False for NaN too.
     if not largest <= TOLERANCE * scale:
         raise ExportFailed(
-            f"the export gives other features in {library}: they differ by up to "
+            f"the export gives other {kind} in {library}: they differ by up to "
             f"{largest:.2g}, and the largest is {scale:.2g}; must be within "
             f"{TOLERANCE:g} of it"
         )
     return {
         "library": library,
+        "output": kind,
         "max_abs": largest,
         "mean_abs": float(difference.mean()),
         "relative": largest / scale if scale else 0.0,
+        "scale": scale,
     }
 
 

@@ -11,7 +11,7 @@ from simclr_jax.models import DEPTHS
 from simclr_jax.models.blocks import BASE_FILTERS
 from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.models.simclr import Tree
-from simclr_jax.weights import descriptions
+from simclr_jax.weights import classifiers, descriptions
 from simclr_jax.weights.descriptions import FOLDER
 from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 from simclr_jax.weights.torch_files import read_state_dict
@@ -19,6 +19,7 @@ from simclr_jax.weights.torchvision import from_torchvision, to_torchvision
 
 WEIGHTS, PICKLED_WEIGHTS = "model.safetensors", "model.pth"
 CONFIG = "config.json"
+_WEIGHT, _BIAS = "fc.weight", "fc.bias"
 _BY_NAME = (18, 34, 50, 101, 152)  # the depths that torchvision has functions for
 # PyTorch's default; none of the libraries has an option for it.
 _EPSILON = 1e-5
@@ -67,37 +68,51 @@ def stem_limits(settings: dict[str, Any]) -> list[str]:
 
 def write_torchvision(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
     """Writes `model.safetensors` with torchvision's names."""
-    save_tensors(folder, to_torchvision(pretrained.variables), pretrained.step)
+    save_tensors(folder, _arrays(pretrained), pretrained.step)
     settings = settings_of(pretrained.encoder)
+    classes = pretrained.model.num_classes
+    argument = "" if classes is None else f"num_classes={classes}"
     bottleneck, depths = DEPTHS[settings["depth"]]
-    model = f"models.resnet{settings['depth']}()"
+    model = f"models.resnet{settings['depth']}({argument})"
     if settings["depth"] not in _BY_NAME:
         block = "Bottleneck" if bottleneck else "BasicBlock"
-        model = f"models.ResNet(models.resnet.{block}, {list(depths)})"
+        arguments = [f"models.resnet.{block}", str(list(depths)), argument]
+        model = f"models.ResNet({', '.join(filter(None, arguments))})"
     stem = ""
     if settings["stem"] == "cifar":
         stem = (
             "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)\n"
             "model.maxpool = torch.nn.Identity()\n"
         )
-    return (
+    lines = (
         "import torch\nfrom safetensors.torch import load_file\n"
-        f"from torchvision import models\n\nmodel = {model}\n"
-        f"model.fc = torch.nn.Identity()\n{stem}"
+        f"from torchvision import models\n\nmodel = {model}\n{stem}"
+    )
+    load = (
         f'weights = load_file("{FOLDER}/{WEIGHTS}")\n'
         "model.load_state_dict(weights, strict=True)\n"
-        "h = model.eval()(images)  # preprocessed, [N, 3, S, S]"
+    )
+    if classes is None:
+        return (
+            f"{lines}model.fc = torch.nn.Identity()\n{load}"
+            "h = model.eval()(images)  # preprocessed, [N, 3, S, S]"
+        )
+    return (
+        f"import json\n{lines}{load}"
+        "logits = model.eval()(images)  # preprocessed, [N, 3, S, S]\n"
+        f'names = json.load(open("{FOLDER}/{classifiers.NAMES}"))'
     )
 
 
 def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
     """Writes `model.safetensors` and `config.json` for timm's 'local-dir:' models."""
-    save_tensors(folder, to_torchvision(pretrained.variables), pretrained.step)
+    save_tensors(folder, _arrays(pretrained), pretrained.step)
+    classes = pretrained.model.num_classes or 0
     size = pretrained.preprocessing.image_size
     mean, std = moments(pretrained)
-    config = {
+    config: dict[str, Any] = {
         "architecture": f"resnet{pretrained.encoder.depth}",
-        "num_classes": 0,
+        "num_classes": classes,
         "num_features": pretrained.encoder.feature_width,
         "global_pool": "avg",
         "pretrained_cfg": {
@@ -110,19 +125,46 @@ def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
             "crop_mode": "center",
             "mean": mean,
             "std": std,
-            "num_classes": 0,
+            "num_classes": classes,
             "pool_size": [math.ceil(size / 32)] * 2,
             "first_conv": "conv1",
             "classifier": "fc",
         },
     }
+    if classes:
+        config["pretrained_cfg"]["label_names"] = classifiers.names(pretrained)
     descriptions.write_json(folder / CONFIG, config)
+    forward = ""
+    if classes:
+        forward = (
+            "\nlogits = model(images)  # transformed, [N, 3, S, S]\n"
+            'names = model.pretrained_cfg["label_names"]'
+        )
     return (
         "import timm\n\n"
         f'model = timm.create_model("local-dir:{FOLDER}", pretrained=True).eval()\n'
         "data = timm.data.resolve_data_config({}, model=model)\n"
-        "transform = timm.data.create_transform(**data)"
+        "transform = timm.data.create_transform(**data)" + forward
     )
+
+
+def _arrays(pretrained: PretrainedEncoder) -> dict[str, np.ndarray]:
+    arrays = to_torchvision(pretrained.variables)
+    if pretrained.model.num_classes is not None:
+        arrays[_WEIGHT], arrays[_BIAS] = classifiers.linear(pretrained)
+    return arrays
+
+
+def read_classifier(folder: pathlib.Path, like: Tree) -> Tree:
+    """The heads of a folder with torchvision's names; `like` has their shapes.
+
+    Raises:
+      DataError: the file cannot be read, or lacks a tensor.
+    """
+    del like
+    file = str(folder / WEIGHTS)
+    arrays = read_state_dict(file)
+    return classifiers.from_linear(arrays, weight=_WEIGHT, bias=_BIAS, file=file)
 
 
 def read(folder: pathlib.Path, settings: dict[str, Any]) -> Tree:

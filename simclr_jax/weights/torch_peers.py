@@ -55,13 +55,37 @@ def features(
     Raises:
       ExportFailed: the library cannot open the folder.
     """
+    return _outputs(library, folder, settings, inputs, num_classes=None)[0]
+
+
+def features_and_logits(
+    library: str,
+    folder: pathlib.Path,
+    settings: dict[str, Any],
+    inputs: np.ndarray,
+    *,
+    num_classes: int,
+) -> list[np.ndarray]:
+    """[h, logits [N, num_classes]] from a folder with a classifier; as `features`."""
+    return _outputs(library, folder, settings, inputs, num_classes=num_classes)
+
+
+def _outputs(
+    library: str,
+    folder: pathlib.Path,
+    settings: dict[str, Any],
+    inputs: np.ndarray,
+    *,
+    num_classes: int | None,
+) -> list[np.ndarray]:
     moments = NORMALIZATIONS[settings["normalization"]]
     if moments is not None:
         mean, std = (np.asarray(values, np.float32) for values in moments)
         inputs = (inputs - mean) / std
     bottleneck, depths = DEPTHS[settings["depth"]]
+    names = ["h"] if num_classes is None else ["h", "logits"]
     with tempfile.TemporaryDirectory() as temporary:
-        files = {name: f"{temporary}/{name}.npy" for name in ("inputs", "outputs")}
+        files = {name: f"{temporary}/{name}.npy" for name in ("inputs", *names)}
         np.save(files["inputs"], inputs)
         _run(
             {
@@ -69,10 +93,11 @@ def features(
                 **files,
                 "bottleneck": bottleneck,
                 "depths": depths,
+                "num_classes": num_classes,
                 "small_stem": settings["stem"] == "cifar",
             }
         )
-        return np.load(files["outputs"])
+        return [np.load(files[name]) for name in names]
 
 
 def write_pickled(folder: pathlib.Path) -> None:

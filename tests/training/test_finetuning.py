@@ -307,6 +307,8 @@ def test_distillation_loss_is_the_equation():
 class Teacher(Weights):
     """Knows the class of an image by its brightness."""
 
+    class_names = tuple(f"level {i}" for i in range(CLASSES))
+
     def classifier(self):
         def logits(levels, images):
             return -jnp.square(images.mean((1, 2, 3))[:, None] * 255 - levels) / 100
@@ -349,6 +351,7 @@ def test_a_student_learns_from_unlabelled_images_what_its_teacher_knows(data, tm
     agreement = [entry["teacher_agreement"] for entry in log]
     assert np.mean(agreement[-10:]) > 0.75 > 0.6 > np.mean(agreement[:3])
     student = encoders.load(str(tmp_path / "run"))
+    assert student.class_names == Teacher.class_names
     with np.load(data / "test.npz") as arrays:
         found = np.argmax(student.classify(arrays["images"]), axis=1)
         assert np.mean(found == arrays["labels"]) > 0.75
@@ -431,6 +434,7 @@ def test_hidden_labels_do_not_enter_the_loss(data, tmp_path):
     # their number, and a quarter of the hits of class 0 is 16 of 64 images.
     assert entry["loss"] == pytest.approx(np.log(CLASSES), rel=1e-5)
     assert entry["accuracy"] == pytest.approx(0.25)
+    assert encoders.load(str(tmp_path / "run")).class_names == Teacher.class_names
 
 
 def test_distillation_refuses_what_cannot_be(data):

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import reference_weights
 
-from simclr_jax.configs import smoke
-from simclr_jax.runs import directory
+from simclr_jax.configs import finetune, smoke
+from simclr_jax.data.sources.listings import Listing
+from simclr_jax.models import SimCLR
+from simclr_jax.runs import dataset_record, directory
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training import build
 from simclr_jax.training.build import describe
@@ -23,6 +25,9 @@ def write(
     image_size: int = 32,
     crop_proportion: float = 1.0,
     steps: tuple[int, ...] = (STEP,),
+    classes: tuple[str, ...] | None = None,
+    kept_layers: int = 0,
+    named: bool = True,
     **encoder: Any,
 ) -> str:
     """Writes a run; each checkpoint scales the formula's weights differently.
@@ -32,6 +37,9 @@ def write(
       image_size: of its encoder's inputs.
       crop_proportion: of its preprocessing.
       steps: of its checkpoints.
+      classes: of a classifier, which makes the run a fine-tuned one.
+      kept_layers: layers of the projection head below the classifier.
+      named: whether the run records the names of its classes.
       **encoder: keys of the config's group `encoder`, in addition to `TINY`.
 
     Returns:
@@ -43,7 +51,14 @@ def write(
     config.head.output_dim = 8
     for key, value in {**TINY, **encoder}.items():
         config.encoder[key] = value
+    if classes is not None:
+        config = finetune.adapt(config, 0.1)
+        config.finetune.init_from = "runs/first"
+        config.finetune.layer = kept_layers
     model = build.make_model(config, num_classes=None)
+    if classes is not None:
+        head = model.head.clone(kept_layers=kept_layers)
+        model = SimCLR(model.encoder, head, len(classes), fine_tuned=True)
     shape = (1, image_size, image_size, 3)
     like = jax.eval_shape(model.init, jax.random.key(0), np.zeros(shape, "f4"))
     params, batch_stats = map(reference_weights.fill, like)
@@ -54,4 +69,7 @@ def write(
         checkpoints.save_weights(step, scaled, batch_stats, description)
     checkpoints.close()
     directory.write_config(str(workdir), config)
+    if classes is not None and named:
+        listing = Listing(1, len(classes), list(classes), "file", {})
+        dataset_record.write(str(workdir), listing)
     return str(workdir)

@@ -129,3 +129,67 @@ def test_features_in_the_library(case, python, tmp_path):
             "assert all(torch.equal(ours[name], theirs[name]) for name in ours)\n"
         )
         subprocess.run([python, "-c", program], cwd=tmp_path, check=True)
+
+
+CLASSES = ('a "b"', "two\nlines", "\U0001f98a", "x" * 300, "<script>")
+LOGITS = {
+    "torchvision": "",
+    "timm": """
+import torch
+images = torch.stack([transform(image) for image in pixels])
+logits, names = model(images), model.pretrained_cfg["label_names"]
+""",
+    "huggingface": """
+from transformers import pipeline
+found = pipeline("image-classification", model="out")(pixels[0], top_k=5)
+assert found[0]["label"] == names[int(logits[0].argmax())], found
+assert {one["label"] for one in found} == set(names)
+assert model.config.label2id == {name: i for i, name in enumerate(names)}
+""",
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_classifiers_in_the_library(name, python, tmp_path):
+    """By the command, by the lines of the card, and in Hugging Face's pipeline."""
+    run = export_runs.write(
+        tmp_path / "run", image_size=SIZE, width=1.0, classes=CLASSES
+    )
+    output = tmp_path / "out"
+    arguments = [f"--workdir={run}", f"--format={name}", f"--output={output}"]
+    done = subprocess.run(
+        [python, "-m", "simclr_jax.export", *arguments],
+        cwd=commands.ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "parity.json").read_text())
+    kinds = [(c["output"], c["library"].split()[0]) for c in report["comparisons"]]
+    library = name.replace("huggingface", "transformers")
+    assert kinds[:2] == [("features", library), ("logits", library)]
+
+    photograph = photographs.load_whole()[0]
+    patches = np.stack([photograph[i : i + SIZE, i : i + SIZE] for i in (0, 128, 256)])
+    pretrained = simclr_jax.load(run)
+    np.save(tmp_path / "pixels.npy", patches)
+    np.save(tmp_path / "inputs.npy", pretrained.preprocessing(patches))
+    (_, _, rest) = (output / "README.md").read_text().partition("```python\n")
+    lines = rest.partition("```")[0]
+    if name == "timm":
+        lines = lines.partition("\nlogits")[0] + "\n"
+    given = "images = pixels\n" if name == "huggingface" else PREPARED
+    last = LAST.replace("h.detach()", "logits.detach()")
+    last += f"\nassert list(names) == {list(CLASSES)!r}\n"
+    done = subprocess.run(
+        [python, "-c", BEFORE + given + lines + LOGITS[name] + last],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    got, want = np.load(tmp_path / "h.npy"), pretrained.classify(patches)
+    print(f"{name}: logits by the card {np.abs(got - want).max():.1e}")
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
