@@ -13,17 +13,26 @@ result depends on the input and the options alone.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from simclr_jax.data.image_files import MAX_PIXELS
 from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
-from simclr_jax.prepare import files, layout, outputs, patterns, steps
+from simclr_jax.prepare import (
+    files,
+    layout,
+    on_beam,
+    outputs,
+    patterns,
+    steps,
+    workers,
+)
 from simclr_jax.prepare.entries import Input, Listing, list_images
 from simclr_jax.prepare.image_check import FILTERS, Encoding
 from simclr_jax.prepare.inputs import open_input
@@ -31,6 +40,8 @@ from simclr_jax.prepare.outputs import Output
 
 _LOG = logging.getLogger(__name__)
 _PLAN = "plan.json"
+# What all processes need.
+_PRELOAD = "simclr_jax.prepare.parts"
 # Of the parts of unfinished work.
 _WORK_VERSION = 2
 
@@ -80,15 +91,21 @@ class Options:
 
 
 def prepare(
-    options: Options, output: str, *, num_workers: int, scratch: str | None = None
+    options: Options,
+    output: str,
+    *,
+    num_workers: int,
+    scratch: str | None = None,
+    beam: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Prepares a dataset, or resumes it, or returns if it is finished.
 
     Args:
       options: what to prepare.
       output: a folder, local or on a store, that is new, empty or of an earlier start.
-      num_workers: how many processes work.
+      num_workers: how many processes work, without `beam`.
       scratch: for an output on a store, see `outputs.open_output`.
+      beam: flags of Apache Beam, by which its workers work.
 
     Returns:
       The manifest.
@@ -98,6 +115,8 @@ def prepare(
       RunFailed: the disk is full or the like; the same command resumes.
     """
     options.check()
+    if beam:
+        on_beam.check(beam)
     options = dataclasses.replace(options, input=patterns.absolute(options.input))
     target = outputs.open_output(output, scratch=scratch)
     try:
@@ -108,7 +127,14 @@ def prepare(
             (target.work / name).mkdir(exist_ok=True)
         with _lock(target):
             try:
-                manifest = _prepare(options, target, num_workers)
+                run: workers.Run = functools.partial(
+                    workers.run_all, num_workers=num_workers, preload=_PRELOAD
+                )
+                if beam:
+                    run = on_beam.Beam(
+                        beam, work=target.work, shared=target.shared, name=target.name
+                    )
+                manifest = _prepare(options, target, run)
             except DataError:
                 if not (target.work / _PLAN).exists():
                     # Nothing was written yet: a mistyped input leaves nothing.
@@ -172,7 +198,7 @@ def _compare(
             )
 
 
-def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, Any]:
+def _prepare(options: Options, target: Output, run: workers.Run) -> dict[str, Any]:
     work = target.work
     _LOG.info("Listing %s", options.input)
     source = _open_input(options, target)
@@ -189,7 +215,7 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
     encoding = Encoding(
         options.resize_short_side, options.resize_filter, options.jpeg_quality
     )
-    parts = steps.read_parts(source, listing, encoding, work, num_workers=num_workers)
+    parts = steps.read_parts(source, listing, encoding, work, run=run)
     images = steps.choose(
         listing,
         parts,
@@ -199,7 +225,7 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         shard_bytes=int(options.shard_size_mb * 1e6),
         name=options.input,
     )
-    receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
+    receipts = steps.write_shards(images, parts, work, run=run)
     manifest = {
         "format_version": VERSION,
         "options": dataclasses.asdict(options),

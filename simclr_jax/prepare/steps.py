@@ -21,11 +21,10 @@ from simclr_jax.prepare.entries import Input, Listing
 from simclr_jax.prepare.image_check import Encoding
 from simclr_jax.prepare.layout import Shard
 from simclr_jax.prepare.parts import Part, Table, divide, write_part
-from simclr_jax.prepare.workers import run_all
+from simclr_jax.prepare.workers import Run
 
 _LOG = logging.getLogger(__name__)
 PARTS, RECEIPTS, FINAL = "parts", "receipts", "final"
-_PRELOAD = "simclr_jax.prepare.parts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ def read_parts(
     encoding: Encoding,
     work: pathlib.Path,
     *,
-    num_workers: int,
+    run: Run,
 ) -> list[Part]:
     """Reads and checks all images, except those of parts that are done."""
     parts = [
@@ -71,9 +70,7 @@ def read_parts(
         _LOG.info("Resuming: %s of %s files are done", f"{done:,}", f"{total:,}")
     progress = Progress(_LOG, total, "files", done=done)
     num_broken = 0
-    for _, (count, broken) in run_all(
-        write_part, todo, num_workers=num_workers, preload=_PRELOAD
-    ):
+    for _, (count, broken) in run(write_part, todo):
         num_broken += broken
         progress.add(count, f" | {num_broken:,} broken")
     return parts
@@ -119,20 +116,20 @@ def choose(
 
 
 def write_shards(
-    images: Images, parts: list[Part], work: pathlib.Path, *, num_workers: int
+    images: Images, parts: list[Part], work: pathlib.Path, *, run: Run
 ) -> dict[str, dict[str, Any]]:
     """Puts the shards together; returns what is known of each, by its name."""
-    records = [part.records for part in parts]
+    records = [str(part.records) for part in parts]
     shards = [shard for group in images.splits.values() for shard in group]
     tasks = [
         files.ShardTask(
             work / FINAL / shard.name,
             work / RECEIPTS / f"{shard.name}.json",
-            [(records[run.part], run) for run in shard.runs],
+            [(records[piece.part], piece) for piece in shard.runs],
         )
         for shard in shards
     ]
-    users: dict[pathlib.Path, set[str]] = {}
+    users: dict[str, set[str]] = {}
     for task in tasks:
         for path, _ in task.runs:
             users.setdefault(path, set()).add(task.path.name)
@@ -143,14 +140,12 @@ def write_shards(
     }
     _LOG.info("Writing %d shards, %d of them are done", len(shards), len(receipts))
     todo = [task for task in tasks if task.path.name not in receipts]
-    for task, receipt in run_all(
-        files.write_shard, todo, num_workers=num_workers, preload=_PRELOAD
-    ):
+    for task, receipt in run(files.write_shard, todo):
         receipts[task.path.name] = receipt
         # So that the disk need not hold everything twice.
         for path in {path for path, _ in task.runs}:
             if users[path] <= receipts.keys():
-                path.unlink(missing_ok=True)
+                pathlib.Path(path).unlink(missing_ok=True)
     return receipts
 
 
