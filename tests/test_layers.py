@@ -61,6 +61,7 @@ RESERVED = {
         "weights",
     },
     "orbax": {"runs"},
+    "apache_beam": {"prepare"},
     # No dependencies: only to compare exports with, where they are installed.
     "torch": {"weights"},
     "torchvision": {"weights"},

@@ -73,6 +73,12 @@ _NUM_WORKERS = flags.DEFINE_integer(
     "Processes; by default one for each core that this one may use.",
     lower_bound=1,
 )
+_BEAM = flags.DEFINE_multi_string(
+    "beam",
+    [],
+    "A flag of Apache Beam, whose workers then do the work, on many machines; may be "
+    "repeated: --beam=--runner=DataflowRunner --beam=--project=...",
+)
 
 
 def main() -> None:
@@ -103,6 +109,7 @@ def main() -> None:
         _OUTPUT.value or "",
         num_workers=num_workers,
         scratch=_SCRATCH.value,
+        beam=_BEAM.value,
     )
     classes = manifest["class_names"]
     cli.say(

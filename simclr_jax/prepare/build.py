@@ -13,10 +13,11 @@ result depends on the input and the options alone.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from simclr_jax.data import image_traits
@@ -26,7 +27,15 @@ from simclr_jax.data.sources.prepared import MANIFEST, VERSION, read_manifest
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.data.white_level import MOST
 from simclr_jax.errors import DataError, RunFailed, StoreFailed, first_line
-from simclr_jax.prepare import files, layout, outputs, patterns, steps
+from simclr_jax.prepare import (
+    files,
+    layout,
+    on_beam,
+    outputs,
+    patterns,
+    steps,
+    workers,
+)
 from simclr_jax.prepare.entries import Input, Listing, list_images
 from simclr_jax.prepare.image_check import FILTERS, Encoding
 from simclr_jax.prepare.inputs import open_input
@@ -36,6 +45,8 @@ _LOG = logging.getLogger(__name__)
 _PLAN = "plan.json"
 # What earlier versions did that had no such option.
 _BEFORE = {"exif_orientation": False, "top_folders": AUTO}
+# What all processes need.
+_PRELOAD = "simclr_jax.prepare.parts"
 # Of the parts of unfinished work.
 _WORK_VERSION = 3
 
@@ -93,15 +104,21 @@ class Options:
 
 
 def prepare(
-    options: Options, output: str, *, num_workers: int, scratch: str | None = None
+    options: Options,
+    output: str,
+    *,
+    num_workers: int,
+    scratch: str | None = None,
+    beam: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Prepares a dataset, or resumes it, or returns if it is finished.
 
     Args:
       options: what to prepare.
       output: a folder, local or on a store, that is new, empty or of an earlier start.
-      num_workers: how many processes work.
+      num_workers: how many processes work, without `beam`.
       scratch: for an output on a store, see `outputs.open_output`.
+      beam: flags of Apache Beam, by which its workers work.
 
     Returns:
       The manifest.
@@ -111,6 +128,8 @@ def prepare(
       RunFailed: the disk is full or the like; the same command resumes.
     """
     options.check()
+    if beam:
+        on_beam.check(beam)
     options = dataclasses.replace(options, input=patterns.absolute(options.input))
     target = outputs.open_output(output, scratch=scratch)
     try:
@@ -121,7 +140,14 @@ def prepare(
             (target.work / name).mkdir(exist_ok=True)
         with _lock(target):
             try:
-                manifest = _prepare(options, target, num_workers)
+                run: workers.Run = functools.partial(
+                    workers.run_all, num_workers=num_workers, preload=_PRELOAD
+                )
+                if beam:
+                    run = on_beam.Beam(
+                        beam, work=target.work, shared=target.shared, name=target.name
+                    )
+                manifest = _prepare(options, target, run)
             except DataError:
                 if not (target.work / _PLAN).exists():
                     # Nothing was written yet: a mistyped input leaves nothing.
@@ -187,7 +213,7 @@ def _compare(
             )
 
 
-def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, Any]:
+def _prepare(options: Options, target: Output, run: workers.Run) -> dict[str, Any]:
     work = target.work
     _LOG.info("Listing %s", options.input)
     source = _open_input(options, target)
@@ -212,7 +238,7 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
         encoding,
         work,
         white_level=options.white_level,
-        num_workers=num_workers,
+        run=run,
     )
     images = steps.choose(
         listing,
@@ -225,7 +251,7 @@ def _prepare(options: Options, target: Output, num_workers: int) -> dict[str, An
     )
     counts = image_traits.counts(images.table.traits[images.table.reason == ""])
     _LOG.info("%s: %s", options.input, image_traits.in_words(counts))
-    receipts = steps.write_shards(images, parts, work, num_workers=num_workers)
+    receipts = steps.write_shards(images, parts, work, run=run)
     manifest = {
         "format_version": VERSION,
         "options": dataclasses.asdict(options),

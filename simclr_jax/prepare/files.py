@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from simclr_jax.data.image_files import open_image
+from simclr_jax.data.sources import storage
 from simclr_jax.data.tf_cpu import tf
 from simclr_jax.errors import printable
 from simclr_jax.prepare.entries import Listing
@@ -29,12 +30,13 @@ class ShardTask:
     Attributes:
       path: of the file.
       receipt: where what is known of it goes; once this is there the shard is done.
-      runs: what it consists of, and the files of the parts that these are in.
+      runs: what it consists of, and the files of the parts that these are in, local
+        or on a store.
     """
 
     path: pathlib.Path
     receipt: pathlib.Path
-    runs: list[tuple[pathlib.Path, Run]]
+    runs: list[tuple[str, Run]]
 
 
 def write_shard(task: ShardTask) -> dict[str, Any]:
@@ -43,11 +45,7 @@ def write_shard(task: ShardTask) -> dict[str, Any]:
     unfinished = task.path.with_name(f"{task.path.name}.unfinished")
     with open(unfinished, "wb") as output:
         for part, run in task.runs:
-            with open(part, "rb") as file:
-                file.seek(run.start)
-                content = file.read(run.size)
-            if len(content) != run.size:
-                raise OSError(f"{part} is shorter than it was")
+            content = storage.read_range(part, run.start, run.size)
             output.write(content)
             digest.update(content)
             size += run.size

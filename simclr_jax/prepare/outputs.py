@@ -27,10 +27,13 @@ class Output(Protocol):
     Attributes:
       name: for messages.
       work: the local folder of unfinished work.
+      shared: a folder on the store for the work of other machines; None for a local
+        output.
     """
 
     name: str
     work: pathlib.Path
+    shared: str | None
 
     def is_finished(self) -> bool:
         """Whether it is a dataset."""
@@ -77,6 +80,8 @@ def open_output(path: str, *, scratch: str | None) -> Output:
 class _Folder:
     """A local folder."""
 
+    shared: str | None = None
+
     def __init__(self, folder: pathlib.Path) -> None:
         self.name = str(folder)
         self.work = folder / WORK
@@ -116,6 +121,7 @@ class _Bucket:
         self.work = root.absolute() / "prepare" / digest
         # Says on the store that somebody is at work, and proves that it can be written.
         self._claim = f"{folder}/{WORK}"
+        self.shared: str | None = f"{folder}/{WORK}-shared"
 
     def is_finished(self) -> bool:
         storage.check_bucket(self._folder)
@@ -160,23 +166,29 @@ class _Bucket:
         self._upload(files[-1])
 
     def _upload(self, path: pathlib.Path) -> None:
-        target = f"{self._folder}/{path.name}"
-        size = path.stat().st_size
-        try:
-            with path.open("rb") as file, paths.as_path(target).open("wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 22)
-        except Exception as error:  # stores' libraries have their own
-            raise OSError(
-                f"{target}: cannot be written ({first_line(error)})"
-            ) from error
-        if storage.file_size(target) != size:
-            raise OSError(
-                f"{target}: has other than the {size} bytes that were written"
-            )
+        upload(path, f"{self._folder}/{path.name}")
 
     def clean(self) -> None:
         shutil.rmtree(self.work)
+        if self.shared and storage.is_folder(self.shared):
+            paths.as_path(self.shared).rmtree()
         paths.as_path(self._claim).unlink(missing_ok=True)
+
+
+def upload(path: pathlib.Path, target: str) -> None:
+    """Copies a local file to a store.
+
+    Raises:
+      OSError: it cannot be written there.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file, paths.as_path(target).open("wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 22)
+    except Exception as error:  # stores' libraries have their own
+        raise OSError(f"{target}: cannot be written ({first_line(error)})") from error
+    if storage.file_size(target) != size:
+        raise OSError(f"{target}: has other than the {size} bytes that were written")
 
 
 def _manifest_last(folder: pathlib.Path) -> list[pathlib.Path]:

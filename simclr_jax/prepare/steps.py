@@ -22,11 +22,10 @@ from simclr_jax.prepare.entries import Input, Listing
 from simclr_jax.prepare.image_check import Encoding
 from simclr_jax.prepare.layout import Shard
 from simclr_jax.prepare.parts import Part, Table, divide, write_part
-from simclr_jax.prepare.workers import run_all
+from simclr_jax.prepare.workers import Run
 
 _LOG = logging.getLogger(__name__)
 PARTS, RECEIPTS, FINAL = "parts", "receipts", "final"
-_PRELOAD = "simclr_jax.prepare.parts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ def read_parts(
     work: pathlib.Path,
     *,
     white_level: int | None,
-    num_workers: int,
+    run: Run,
 ) -> tuple[list[Part], int | None]:
     """Reads and checks all images, except those of parts that are done.
 
@@ -66,7 +65,7 @@ def read_parts(
       encoding: how they are stored.
       work: the folder of work.
       white_level: of images of more than 8 bits; measured where it is None.
-      num_workers: processes.
+      run: applies functions to tasks.
 
     Returns:
       (the parts, the white level, None where there is no such image).
@@ -81,7 +80,7 @@ def read_parts(
         )
         for number, images in enumerate(divide(listing.entries))
     ]
-    _write_parts(parts, num_workers=num_workers)
+    _write_parts(parts, run)
     tables = [Table.load(part.table) for part in parts]
     peaks = [peak for table in tables for peak in table.peaks()]
     level = white_level or of_peaks(peaks)
@@ -103,11 +102,11 @@ def read_parts(
         part.records.unlink(missing_ok=True)
         stem = f"{part.stem}-{level}"
         parts[number] = dataclasses.replace(part, encoding=encoding, stem=stem)
-    _write_parts([parts[number] for number in anew], num_workers=num_workers)
+    _write_parts([parts[number] for number in anew], run)
     return parts, level
 
 
-def _write_parts(parts: list[Part], *, num_workers: int) -> None:
+def _write_parts(parts: list[Part], run: Run) -> None:
     """Writes those parts that are not there."""
     todo = [part for part in parts if not part.table.exists()]
     total = sum(len(part.entries) for part in parts)
@@ -116,9 +115,7 @@ def _write_parts(parts: list[Part], *, num_workers: int) -> None:
         _LOG.info("Resuming: %s of %s files are done", f"{done:,}", f"{total:,}")
     progress = Progress(_LOG, total, "files", done=done)
     num_broken = 0
-    for _, (count, broken) in run_all(
-        write_part, todo, num_workers=num_workers, preload=_PRELOAD
-    ):
+    for _, (count, broken) in run(write_part, todo):
         num_broken += broken
         progress.add(count, f" | {num_broken:,} broken")
 
@@ -163,20 +160,20 @@ def choose(
 
 
 def write_shards(
-    images: Images, parts: list[Part], work: pathlib.Path, *, num_workers: int
+    images: Images, parts: list[Part], work: pathlib.Path, *, run: Run
 ) -> dict[str, dict[str, Any]]:
     """Puts the shards together; returns what is known of each, by its name."""
-    records = [part.records for part in parts]
+    records = [str(part.records) for part in parts]
     shards = [shard for group in images.splits.values() for shard in group]
     tasks = [
         files.ShardTask(
             work / FINAL / shard.name,
             work / RECEIPTS / f"{shard.name}.json",
-            [(records[run.part], run) for run in shard.runs],
+            [(records[piece.part], piece) for piece in shard.runs],
         )
         for shard in shards
     ]
-    users: dict[pathlib.Path, set[str]] = {}
+    users: dict[str, set[str]] = {}
     for task in tasks:
         for path, _ in task.runs:
             users.setdefault(path, set()).add(task.path.name)
@@ -187,14 +184,12 @@ def write_shards(
     }
     _LOG.info("Writing %d shards, %d of them are done", len(shards), len(receipts))
     todo = [task for task in tasks if task.path.name not in receipts]
-    for task, receipt in run_all(
-        files.write_shard, todo, num_workers=num_workers, preload=_PRELOAD
-    ):
+    for task, receipt in run(files.write_shard, todo):
         receipts[task.path.name] = receipt
         # So that the disk need not hold everything twice.
         for path in {path for path, _ in task.runs}:
             if users[path] <= receipts.keys():
-                path.unlink(missing_ok=True)
+                pathlib.Path(path).unlink(missing_ok=True)
     return receipts
 
 

@@ -8,12 +8,25 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from simclr_jax.errors import RunFailed
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
+
+
+class Run(Protocol):
+    """Applies a function to all tasks, somewhere; yields (task, result) in any order.
+
+    The function is at the top level of a module, and its results are what JSON knows.
+    """
+
+    def __call__(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], /
+    ) -> Iterator[tuple[Any, Any]]:
+        """Raises RunFailed if the same command has to resume."""
+        ...
 
 
 def run_all(
