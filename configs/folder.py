@@ -3,10 +3,10 @@
     python -m simclr_jax.pretrain --config=configs/folder.py:IMAGES --workdir=RUN
 
 Pretraining needs no label. Sub-folders named train, val, test and the like are splits:
-nothing of val and test is trained on. To evaluate with labels, put the images into class
-folders under IMAGES/train and IMAGES/val; where there is no val, IMAGES/test is measured.
-Other sub-folders are classes for the online probe. The log shows what was understood, and
-docs/data.md has the rules.
+nothing of val and test is trained on. To evaluate with labels, put the images into
+class folders under IMAGES/train and IMAGES/val; where there is no val, IMAGES/test is
+measured. Other sub-folders are classes for the online probe. The log shows what was
+understood, and docs/data.md has the rules.
 ResNet-18 and a batch of 128 also run on a CPU, slowly; on an accelerator set
 `--config.encoder.depth=50` and raise `--config.batch.batch_size` as far as memory and
 the number of images allow. There is no published figure to expect: look at the views

@@ -217,6 +217,11 @@ class FolderInput:
             return [Entry(o.path[start:], o.size, o.time) for o in self._list_objects()]
         if self._pattern is None:
             return list(self._below("", self._root))
+        if "**" in self._pattern and self._root:
+            # Not by `glob`, which goes round links to a folder around them.
+            matching = re.compile(f"{_as_expression(self._pattern)}(/.*)?")
+            everything = self._below("", self._root)
+            return [e for e in everything if matching.fullmatch(self._path(e))]
         found = {}
         for top in glob.iglob(self._pattern, recursive=True, include_hidden=True):
             for entry in self._below(top[start:], top):
@@ -257,8 +262,10 @@ class FolderInput:
 
     def read(self, entry: Entry) -> bytes:
         """See `Input`."""
-        path = f"{self._root.rstrip('/')}/{entry.path}" if self._root else entry.path
-        return storage.read_file(path)
+        return storage.read_file(self._path(entry))
+
+    def _path(self, entry: Entry) -> str:
+        return f"{self._root.rstrip('/')}/{entry.path}" if self._root else entry.path
 
 
 def _as_expression(pattern: str) -> str:
