@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -230,6 +230,11 @@ class FolderInput:
             return [Entry(o.path[start:], o.size, o.time) for o in self._list_objects()]
         if self._pattern is None:
             return list(self._below("", self._root))
+        if "**" in self._pattern and self._root:
+            # Not by `glob`, which goes round links to a folder around them.
+            is_match = self._matches()
+            everything = self._below("", self._root)
+            return [e for e in everything if is_match(self._path(e))]
         found = {}
         for top in patterns.matches(self._pattern):
             for entry in self._below(top[start:], top):
@@ -263,13 +268,20 @@ class FolderInput:
         objects = patterns.objects_below(self._root)
         if self._pattern is None:
             return objects
+        is_match = self._matches()
+        return [o for o in objects if is_match(o.path)]
+
+    def _matches(self) -> Callable[[str], bool]:
+        """Tells paths that match the glob, or lie below one that does."""
         matching = [
             re.compile(f"{patterns.as_expression(name)}(/.*)?")
-            for name in patterns.expand_braces(self._pattern)
+            for name in patterns.expand_braces(self._pattern or "")
         ]
-        return [o for o in objects if any(m.fullmatch(o.path) for m in matching)]
+        return lambda path: any(m.fullmatch(path) for m in matching)
 
     def read(self, entry: Entry) -> bytes:
         """See `Input`."""
-        path = f"{self._root.rstrip('/')}/{entry.path}" if self._root else entry.path
-        return storage.read_file(path)
+        return storage.read_file(self._path(entry))
+
+    def _path(self, entry: Entry) -> str:
+        return f"{self._root.rstrip('/')}/{entry.path}" if self._root else entry.path

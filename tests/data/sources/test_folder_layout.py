@@ -387,3 +387,13 @@ def test_archives_are_understood_alike(tmp_path):
     listing = entries.list_images(archives.ZipInput(str(path)))
     assert listing.class_names == CLASSES
     assert sorted({*listing.splits}) == ["test", "train"]
+
+
+def test_globs_do_not_go_round_links(tmp_path):
+    _write(tmp_path, _in_classes(""))
+    (tmp_path / "ant" / "up").symlink_to(tmp_path)
+    for pattern in ("**/*.jpg", "*/*.jpg", "*", "**"):
+        source = entries.FolderInput(f"{tmp_path}/{pattern}", without="")
+        listing = entries.list_images(source)
+        assert [entry.path for entry in listing.entries] == _in_classes(""), pattern
+        assert listing.class_names == CLASSES
