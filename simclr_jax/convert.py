@@ -31,16 +31,17 @@ _PREFIX = flags.DEFINE_string(
     None,
     "The prefix of torchvision's names, if a file has several ResNets.",
 )
-_NORMALIZATION = flags.DEFINE_enum(
+_NORMALIZATION = flags.DEFINE_string(
     "normalization",
     None,
-    ["none", "imagenet"],
-    "The normalization of pixels in [0, 1]; required with torchvision's names.",
+    "The normalization of pixels in [0, 1], required with torchvision's names: none, "
+    "imagenet, or MEAN/STD, each one number or three, such as 0.5/0.5 or "
+    "0.5,0.5,0.5/0.25,0.25,0.25; one number alone is both.",
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
-    ["bicubic", "bicubic_legacy"],
+    ["bicubic", "bicubic_antialias", "bicubic_legacy"],
     "The resizing of evaluation images; by default bicubic_legacy (TensorFlow 1) for "
     "TF1 files and SavedModels, and bicubic for all others.",
 )

@@ -23,7 +23,7 @@ def main() -> None:
     from simclr_jax.training import loop
 
     loop.run(
-        loop.pretraining_job(_CONFIG.value),
+        loop.pretraining_job(_CONFIG.value, _WORKDIR.value),
         _WORKDIR.value,
         allow_config_change=_ALLOW_CONFIG_CHANGE.value,
         allow_data_change=_ALLOW_DATA_CHANGE.value,

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, parallel
-from simclr_jax.config import resolve, rules
+from simclr_jax.config import rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
 from simclr_jax.parallel import processes
@@ -24,6 +24,7 @@ from simclr_jax.training import (
     device_views,
     divergence,
     input_pipeline,
+    pixel_moments,
     profiling,
     starting,
     step,
@@ -61,11 +62,12 @@ class TrainingJob:
     teacher: Teacher | None = None
 
 
-def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
+def pretraining_job(config: config_dict.ConfigDict, workdir: str = "") -> TrainingJob:
     """Checks and opens everything that pretraining needs; no step runs yet.
 
     Args:
       config: as in `configs/base.py`.
+      workdir: of a run that may have measured its dataset before.
 
     Raises:
       ConfigError, DataError: the config or the dataset cannot be run.
@@ -74,14 +76,13 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
         rules.validate(config)
         source = input_pipeline.open_source(config, config.data.split, to_train=True)
         source = input_pipeline.hold_in_memory(config, source)
-        config = resolve.resolve(config, num_examples=source.num_examples)
+        config = pixel_moments.resolve(config, source, workdir)
         mesh = parallel.create_mesh()
         parts = step.pretraining_parts(
             config, num_classes=source.num_classes, mesh=mesh
         )
     # With labels, a low rank of z is expected.
-    needs_labels = losses.LOSSES[config.loss.name].needs_labels
-    health = HealthMonitor(check_rank=not needs_labels)
+    health = HealthMonitor(check_rank=not losses.LOSSES[config.loss.name].needs_labels)
     return TrainingJob(config, source, parts, mesh, health)
 
 

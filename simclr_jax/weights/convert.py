@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 from simclr_jax.config import rules
 from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.models import normalization as normalizations
 from simclr_jax.runs import atomic, directory
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training.build import describe
@@ -79,16 +80,23 @@ def read(
             "--normalization: must be given for weights with torchvision's names, "
             "since the file does not record it: imagenet if ImageNet's mean was "
             "subtracted and pixels divided by the standard deviation, none if pixels "
-            "were in [0, 1]"
+            "were in [0, 1], MEAN/STD such as 0.5/0.5 for others"
         )
     return torchvision.from_torchvision(
         torch_files.read_state_dict(path),
-        normalization=normalization,
+        normalization=_canonical(normalization),
         prefix=prefix,
         resize=resize,
         file=path,
         ignore_unexpected=ignore_unexpected,
     )
+
+
+def _canonical(value: str) -> str:
+    try:
+        return normalizations.canonical(value)
+    except ValueError as error:
+        raise ConfigError(f"--normalization={value}: {error}") from error
 
 
 def find_export(path: str) -> pathlib.Path | None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from simclr_jax.models import DEPTHS
+from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.models import DEPTHS, normalization
 from simclr_jax.models.blocks import BASE_FILTERS
-from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.models.simclr import Tree
 from simclr_jax.weights import descriptions
 from simclr_jax.weights.descriptions import FOLDER
@@ -86,8 +86,32 @@ def write_torchvision(folder: pathlib.Path, pretrained: PretrainedEncoder) -> st
         f"model.fc = torch.nn.Identity()\n{stem}"
         f'weights = load_file("{FOLDER}/{WEIGHTS}")\n'
         "model.load_state_dict(weights, strict=True)\n"
-        "h = model.eval()(images)  # preprocessed, [N, 3, S, S]"
+        + _torchvision_transform(pretrained)
+        + "h = model.eval()(images)  # preprocessed, [N, 3, S, S]"
     )
+
+
+def _torchvision_transform(pretrained: PretrainedEncoder) -> str:
+    """The transform of a PIL image, for encoders that it suits."""
+    preprocessing = pretrained.preprocessing
+    if preprocessing.resize != "bicubic_antialias":
+        return ""
+    mean, std = moments(pretrained)
+    return (
+        "from torchvision import transforms\n\n"
+        "transform = transforms.Compose([\n"
+        f"    transforms.Resize({shorter_side(preprocessing)}, "
+        "transforms.InterpolationMode.BICUBIC, antialias=True),\n"
+        f"    transforms.CenterCrop({preprocessing.image_size}),\n"
+        "    transforms.ToTensor(),\n"
+        f"    transforms.Normalize({mean}, {std}),\n"
+        "])\n"
+    )
+
+
+def shorter_side(preprocessing: Preprocessing) -> int:
+    """To which the libraries resize before they crop."""
+    return math.floor(preprocessing.image_size / preprocessing.crop_proportion)
 
 
 def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
@@ -161,7 +185,7 @@ def save_tensors(
 
 def moments(pretrained: PretrainedEncoder) -> tuple[list[float], list[float]]:
     """(mean, std) that the library's transform subtracts and divides by."""
-    values = NORMALIZATIONS[pretrained.encoder.normalization]
+    values = normalization.moments(pretrained.encoder.normalization)
     return (list(values[0]), list(values[1])) if values else ([0.0] * 3, [1.0] * 3)
 
 

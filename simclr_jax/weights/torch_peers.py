@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.errors import ExportFailed
-from simclr_jax.models import DEPTHS
-from simclr_jax.models.resnet import NORMALIZATIONS
+from simclr_jax.models import DEPTHS, normalization
 from simclr_jax.weights import torch_formats
 
 _MODULE = "simclr_jax.weights.torch_process"
@@ -55,7 +54,7 @@ def features(
     Raises:
       ExportFailed: the library cannot open the folder.
     """
-    moments = NORMALIZATIONS[settings["normalization"]]
+    moments = normalization.moments(settings["normalization"])
     if moments is not None:
         mean, std = (np.asarray(values, np.float32) for values in moments)
         inputs = (inputs - mean) / std
