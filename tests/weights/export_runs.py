@@ -22,6 +22,7 @@ def write(
     *,
     image_size: int = 32,
     crop_proportion: float = 1.0,
+    resize: str = "bicubic",
     steps: tuple[int, ...] = (STEP,),
     **encoder: Any,
 ) -> str:
@@ -31,6 +32,7 @@ def write(
       workdir: of the run.
       image_size: of its encoder's inputs.
       crop_proportion: of its preprocessing.
+      resize: of its preprocessing.
       steps: of its checkpoints.
       **encoder: keys of the config's group `encoder`, in addition to `TINY`.
 
@@ -40,6 +42,7 @@ def write(
     config = smoke.get_config()
     config.image_size = image_size
     config.evaluation.crop_proportion = crop_proportion
+    config.evaluation.resize = resize
     config.head.output_dim = 8
     for key, value in {**TINY, **encoder}.items():
         config.encoder[key] = value
