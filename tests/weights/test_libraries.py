@@ -132,7 +132,7 @@ def test_features_in_the_library(case, python, tmp_path):
         subprocess.run([python, "-c", program], cwd=tmp_path, check=True)
 
 
-# By the libraries' own transforms ------------------------------------------------------
+# By the libraries' own transforms -----------------------------------------------------
 
 OWN = "images = torch.stack([transform(image) for image in pixels])\n"
 

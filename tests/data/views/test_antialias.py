@@ -10,7 +10,13 @@ from simclr_jax.configs import base, folder
 from simclr_jax.data import augment_jax
 from simclr_jax.data.preprocessing import Preprocessing, resize_antialiased
 from simclr_jax.data.tf_cpu import tf
-from simclr_jax.data.views import definition, host_kernels, host_op, host_program
+from simclr_jax.data.views import (
+    definition,
+    host,
+    host_kernels,
+    host_op,
+    host_program,
+)
 from simclr_jax.data.views.composition import Composition
 from simclr_jax.runs import format_version
 from simclr_jax.training.device_views import make_composition
@@ -114,11 +120,11 @@ def test_crops_are_those_of_pillow(path):
         expected = np.stack([_pillow(image, box) for box in boxes]).astype(int)
         difference = np.abs(path(image, boxes).astype(int) - expected)
         assert difference.max() <= 1, image.shape
-        assert difference.mean() < 0.2
+        assert difference.mean() < 0.3  # of rows that Pillow rounds
 
 
 def test_pillow_in_one_step_is_the_same():
-    for image in PICTURES[:1] + PICTURES[2:4]:  # none of which is tall
+    for image in (PICTURES[0], PICTURES[2], PICTURES[4]):  # none of which is tall
         whole = Image.fromarray(image).resize((SIZE, SIZE), CUBIC)
         assert np.abs(np.asarray(whole).astype(int) - _pillow(image)).max() == 0
 
@@ -169,18 +175,12 @@ def test_nothing_is_written_beyond_the_memory():
 def test_other_operations_follow_an_antialiased_crop():
     """As the graph has them, and a sobel between takes the views that are there."""
     names = ("crop", "sobel", "flip")
-    settings = {"sobel": {"probability": 1.0}, "flip": {"probability": 1.0}}
+    settings = {"crop": {}, "sobel": {"probability": 1.0}, "flip": {"probability": 1.0}}
     composition = Composition(names, settings, SIZE, antialias=True)
-    from simclr_jax.data.views import host
-
     image, boxes = PICTURES[2], _boxes(PICTURES[2])
     uniform = np.concatenate([draws_of("sobel", 2), draws_of("flip", 2)], axis=1)
     compiled, graph = (
-        host.compose(composition, compiled=form)(
-            tf.constant(image), tf.constant(boxes), tf.constant(uniform)
-        ).numpy()
-        if not form
-        else tf.function(host.compose(composition, compiled=form), autograph=False)(
+        tf.function(host.compose(composition, compiled=form), autograph=False)(
             tf.constant(image), tf.constant(boxes), tf.constant(uniform)
         ).numpy()
         for form in (True, False)
@@ -202,10 +202,11 @@ def _photograph(number, height=1200, width=1600):
 
 @jax.jit
 def _features(images):
-    """A tiny encoder: two convolutions of random weights, and the average."""
-    x = images - 0.5
+    """A tiny encoder: edges, a convolution of random weights, and the average."""
+    x = images
     for number, filters in enumerate((3, 16)):
         kernel = jax.random.normal(jax.random.key(number), (3, 3, filters, 16))
+        kernel -= kernel.mean(axis=(0, 1)) * (number == 0)
         x = jax.lax.conv_general_dilated(
             x, kernel / 5, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
