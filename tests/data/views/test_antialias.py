@@ -228,7 +228,8 @@ def test_a_photograph_and_its_shrunk_copy_look_the_same_to_an_encoder():
         size = [round(side * factor) for side in photograph.shape[1::-1]]
         shrunk = np.asarray(Image.fromarray(photograph).resize(size, LANCZOS))
         assert _cosine(antialiased, photograph, shrunk) > 0.995
-        assert _cosine(four_taps, photograph, shrunk) < 0.99
+    # Four taps see what the shrunk copy of the rings does not show.
+    assert _cosine(four_taps, photograph, shrunk) < 0.95
 
 
 @pytest.mark.parametrize("size", [(97, 140), (300, 301), (20, 31)])
