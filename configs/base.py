@@ -85,6 +85,9 @@ def get_config() -> config_dict.ConfigDict:
     crop.sampler = "reference"  # or torchvision: area uniform, ratio log-uniform
     crop.area_min, crop.area_max = 0.08, 1.0  # fraction of the image
     crop.ratio_min, crop.ratio_max = 3 / 4, 4 / 3  # width / height
+    # False: resized by four taps an axis, as by the reference, whatever the factor;
+    # True: as by Pillow, which antialiases. For images much larger than image_size.
+    crop.antialias = False
     augment.flip = config_dict.create(probability=0.5)
     augment.color_jitter = jitter = config_dict.ConfigDict()
     jitter.probability = 0.8
@@ -113,7 +116,9 @@ def get_config() -> config_dict.ConfigDict:
     encoder.stem = "auto"  # cifar up to 32 pixels, imagenet above; or by name
     encoder.first_group_projection = False  # True: Google's ResNet-18 and 34
     encoder.max_pool_padding = "torch"  # same: TensorFlow's, as in Google's weights
-    encoder.normalization = "none"  # of pixels; imagenet: as torchvision's weights
+    # Of pixels: none; imagenet, as torchvision's weights; MEAN/STD such as 0.5/0.5 or
+    # 0.5,0.5,0.5/0.2,0.2,0.2; or dataset: measured once from the training images.
+    encoder.normalization = "none"
     encoder.kernel_init = "truncated_normal"  # std 1/sqrt(fan_in); or he_normal
     encoder.batch_norm_momentum = 0.9
     encoder.batch_norm_epsilon = 1e-5
@@ -196,7 +201,9 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.bank_images = config_dict.placeholder(int)
     evaluation.batch_size = 1024
     evaluation.crop_proportion = 0.875  # central crop, fraction of the side
-    evaluation.resize = "bicubic"  # bicubic_legacy: TensorFlow 1's, of Google's weights
+    # bicubic: the reference's, four taps; bicubic_antialias: Pillow's; bicubic_legacy:
+    # TensorFlow 1's, of Google's weights.
+    evaluation.resize = "bicubic"
     evaluation.layer = 0  # 0: h; i: the head's output after layer i; -1: z
     # Numbers of nearest neighbours that vote (Wu et al., 2018), all measured in one
     # pass; the first gives the protocol's figure.

@@ -28,6 +28,9 @@ def get_config(folder: str = "images") -> config_dict.ConfigDict:
     config.data.dataset = f"folder:{folder}"
     config.data.split = "all"
     config.batch.batch_size = 128
+    # Photographs are much larger than views.
+    config.augment.crop.antialias = True
+    config.evaluation.resize = "bicubic_antialias"
     config.encoder.depth = 18
     config.evaluation.train_split = "train"
     config.evaluation.test_split = "val"  # or the test split, where there is none

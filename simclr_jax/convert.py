@@ -37,17 +37,17 @@ _PREFIX = flags.DEFINE_string(
     None,
     "The prefix of the names, such as module.encoder_q., if it has several.",
 )
-_NORMALIZATION = flags.DEFINE_enum(
+_NORMALIZATION = flags.DEFINE_string(
     "normalization",
     None,
-    ["none", "imagenet"],
-    "The normalization of pixels in [0, 1]; required for PyTorch's files where nothing "
-    "records it.",
+    "The normalization of pixels in [0, 1], required for PyTorch's files where nothing "
+    "records it: none, imagenet, or MEAN/STD, each one number or three, such as "
+    "0.5/0.5 or 0.5,0.5,0.5/0.25,0.25,0.25; one number alone is both.",
 )
 _RESIZE = flags.DEFINE_enum(
     "resize",
     None,
-    ["bicubic", "bicubic_legacy"],
+    ["bicubic", "bicubic_antialias", "bicubic_legacy"],
     "The resizing of evaluation images; by default bicubic_legacy (TensorFlow 1) for "
     "TF1 files and SavedModels, and bicubic for all others.",
 )

@@ -20,6 +20,7 @@ from simclr_jax.training import (
     device_views,
     input_pipeline,
     objectives,
+    pixel_moments,
     step,
 )
 
@@ -119,7 +120,7 @@ def measure_device(
       secs: how long to measure.
     """
     config = _placed(config, placement)
-    config = resolve.resolve(config, num_examples=source.num_examples)
+    config = pixel_moments.resolve(config, source)
     mesh = parallel.create_mesh()
     parts = step.pretraining_parts(config, num_classes=source.num_classes, mesh=mesh)
     views = device_views.from_config(config, mesh)

@@ -8,6 +8,7 @@ from ml_collections import config_dict
 from simclr_jax.config import rules
 from simclr_jax.data.sampling import order
 from simclr_jax.errors import ConfigError
+from simclr_jax.models import normalization
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ def resolve(
     config: config_dict.ConfigDict, *, num_examples: int
 ) -> config_dict.ConfigDict:
     """A copy of the config with stem, training and warm-up steps decided.
+
+    `encoder.normalization` gets its canonical form, except for 'dataset'.
 
     Args:
       config: valid.
@@ -45,6 +48,10 @@ def resolve(
             config.encoder.stem,
             config.image_size,
             automatic,
+        )
+    if config.encoder.normalization != normalization.MEASURED:
+        config.encoder.normalization = normalization.canonical(
+            config.encoder.normalization
         )
     _warn_of_blur_without_effect(config)
     steps_per_epoch = order.steps_per_epoch(

@@ -12,7 +12,7 @@ from simclr_jax.data import preprocessing
 from simclr_jax.data.sampling import draws
 from simclr_jax.data.views import composition
 from simclr_jax.errors import ConfigError
-from simclr_jax.models import resnet
+from simclr_jax.models import normalization, resnet
 
 Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -130,6 +130,7 @@ _RULES: list[Rule] = [
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
     *_one_of("parallel.remat", models.REMATERIALIZATIONS),
     *_one_of("augment.crop.sampler", ("reference", "torchvision")),
+    *_flag("augment.crop.antialias"),
     # No smaller crop has pixels, and no more oblong one fits into an image.
     *_between(1e-6, 1, "augment.crop.area_min"),
     *_between(1e-3, 1, "augment.crop.area_max"),
@@ -168,7 +169,11 @@ _RULES: list[Rule] = [
     *_one_of("encoder.stem", ("auto", *models.STEMS)),
     *_flag("encoder.first_group_projection"),
     *_one_of("encoder.max_pool_padding", resnet.MAX_POOL_PADDINGS),
-    *_one_of("encoder.normalization", resnet.NORMALIZATIONS),
+    (
+        "encoder.normalization",
+        normalization.is_valid,
+        f"{normalization.RULE}; or dataset",
+    ),
     *_one_of("encoder.kernel_init", models.KERNEL_INITS),
     *_decay("encoder.batch_norm_momentum"),
     *_between(1e-12, 1, "encoder.batch_norm_epsilon"),

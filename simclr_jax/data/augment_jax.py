@@ -50,6 +50,7 @@ def random_resized_crop(
     key: order.Key,
     *,
     image_size: int,
+    antialias: bool = False,
     **settings: Any,
 ) -> jax.Array:
     """A random part of each image at [image_size, image_size].
@@ -58,11 +59,13 @@ def random_resized_crop(
       images: float32 [N, H, W, 3].
       key: uint32 arrays [N].
       image_size: side of the result in pixels.
-      **settings: the config's group `crop`.
+      antialias: of the config's group `crop`; see `definition.crop_and_resize`.
+      **settings: the rest of that group.
 
     Returns:
       float32 [N, image_size, image_size, 3]; bicubic overshoot is not clipped.
     """
     draws = boxes.BoxDraws((images.shape[1], images.shape[2]), **settings)
     size = (image_size, image_size)
-    return crop_and_resize(images, device.random_boxes(key, draws), size)
+    own = device.random_boxes(key, draws)
+    return crop_and_resize(images, own, size, antialias=antialias)

@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 
 from simclr_jax.data import image_files, pillow_decode, white_level
 
-# bicubic: as tf.image.resize. bicubic_legacy: as TensorFlow 1, with which Google's
-# published SimCLR weights were trained.
-RESIZES = ("bicubic", "bicubic_legacy")
+# bicubic: as tf.image.resize, four taps for any factor. bicubic_antialias: as Pillow,
+# torchvision, timm and Hugging Face. bicubic_legacy: as TensorFlow 1, with which
+# Google's published SimCLR weights were trained.
+RESIZES = ("bicubic", "bicubic_antialias", "bicubic_legacy")
 NO_IMAGE = "images: must be an array or list of one image or more"
 _TAPS = 4
 # TensorFlow looks its weights up in a table of 1024 sub-pixel positions.
@@ -62,6 +63,40 @@ def resize_bicubic(
             np.take(images, index[:, tap], axis=axis) * weights[:, tap].reshape(shape)
             for tap in range(_TAPS)
         )
+    return images
+
+
+_ROWS_AT_ONCE = 16
+
+
+def _shrink(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes the first axis of float32 [H, n] to [size, n], with antialiasing."""
+    length = len(images)
+    scale = length / size
+    width = max(scale, 1.0)
+    centre = (np.arange(size) + 0.5) * scale
+    distance = (np.arange(length) + 0.5 - centre[:, None]) / width
+    weights = _cubic(distance, -0.5)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    parts = []
+    for start in range(0, size, _ROWS_AT_ONCE):
+        own = weights[start : start + _ROWS_AT_ONCE]
+        used = np.flatnonzero(own.any(axis=0))
+        inside = slice(used[0], used[-1] + 1)
+        parts.append(own[:, inside] @ images[inside])
+    return np.concatenate(parts)
+
+
+def resize_antialiased(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes float32 [..., H, W, C] in [0, 1] to [..., size, size, C] as Pillow does.
+
+    The cubic, with a = -0.5, is wider where an axis shrinks. Rows first, and clipped.
+    """
+    for axis in (-2, -3):
+        moved = np.moveaxis(images, axis, 0)
+        resized = _shrink(moved.reshape(len(moved), -1), size)
+        resized = resized.reshape(size, *moved.shape[1:])
+        images = np.clip(np.moveaxis(resized, 0, axis), 0.0, 1.0)
     return images
 
 
@@ -156,7 +191,11 @@ class Preprocessing:
         images = _in_unit_range(images, self.white_level)
         y, x = (height - side + 1) // 2, (width - side + 1) // 2
         images = images[..., y : y + side, x : x + side, :]
-        if side != self.image_size:
+        if side == self.image_size:
+            return np.clip(images, 0.0, 1.0)
+        if self.resize == "bicubic_antialias":
+            images = resize_antialiased(images, self.image_size)
+        else:
             legacy = self.resize == "bicubic_legacy"
             images = resize_bicubic(images, self.image_size, legacy=legacy)
         return np.clip(images, 0.0, 1.0)

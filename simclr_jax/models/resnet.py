@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from simclr_jax.models import normalization as normalizations
 from simclr_jax.models.blocks import (
     BASE_FILTERS,
     EXPANSION,
@@ -45,11 +46,6 @@ KERNEL_INITS = {
     ),
     # std sqrt(2/fan_out): torchvision's ResNets.
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-}
-# Means and standard deviations of RGB in [0, 1], by which images are normalised.
-NORMALIZATIONS = {
-    "none": None,
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
@@ -174,8 +170,8 @@ class ResNet(nn.Module):
         )
         bottleneck, blocks = DEPTHS[self.depth]
         x = images
-        if (normalization := NORMALIZATIONS[self.normalization]) is not None:
-            mean, std = (jnp.asarray(v, jnp.float32) for v in normalization)
+        if (moments := normalizations.moments(self.normalization)) is not None:
+            mean, std = (jnp.asarray(v, jnp.float32) for v in moments)
             x = (x - mean) / std
         x = Stem(
             self.stem,
@@ -251,7 +247,7 @@ def create_encoder(
     stem: str = "imagenet",
     first_group_projection: bool = False,
     max_pool_padding: str = "torch",
-    normalization: str = "none",
+    normalization: Any = "none",
     kernel_init: str = "truncated_normal",
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
@@ -275,9 +271,9 @@ def create_encoder(
       first_group_projection: True adds a projection shortcut to the first group of
         ResNet-18 and 34 too, as in Google's code; torchvision has an identity there.
       max_pool_padding: 'torch' pads one pixel on each side; 'same' is TensorFlow's.
-      normalization: 'none', as in SimCLR; 'imagenet' first normalises by ImageNet's
-        mean and standard deviation, as torchvision's weights expect. Images are in
-        [0, 1] with either.
+      normalization: 'none', as in SimCLR; 'imagenet' first subtracts ImageNet's mean
+        and divides by its standard deviation, as torchvision's weights expect; or
+        others, as in `normalization.moments`. Images are in [0, 1] with any.
       kernel_init: a name in `KERNEL_INITS`.
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
@@ -313,13 +309,16 @@ def create_encoder(
     for name, value, allowed in (
         ("stem", stem, STEMS),
         ("max_pool_padding", max_pool_padding, MAX_POOL_PADDINGS),
-        ("normalization", normalization, NORMALIZATIONS),
         ("kernel_init", kernel_init, KERNEL_INITS),
         ("remat", remat, REMATERIALIZATIONS),
         ("gradient_dtype", gradient_dtype, GRADIENT_DTYPES),
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
+    try:
+        normalization = normalizations.canonical(normalization)
+    except ValueError as error:
+        raise ValueError(f"normalization={normalization!r}: {error}") from error
     return ResNet(
         depth=depth,
         width=width,

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.config import resolve, rules
 from simclr_jax.errors import ConfigError
+from simclr_jax.models import normalization
 from simclr_jax.plan import datasets, lowering, search, topologies, tpu_compiler
 from simclr_jax.plan.figures import add_figures, part_cost
 from simclr_jax.plan.plans import Memory, PartCost, Plan
@@ -41,6 +42,9 @@ def make_step_compiler(
       ConfigError: a value cannot be right, or the dataset's size is not known.
     """
     rules.validate(config)
+    if config.encoder.normalization == normalization.MEASURED:
+        config = config.copy_and_resolve_references()
+        config.encoder.normalization = "0.5"  # any numbers cost the same
     dataset = None
     if not loss_only:
         dataset = datasets.describe(

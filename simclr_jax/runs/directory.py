@@ -11,6 +11,7 @@ from simclr_jax import paths
 from simclr_jax.config import identity, rules
 from simclr_jax.data.sources.listings import Listing
 from simclr_jax.errors import ConfigError, first_line
+from simclr_jax.models import normalization
 from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic, dataset_record, format_version
 
@@ -55,17 +56,22 @@ def check(
 def as_recorded(config: config_dict.ConfigDict, workdir: str) -> config_dict.ConfigDict:
     """A copy of a config that reads files as a run did that began in a directory.
 
-    For keys that are None, and decided when a run begins.
+    For keys that are None, and decided when a run begins, and a normalisation of pixels
+    that was measured then.
 
     Raises:
       ConfigError: the directory's config cannot be read.
     """
     config = config.copy_and_resolve_references()
     if "data" in config and has_config(workdir):
-        recorded = read_config(workdir)["data"]
+        recorded = read_config(workdir)
         for key in ("exif_orientation", "white_level"):
             if key in config.data and config.data[key] is None:
-                config.data[key] = recorded[key]
+                config.data[key] = recorded["data"][key]
+        encoder = config.encoder
+        measured = recorded["encoder"]["normalization"]
+        if encoder.normalization == normalization.MEASURED and "/" in measured:
+            encoder.normalization = measured
     return config
 
 

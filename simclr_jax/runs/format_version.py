@@ -32,6 +32,7 @@ _ADDED: dict[int, dict[str, Any]] = {
         "schedule.extend_learning_rate": None,
     },
     6: {
+        "augment.crop.antialias": False,
         "checkpoint.keep_best": False,
         # Of 16 bits the upper 8 were used.
         "data.exif_orientation": False,

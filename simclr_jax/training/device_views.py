@@ -15,7 +15,9 @@ def make_composition(config: config_dict.ConfigDict) -> Composition:
     """The operations of the config's views, with their settings."""
     operations = tuple(config.augment.operations)
     settings = {name: dict(config.augment[name]) for name in operations}
-    return Composition(operations, settings, config.image_size)
+    settings.get("crop", {}).pop("antialias", None)  # of whole images too
+    antialias = config.augment.crop.antialias
+    return Composition(operations, settings, config.image_size, antialias)
 
 
 class DeviceViews:

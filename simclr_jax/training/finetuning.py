@@ -23,7 +23,14 @@ from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError
 from simclr_jax.models.simclr import Outputs, Tree
 from simclr_jax.parallel import processes
-from simclr_jax.training import build, class_balance, input_pipeline, loop, step
+from simclr_jax.training import (
+    build,
+    class_balance,
+    input_pipeline,
+    loop,
+    pixel_moments,
+    step,
+)
 from simclr_jax.training.objectives import (
     Batch,
     Metrics,
@@ -219,7 +226,7 @@ def resolve_and_load(
 ) -> tuple[config_dict.ConfigDict, Source]:
     """(the resolved config, the images in memory if the config wants them there)."""
     source = input_pipeline.hold_in_memory(config, source, num_views=1)
-    return resolve.resolve(config, num_examples=source.num_examples), source
+    return pixel_moments.resolve(config, source), source
 
 
 def make_supervised(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, parallel
-from simclr_jax.config import resolve, rules
+from simclr_jax.config import rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
 from simclr_jax.parallel import processes
@@ -22,6 +22,7 @@ from simclr_jax.training import (
     compiling,
     device_views,
     input_pipeline,
+    pixel_moments,
     profiling,
     starting,
     step,
@@ -75,7 +76,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
     with processes.all_or_none():
         rules.validate(config)
         config, source = input_pipeline.open_to_train(config)
-        config = resolve.resolve(config, num_examples=source.num_examples)
+        config = pixel_moments.resolve(config, source)
         mesh = parallel.create_mesh()
         parts = step.pretraining_parts(
             config, num_classes=source.num_classes, mesh=mesh

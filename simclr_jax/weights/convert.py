@@ -10,6 +10,7 @@ from ml_collections import config_dict
 
 from simclr_jax.config import rules
 from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.models import normalization as normalizations
 from simclr_jax.runs import atomic, directory
 from simclr_jax.runs.checkpoints import Checkpoints
 from simclr_jax.training.build import describe
@@ -108,11 +109,14 @@ def _read_torch(
 ) -> ImportedWeights:
     """As `read`, for a file of PyTorch and what the folder around it says."""
     recorded = folder.normalization if folder else None
+    if normalization is not None:
+        normalization = _canonical(normalization)
     if recorded is None and normalization is None:
         raise ConfigError(
             f"--normalization: must be given for {path}, a file of PyTorch that does "
             "not record it: imagenet if ImageNet's mean was subtracted and pixels "
-            "divided by the standard deviation, none if pixels were in [0, 1]"
+            "divided by the standard deviation, none if pixels were in [0, 1], "
+            "MEAN/STD such as 0.5/0.5 for others"
         )
     with torch_files.opened(path) as contents:
         tensors, naming = torch_layouts.choose(path, contents, key=key, prefix=prefix)
@@ -135,6 +139,13 @@ def _read_torch(
     return dataclasses.replace(
         weights, image_size=folder.image_size, crop_proportion=folder.crop_proportion
     )
+
+
+def _canonical(value: str) -> str:
+    try:
+        return normalizations.canonical(value)
+    except ValueError as error:
+        raise ConfigError(f"--normalization={value}: {error}") from error
 
 
 def find_export(path: str) -> pathlib.Path | None:

@@ -10,7 +10,7 @@ from etils import epath
 from simclr_jax import paths
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import DataError, first_line
-from simclr_jax.models.resnet import NORMALIZATIONS
+from simclr_jax.models import normalization as normalizations
 from simclr_jax.weights import classifiers
 from simclr_jax.weights.encoder import PretrainedEncoder, settings_of
 
@@ -21,6 +21,9 @@ FOLDER = "<folder>"
 _RESIZES = {
     "bicubic": "bicubic (Keys, a = -0.5), half-pixel centres, no antialiasing, to a "
     "square of image_size; as tf.image.resize",
+    "bicubic_antialias": "bicubic (Keys, a = -0.5), half-pixel centres, antialiased: "
+    "the cubic is as much wider as the image shrinks, to a square of image_size; as "
+    "Pillow's BICUBIC and torchvision's with antialias=True",
     "bicubic_legacy": "bicubic (a = -0.75), centres at whole pixels, no antialiasing, "
     "to a square of image_size; as TensorFlow 1",
 }
@@ -58,7 +61,7 @@ def describe_preprocessing(
 ) -> dict[str, Any]:
     """The content of `preprocessing.json`; arguments as for `write`."""
     preprocessing = pretrained.preprocessing
-    moments = NORMALIZATIONS[pretrained.encoder.normalization]
+    moments = normalizations.moments(pretrained.encoder.normalization)
     normalization = None
     if moments is not None:
         normalization = {

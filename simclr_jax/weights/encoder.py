@@ -15,11 +15,13 @@ from ml_collections import config_dict
 from simclr_jax import parallel
 from simclr_jax.config import identity, resolve, rules
 from simclr_jax.data.preprocessing import NO_IMAGE, Preprocessing
+from simclr_jax.errors import ConfigError
 from simclr_jax.models import (
     ProjectionHead,
     ResNet,
     SimCLR,
     create_projection_head,
+    normalization,
 )
 from simclr_jax.models.simclr import Tree
 from simclr_jax.runs import checkpoints, damage, dataset_record, directory
@@ -373,6 +375,11 @@ def initialize(config: config_dict.ConfigDict) -> PretrainedEncoder:
       ConfigError: the config has a value that breaks a rule.
     """
     rules.validate(config)
+    if config.encoder.normalization == normalization.MEASURED:
+        raise ConfigError(
+            "config.encoder.normalization='dataset': is measured where pretraining "
+            "starts, and nothing is read here; give the numbers, as MEAN/STD"
+        )
     config = config.copy_and_resolve_references()
     # No images are known here, and so no steps; initial weights do not depend on them.
     config.schedule.train_steps, config.schedule.warmup_steps = 1, 0

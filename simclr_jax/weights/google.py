@@ -70,7 +70,7 @@ def load_google_checkpoint(
         checkpoint or with a file `checkpoint`, or a SavedModel's folder; local or
         gs://.
       ema: import the moving averages, which some TF1 files of v2 hold too.
-      resize: of evaluation images in training, 'bicubic' or 'bicubic_legacy'; by
+      resize: of evaluation images in training, one of `preprocessing.RESIZES`; by
         default legacy for TF1 files and for SavedModels, since all released ones are
         converted TF1 files.
       ignore_unexpected: leave out tensors without a place, instead of an error.

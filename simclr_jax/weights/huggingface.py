@@ -3,7 +3,6 @@
 Its names follow from torchvision's, and the other way round.
 """
 
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -91,7 +90,7 @@ def write(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
 
 def _processor(pretrained: PretrainedEncoder) -> dict[str, Any]:
     size = pretrained.preprocessing.image_size
-    shorter_side = math.floor(size / pretrained.preprocessing.crop_proportion)
+    shorter_side = torch_formats.shorter_side(pretrained.preprocessing)
     mean, std = torch_formats.moments(pretrained)
     return {
         # It keeps the aspect ratio; the default processor of ResNets squashes large

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from simclr_jax.errors import DataError
-from simclr_jax.models.resnet import NORMALIZATIONS
+from simclr_jax.models import normalization as normalizations
 from simclr_jax.weights import descriptions
 
 _CONFIG, _PROCESSOR = "config.json", "preprocessor_config.json"
@@ -117,14 +117,6 @@ def _normalization(mean: Any, std: Any, *, file: pathlib.Path) -> str:
     if mean is None or std is None:
         raise DataError(f"file {file}: lacks the mean or the standard deviation")
     try:
-        moments = tuple(tuple(float(x) for x in values) for values in (mean, std))
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"file {file}: mean={mean!r} std={std!r}: no numbers"
-        ) from error
-    if moments == ((0.0,) * 3, (1.0,) * 3):
-        return "none"
-    for name, known in NORMALIZATIONS.items():
-        if moments == known:
-            return name
-    return "/".join(",".join(map(repr, values)) for values in moments)
+        return normalizations.canonical((mean, std))
+    except ValueError as error:
+        raise DataError(f"file {file}: mean={mean!r} std={std!r}: {error}") from error

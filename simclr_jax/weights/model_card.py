@@ -11,10 +11,16 @@ from simclr_jax.weights.encoder import PretrainedEncoder, checksum, settings_of
 from simclr_jax.weights.formats import Format
 from simclr_jax.weights.parity import Parity
 
-_ANTIALIASING = (
+_NO_ANTIALIASING = (
     "{} resizes with antialiasing, and this encoder was evaluated without it: features "
     "of images much larger than {} pixels differ a little. `preprocessing.json` is "
     "exact, and `simclr_jax.load(...).encode` follows it."
+)
+
+_ANTIALIASING = (
+    "{} resizes with the same antialiased bicubic; features differ by the rounding to "
+    "256 levels and to whole pixels. `preprocessing.json` is exact, and "
+    "`simclr_jax.load(...).encode` follows it."
 )
 
 
@@ -173,8 +179,8 @@ def _preprocessing(format_: Format, pretrained: PretrainedEncoder) -> str:
         lines.append("No mean is subtracted, and no standard deviation divided by.")
     elif format_.normalizes:
         lines.append(
-            "The encoder itself subtracts ImageNet's mean and divides by the standard "
-            "deviation."
+            f"The encoder itself subtracts the mean {normalization['mean']} and "
+            f"divides by the standard deviation {normalization['std']}."
         )
     else:
         lines.append(
@@ -182,7 +188,9 @@ def _preprocessing(format_: Format, pretrained: PretrainedEncoder) -> str:
             f"standard deviation {normalization['std']}."
         )
     if format_.resizer:
-        lines.append("\n" + _ANTIALIASING.format(format_.resizer, size))
+        antialias = pretrained.preprocessing.resize == "bicubic_antialias"
+        remark = _ANTIALIASING if antialias else _NO_ANTIALIASING
+        lines.append("\n" + remark.format(format_.resizer, size))
     return "\n".join(lines)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from simclr_jax.models import DEPTHS
+from simclr_jax.data.preprocessing import Preprocessing
+from simclr_jax.models import DEPTHS, normalization
 from simclr_jax.models.blocks import BASE_FILTERS
-from simclr_jax.models.resnet import NORMALIZATIONS
 from simclr_jax.models.simclr import Tree
 from simclr_jax.weights import classifiers, descriptions
 from simclr_jax.weights.descriptions import FOLDER
@@ -92,16 +92,40 @@ def write_torchvision(folder: pathlib.Path, pretrained: PretrainedEncoder) -> st
         f'weights = load_file("{FOLDER}/{WEIGHTS}")\n'
         "model.load_state_dict(weights, strict=True)\n"
     )
+    transform = _torchvision_transform(pretrained)
     if classes is None:
         return (
-            f"{lines}model.fc = torch.nn.Identity()\n{load}"
+            f"{lines}model.fc = torch.nn.Identity()\n{load}{transform}"
             "h = model.eval()(images)  # preprocessed, [N, 3, S, S]"
         )
     return (
-        f"import json\n{lines}{load}"
+        f"import json\n{lines}{load}{transform}"
         "logits = model.eval()(images)  # preprocessed, [N, 3, S, S]\n"
         f'names = json.load(open("{FOLDER}/{classifiers.NAMES}"))'
     )
+
+
+def _torchvision_transform(pretrained: PretrainedEncoder) -> str:
+    """The transform of a PIL image, for encoders that it suits."""
+    preprocessing = pretrained.preprocessing
+    if preprocessing.resize != "bicubic_antialias":
+        return ""
+    mean, std = moments(pretrained)
+    return (
+        "from torchvision import transforms\n\n"
+        "transform = transforms.Compose([\n"
+        f"    transforms.Resize({shorter_side(preprocessing)}, "
+        "transforms.InterpolationMode.BICUBIC, antialias=True),\n"
+        f"    transforms.CenterCrop({preprocessing.image_size}),\n"
+        "    transforms.ToTensor(),\n"
+        f"    transforms.Normalize({mean}, {std}),\n"
+        "])\n"
+    )
+
+
+def shorter_side(preprocessing: Preprocessing) -> int:
+    """To which the libraries resize before they crop."""
+    return math.floor(preprocessing.image_size / preprocessing.crop_proportion)
 
 
 def write_timm(folder: pathlib.Path, pretrained: PretrainedEncoder) -> str:
@@ -203,7 +227,7 @@ def save_tensors(
 
 def moments(pretrained: PretrainedEncoder) -> tuple[list[float], list[float]]:
     """(mean, std) that the library's transform subtracts and divides by."""
-    values = NORMALIZATIONS[pretrained.encoder.normalization]
+    values = normalization.moments(pretrained.encoder.normalization)
     return (list(values[0]), list(values[1])) if values else ([0.0] * 3, [1.0] * 3)
 
 

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.errors import ExportFailed
-from simclr_jax.models import DEPTHS
-from simclr_jax.models.resnet import NORMALIZATIONS
+from simclr_jax.models import DEPTHS, normalization
 from simclr_jax.weights import torch_formats
 
 _MODULE = "simclr_jax.weights.torch_process"
@@ -78,7 +77,7 @@ def _outputs(
     *,
     num_classes: int | None,
 ) -> list[np.ndarray]:
-    moments = NORMALIZATIONS[settings["normalization"]]
+    moments = normalization.moments(settings["normalization"])
     if moments is not None:
         mean, std = (np.asarray(values, np.float32) for values in moments)
         inputs = (inputs - mean) / std

@@ -17,7 +17,8 @@ run.
 | original | google-research/simclr's recipe in TensorFlow, its blur on the host too |
 | original-no-blur | its host part as shipped: the blur is left to the accelerator |
 | ours | this package's pipeline, blur included |
-| ours-float32 | the same, and its views as floats in [0, 1], made on the host |
+| ours-antialias | the same, its crops antialiased as Pillow's |
+| ours-float32 | as ours, and its views as floats in [0, 1], made on the host |
 | ours-no-blur | ours without blur |
 | ours-split | its decoding and cropping; the rest is left to the accelerator |
 | decode | decoding with the exact transform and nothing else: a floor |
@@ -34,7 +35,7 @@ They differ in more than speed:
 - Crops: original and ours draw the height uniformly and never less than a tenth of the
   area, the others the area itself, so theirs are larger on average.
 - Resizing: cubic, in lightly linear. Original, ours and albumentations do not
-  antialias.
+  antialias; ours-antialias and torchvision do.
 - Colours: original, ours and torchvision-float32 compute in float32, the others round
   to uint8 after each operation. dali multiplies by one matrix, in one order, clips once
   and greys by a saturation of 0. Contrast is about each channel's mean in original and
@@ -66,6 +67,7 @@ YARDSTICKS = ("original", "original-no-blur")
 # name -> what the config has besides the recipe
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
+    "ours-antialias": {"augment.crop.antialias": True},
     "ours-float32": {},
     "ours-no-blur": {
         "augment.operations": ("crop", "flip", "color_jitter", "grayscale")

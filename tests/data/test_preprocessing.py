@@ -85,7 +85,8 @@ def test_implementations_agree_on_random_sizes(proportion, resize):
             _numpy(image, 32, proportion, resize),
             _tensorflow(image, 32, proportion, resize),
             rtol=0,
-            atol=TOLERANCE,
+            # TensorFlow's positions of antialiased taps are float32.
+            atol=1e-5 if resize == "bicubic_antialias" else TOLERANCE,
             err_msg=f"{height}x{width}",
         )
 

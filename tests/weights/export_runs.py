@@ -24,6 +24,7 @@ def write(
     *,
     image_size: int = 32,
     crop_proportion: float = 1.0,
+    resize: str = "bicubic",
     steps: tuple[int, ...] = (STEP,),
     classes: tuple[str, ...] | None = None,
     kept_layers: int = 0,
@@ -36,6 +37,7 @@ def write(
       workdir: of the run.
       image_size: of its encoder's inputs.
       crop_proportion: of its preprocessing.
+      resize: of its preprocessing.
       steps: of its checkpoints.
       classes: of a classifier, which makes the run a fine-tuned one.
       kept_layers: layers of the projection head below the classifier.
@@ -48,6 +50,7 @@ def write(
     config = smoke.get_config()
     config.image_size = image_size
     config.evaluation.crop_proportion = crop_proportion
+    config.evaluation.resize = resize
     config.head.output_dim = 8
     for key, value in {**TINY, **encoder}.items():
         config.encoder[key] = value

@@ -16,6 +16,7 @@ import export_runs
 import library_environment
 import numpy as np
 import pytest
+from PIL import Image
 
 import simclr_jax
 from simclr_jax.data.sources import photographs
@@ -193,3 +194,66 @@ def test_classifiers_in_the_library(name, python, tmp_path):
     got, want = np.load(tmp_path / "h.npy"), pretrained.classify(patches)
     print(f"{name}: logits by the card {np.abs(got - want).max():.1e}")
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+# By the libraries' own transforms -----------------------------------------------------
+
+OWN = "images = torch.stack([transform(image) for image in pixels])\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "normalization"),
+    [
+        ("torchvision", "0.5/0.5"),
+        ("timm", "0.45,0.4,0.35/0.25"),
+        ("huggingface", "0.1,0.2,0.3/0.4,0.5,0.6"),
+    ],
+)
+def test_a_large_photograph_through_the_library_itself(
+    name, normalization, python, tmp_path
+):
+    """Resizing, mean and standard deviation are those of the run."""
+    run = export_runs.write(
+        tmp_path / "run",
+        image_size=224,  # 0.875 of a whole number, as the libraries resize to
+        crop_proportion=0.875,
+        resize="bicubic_antialias",
+        width=1.0,
+        normalization=normalization,
+    )
+    output = tmp_path / "out"
+    arguments = [f"--workdir={run}", f"--format={name}", f"--output={output}"]
+    done = subprocess.run(
+        [python, "-m", "simclr_jax.export", *arguments],
+        cwd=commands.ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    generator = np.random.default_rng(0)
+    pixels = []
+    for _ in range(3):
+        blobs = Image.fromarray(generator.integers(0, 256, (30, 40, 3), np.uint8))
+        enlarged = np.asarray(blobs.resize((1600, 1200), Image.Resampling.BICUBIC))
+        grain = generator.integers(-25, 25, enlarged.shape)
+        pixels.append(np.clip(enlarged.astype(int) + grain, 0, 255).astype(np.uint8))
+    np.save(tmp_path / "pixels.npy", np.stack(pixels))
+    (_, _, rest) = (output / "README.md").read_text().partition("```python\n")
+    lines = rest.partition("```")[0]
+    given = "images = pixels\n" if name == "huggingface" else "import torch\n"
+    if name == "torchvision":
+        lines = lines.replace("h = model", OWN + "h = model")
+    done = subprocess.run(
+        [python, "-c", BEFORE + given + lines + AFTER[name] + LAST],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    got, want = np.load(tmp_path / "h.npy"), simclr_jax.load(run).encode(pixels)
+    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
+    found = (got * want).sum(axis=1) / lengths
+    print(f"{name}: {found}")
+    assert found.min() > 0.995

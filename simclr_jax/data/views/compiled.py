@@ -5,6 +5,7 @@ SimCLR's own operations are compiled (`host_kernels.py`) and run inside TensorFl
 `definition.py` has them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 from simclr_jax.data.sampling import draws
@@ -34,20 +35,22 @@ def compose(
     composition: Composition,
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     """The views of a composition; see `host.compose`."""
-    size = composition.image_size
+    views_of = functools.partial(
+        host_op.views,
+        size=composition.image_size,
+        antialias=composition.antialias,
+    )
     runs, others = _parts(composition.operations)
     programs = [host_program.program(composition, names) for names in runs]
 
     def views(images: tf.Tensor, boxes: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
         source: tuple[tf.Tensor | None, tf.Tensor | None] = (images, None)
         for program, name in zip(programs, others, strict=False):
-            floats = host_op.views(
-                source[0], boxes, source[1], uniform, program, size=size, as_floats=True
+            floats = views_of(
+                source[0], boxes, source[1], uniform, program, as_floats=True
             )
             source = (None, _one_by_one(composition, name, floats, uniform))
-        return host_op.views(
-            source[0], boxes, source[1], uniform, programs[-1], size=size
-        )
+        return views_of(source[0], boxes, source[1], uniform, programs[-1])
 
     return views
 

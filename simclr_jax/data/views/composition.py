@@ -25,11 +25,14 @@ class Composition:
         the first or none, and without it the whole image is resized.
       settings: for each name the keyword arguments of its operation.
       image_size: side of a view in pixels.
+      antialias: crops are resized as by Pillow, whose cubic widens where an image
+        shrinks, and not as by TensorFlow, with four taps for any factor.
     """
 
     operations: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Any]]
     image_size: int
+    antialias: bool = False
 
     @property
     def num_draws(self) -> int:
@@ -92,7 +95,7 @@ class Composition:
 
     def _identity(self) -> str:
         named = {name: dict(self.settings[name]) for name in self.operations}
-        return repr((self.operations, named, self.image_size))
+        return repr((self.operations, named, self.image_size, self.antialias))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Composition):

@@ -40,21 +40,32 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
 
 
 def crop_and_resize(
-    image: tf.Tensor, box: Sequence[tf.Tensor | int], size: Sequence[int]
+    image: tf.Tensor,
+    box: Sequence[tf.Tensor | int],
+    size: Sequence[int],
+    *,
+    antialias: bool = False,
 ) -> tf.Tensor:
-    """Cuts a box out and resizes it by bicubic interpolation without antialiasing.
+    """Cuts a box out and resizes it by bicubic interpolation.
 
     Args:
       image: [H, W, C], uint8 or float32.
       box: (y, x, height, width) in pixels.
       size: (height, width) of the result.
+      antialias: False takes four taps along each axis, as the reference does; True
+        resizes as Pillow, whose cubic is wider where the image shrinks.
 
     Returns:
       float32 [*size, C]. Interpolation can overshoot [0, 1]; it is not clipped here.
     """
     y, x, height, width = box
-    crop = tf.image.crop_to_bounding_box(image, y, x, height, width)
-    return tf.image.resize(to_float(crop), size, method="bicubic")
+    crop = to_float(tf.image.crop_to_bounding_box(image, y, x, height, width))
+    if not antialias:
+        return tf.image.resize(crop, size, method="bicubic")
+    # Pillow resizes along the rows first, and clips what lies between.
+    crop = tf.image.resize(crop, (height, size[1]), method="bicubic", antialias=True)
+    crop = tf.clip_by_value(crop, 0.0, 1.0)
+    return tf.image.resize(crop, size, method="bicubic", antialias=True)
 
 
 def adjust_brightness(
@@ -138,7 +149,8 @@ def random_crop_box(
     Args:
       shape: (height, width, ...) of the image.
       seed: integers [2], of which the lower 32 bits are the key of the view.
-      **settings: the config's group `augment.crop`; see `boxes.BoxDraws`.
+      **settings: the config's group `augment.crop`, without `antialias`; see
+        `boxes.BoxDraws`.
     """
 
     def draw(shape: np.ndarray, seed: np.ndarray) -> np.ndarray:
@@ -151,11 +163,17 @@ def random_crop_box(
 
 
 def random_resized_crop(
-    image: tf.Tensor, seed: tf.Tensor, *, image_size: int, **settings: Any
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    image_size: int,
+    antialias: bool = False,
+    **settings: Any,
 ) -> tf.Tensor:
     """A random part of the image at [image_size, image_size]; see `random_crop_box`."""
     box = random_crop_box(tf.shape(image), seed, **settings)
-    return crop_and_resize(image, box, (image_size, image_size))
+    size = (image_size, image_size)
+    return crop_and_resize(image, box, size, antialias=antialias)
 
 
 def random_flip(image: tf.Tensor, u: tf.Tensor, *, probability: float) -> tf.Tensor:
@@ -302,7 +320,11 @@ OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
 
 
 def compose(
-    operations: Sequence[str], settings: Mapping[str, Settings], *, image_size: int
+    operations: Sequence[str],
+    settings: Mapping[str, Settings],
+    *,
+    image_size: int,
+    antialias: bool = False,
 ) -> Callable[..., tf.Tensor]:
     """Joins operations into the function that computes one view.
 
@@ -311,6 +333,7 @@ def compose(
         the first or none, and without it the box should be the whole image.
       settings: for each name the keyword arguments of its operation.
       image_size: side of the view in pixels.
+      antialias: as in `crop_and_resize`.
 
     Returns:
       view(image [H, W, 3] uint8 or float32, box (y, x, height, width), u [D]) -> uint8
@@ -320,7 +343,8 @@ def compose(
     def view(
         image: tf.Tensor, box: Sequence[tf.Tensor | int], u: tf.Tensor
     ) -> tf.Tensor:
-        image = crop_and_resize(image, box, (image_size, image_size))
+        size = (image_size, image_size)
+        image = crop_and_resize(image, box, size, antialias=antialias)
         image = tf.ensure_shape(image, (image_size, image_size, 3))
         for name, numbers in by_operation(u, operations).items():
             if name != "crop":
@@ -360,5 +384,6 @@ def center_crop_and_resize(
         crop = tf.image.crop_to_bounding_box(image, y, x, side, side)
         resized = tf.raw_ops.ResizeBicubic(images=to_float(crop)[None], size=size)[0]
     else:
-        resized = crop_and_resize(image, (y, x, side, side), size)
+        antialias = resize == "bicubic_antialias"
+        resized = crop_and_resize(image, (y, x, side, side), size, antialias=antialias)
     return tf.clip_by_value(resized, 0.0, 1.0)

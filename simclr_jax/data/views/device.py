@@ -128,6 +128,24 @@ def resize_matrix(start: jax.Array, length: jax.Array, old: int, new: int) -> ja
     return result
 
 
+def antialiased_matrix(
+    start: jax.Array, length: jax.Array, old: int, new: int
+) -> jax.Array:
+    """As `resize_matrix`, as Pillow resizes: a wider cubic where the part shrinks."""
+    start, length = (x.astype(jnp.float32)[:, None] for x in (start, length))
+    scale = length / np.float32(new)
+    centre = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
+    width = jnp.maximum(scale, 1.0)[..., None]
+    # Of each pixel from the start of the part.
+    place = np.arange(old, dtype=np.float32) + np.float32(0.5) - start
+    distance = jnp.abs(place[:, None] - centre[..., None]) / width
+    far = _keys_far(jnp.minimum(distance, 2.0))  # 0 from there on
+    weights = jnp.where(distance < 1.0, _keys_near(distance), far)
+    inside = (place > 0.0) & (place < length)
+    weights = jnp.where(inside[:, None], weights, 0.0)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     # The default precision of accelerators would round pixels to about 8 bits.
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
@@ -145,12 +163,24 @@ def _separable(planes: Planes, rows: jax.Array, columns: jax.Array) -> Planes:
     return Planes(x[:, :, 0], x[:, :, 1], x[:, :, 2])
 
 
-def crop_and_resize(planes: Planes, boxes: jax.Array, size: tuple[int, int]) -> Planes:
-    """Cuts boxes int32 [N, 4] (y, x, height, width) out and resizes them; unclipped."""
+def crop_and_resize(
+    planes: Planes, boxes: jax.Array, size: tuple[int, int], *, antialias: bool = False
+) -> Planes:
+    """Cuts boxes int32 [N, 4] (y, x, height, width) out and resizes them; unclipped.
+
+    `antialias` resizes as Pillow does; see `definition.crop_and_resize`.
+    """
     _, height, width = planes.r.shape
-    rows = resize_matrix(boxes[:, 0], boxes[:, 2], height, size[0])
-    columns = resize_matrix(boxes[:, 1], boxes[:, 3], width, size[1])
-    return _separable(planes, rows, columns)
+    matrix = antialiased_matrix if antialias else resize_matrix
+    rows = matrix(boxes[:, 0], boxes[:, 2], height, size[0])
+    columns = matrix(boxes[:, 1], boxes[:, 3], width, size[1])
+    if not antialias:
+        return _separable(planes, rows, columns)
+
+    # Pillow resizes along the rows first, and clips what lies between.
+    columns = jnp.swapaxes(columns, 1, 2)
+    narrowed = clip(planes.map(lambda x: _matmul(x, columns)))
+    return narrowed.map(lambda x: _matmul(rows, x))
 
 
 def adjust_brightness(
@@ -456,7 +486,9 @@ def compose(composition: Composition) -> Views:
         planes = to_planes(images).map(lambda x: x.astype(jnp.float32) / 255.0)
         # Also without 'crop': the box of the whole image makes it a view's size.
         if boxes is not None:
-            planes = crop_and_resize(planes, boxes, size)
+            planes = crop_and_resize(
+                planes, boxes, size, antialias=composition.antialias
+            )
         for name, u in by_operation(draws, composition.operations).items():
             if name != "crop":
                 planes = OPERATIONS[name](planes, u, **composition.settings[name])

@@ -43,6 +43,7 @@ def _in_graph(composition: Composition) -> Views:
         composition.operations,
         composition.settings,
         image_size=composition.image_size,
+        antialias=composition.antialias,
     )
 
     def of_image(image: tf.Tensor, boxes: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:

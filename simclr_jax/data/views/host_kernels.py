@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 from simclr_jax.data.sampling.draws import COUNTS
 
@@ -84,9 +87,9 @@ class _Taps(NamedTuple):
     """Bicubic resizing of an axis to S pixels.
 
     Attributes:
-      first: int32 [S], the first of the four pixels of each result; a pixel outside
-        the part has weight 0.
-      weight: float32 [4, S].
+      first: int32 [S], the first of the pixels of each result; a pixel outside the
+        part has weight 0.
+      weight: float32 [4, S]; antialiased [S, `_num_taps`].
     """
 
     first: Array
@@ -106,12 +109,43 @@ def _far(x: Any) -> Any:
 
 
 @_compiled
-def _set_taps(taps: _Taps, length: int) -> None:
-    """TensorFlow's bicubic resizing of `length` pixels.
+def _num_taps(length: int, size: int) -> int:
+    """The most pixels of `length` that a pixel of `size` needs: an even number."""
+    return 2 * math.ceil(2 * max(length / size, 1.0))
 
-    Half-pixel centres, no antialiasing, Keys' cubic with a = -0.5 looked up at 1024
-    positions, taps outside the part dropped and the others scaled to sum 1.
+
+@_compiled
+def _set_antialiased_taps(taps: _Taps, length: int) -> None:
+    """Pillow's bicubic resizing of `length` pixels: a wider cubic where they shrink."""
+    first, weight = taps
+    size, count = weight.shape
+    scale = length / size
+    width = max(scale, 1.0)
+    for i in range(size):
+        centre = (i + 0.5) * scale
+        start = max(min(int(centre - 2 * width + 0.5), length - count), 0)
+        first[i] = start
+        total = _ZERO
+        for k in range(count):
+            x = abs(_F((start + k + 0.5 - centre) / width))
+            weight[i, k] = _near(x) if x < _ONE else _far(min(x, _F(2)))
+            if start + k >= length:
+                weight[i, k] = _ZERO
+            total += weight[i, k]
+        for k in range(count):
+            weight[i, k] /= total
+
+
+@_compiled
+def _set_taps(taps: _Taps, length: int, antialias: bool) -> None:
+    """Bicubic resizing of `length` pixels: Pillow's with antialiasing, or TensorFlow's.
+
+    TensorFlow's: half-pixel centres, no antialiasing, Keys' cubic with a = -0.5 looked
+    up at 1024 positions, taps outside the part dropped and the others scaled to sum 1.
     """
+    if antialias:
+        _set_antialiased_taps(taps, length)
+        return
     first, weight = taps
     one, two, three, four = weight[0], weight[1], weight[2], weight[3]
     scale = _F(length) / _F(first.size)
@@ -130,10 +164,13 @@ def _set_taps(taps: _Taps, length: int) -> None:
 
 
 @_compiled
-def _mirror(taps: _Taps) -> None:
+def _mirror(taps: _Taps, antialias: bool) -> None:
     """Taps of the mirrored result."""
     taps.first[:] = taps.first[::-1].copy()
-    taps.weight[:] = taps.weight[:, ::-1].copy()
+    if antialias:
+        taps.weight[:] = taps.weight[::-1].copy()
+    else:
+        taps.weight[:] = taps.weight[:, ::-1].copy()
 
 
 # Pixels of `line` on either side of a row, for taps outside a crop.
@@ -147,10 +184,169 @@ def _weighed(line: Array, i: Any, v: Any, w: Any, s: Any, t: Any) -> Any:
     return v * line[i] + w * line[second] + s * line[third] + t * line[fourth]
 
 
+@intrinsic
+def _weigh_pixels(
+    _context: Any,
+    lines: Any,
+    at: Any,
+    weight: Any,
+    own: Any,
+    count: Any,
+    narrowed: Any,
+    to: Any,
+) -> Any:
+    """Weighted sums of `count` neighbouring pixels in each of two rows.
+
+    The colours of a pixel in both rows are one vector, which the compiler does not
+    find by itself. Reads a number beyond the last pixel.
+
+    Args:
+      lines: two float32 arrays, interleaved rows.
+      at: where the first of the pixels begins.
+      weight: float32.
+      own: where the weights begin.
+      count: of pixels, even and not 0.
+      narrowed: two float32 arrays, to which four numbers are written: red, green,
+        blue, and one without a meaning.
+      to: where they are written.
+    """
+    del _context
+    signature = types.void(
+        lines, types.uint64, weight, types.uint64, types.uint64, narrowed, types.uint64
+    )
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        index = ir.IntType(32)
+        four, eight = (ir.VectorType(ir.FloatType(), n) for n in (4, 8))
+
+        def place(kind: Any, array: Any, start: Any) -> Any:
+            data = context.make_array(kind)(context, builder, array).data
+            return builder.gep(data, [start])
+
+        def of_both(position: int, start: Any) -> list[Any]:
+            kinds = signature.args[position]
+            return [
+                place(kinds[row], builder.extract_value(values[position], row), start)
+                for row in (0, 1)
+            ]
+
+        def lanes(*numbers: int) -> Any:
+            return ir.Constant(ir.VectorType(index, len(numbers)), list(numbers))
+
+        pixels = of_both(0, values[1])
+        weights, count = place(signature.args[2], values[2], values[3]), values[4]
+        before = builder.block
+        loop = builder.append_basic_block("taps")
+        after = builder.append_basic_block("after_taps")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k, *totals = (builder.phi(kind) for kind in (count.type, eight, eight))
+        k.add_incoming(count.type(0), before)
+        # Two pixels at a time, whose sums do not wait for each other.
+        for number, total in enumerate(totals):
+            total.add_incoming(eight(None), before)
+            tap = builder.add(k, count.type(number))
+            halves = []
+            for row in pixels:
+                pixel = builder.gep(row, [builder.mul(tap, count.type(3))])
+                half = builder.load(builder.bitcast(pixel, four.as_pointer()))
+                half.align = 4
+                halves.append(half)
+            both = builder.shuffle_vector(*halves, lanes(*range(8)))
+            one = builder.load(builder.gep(weights, [tap]))
+            one = builder.insert_element(eight(ir.Undefined), one, index(0))
+            one = builder.shuffle_vector(one, eight(ir.Undefined), lanes(*[0] * 8))
+            product = builder.fmul(one, both, flags=("contract",))
+            total.add_incoming(builder.fadd(total, product, flags=("contract",)), loop)
+        following = builder.add(k, count.type(2))
+        k.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_unsigned("<", following, count), loop, after)
+        builder.position_at_end(after)
+        added = builder.fadd(*(total.incomings[1][0] for total in totals))
+        for row, result in enumerate(of_both(5, values[6])):
+            own = lanes(*range(4 * row, 4 * row + 4))
+            half = builder.shuffle_vector(added, eight(ir.Undefined), own)
+            store = builder.store(half, builder.bitcast(result, four.as_pointer()))
+            store.align = 4
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@_compiled
+def _narrow(rows: Any, columns: _Taps, lines: Any, narrowed: Any) -> None:
+    """Two rows of a crop, uint8 [3 W], resized to [S, 4] in [0, 1]."""
+    first, weight = columns
+    size, count = weight.shape
+    for number in range(2):
+        row, line = rows[number], lines[number]
+        for i in range(row.shape[0]):
+            line[i] = _F(row[i]) * _LEVEL
+        line[row.shape[0] :] = _ZERO
+    flat = weight.reshape(size * count)
+    for x in range(size):
+        _weigh_pixels(
+            lines,
+            np.uint64(3 * first[x]),
+            flat,
+            np.uint64(x * count),
+            np.uint64(count),
+            narrowed,
+            np.uint64(4 * x),
+        )
+    for number in range(2):
+        result = narrowed[number]
+        for x in range(4 * size):
+            result[x] = _unit(result[x])
+
+
+@_inlined
+def _resize_antialiased_row(
+    row: _Strip, y: int, image: Array, box: Array, work: Any
+) -> None:
+    """As `_resize_row`, as Pillow does it: along the rows, clipped, and then across.
+
+    Rows come in order, so that each row of the crop is narrowed once and kept while it
+    is needed.
+    """
+    rows, line, done = work.rows, work.line, work.done
+    size, count = rows.weight.shape
+    # The last one is for the sum.
+    kept, x = work.kept[:-1], work.kept[-1]
+    left, stop = 3 * box[1], 3 * (box[1] + box[3])
+    start, half = rows.first[y], line.shape[0] // 2
+    last = box[2] - 1
+    while done[0] < start + count:
+        number = done[0]
+        top, bottom = box[0] + min(number, last), box[0] + min(number + 1, last)
+        _narrow(
+            (image[top, left:stop], image[bottom, left:stop]),
+            work.columns,
+            (line[:half], line[half:]),
+            (kept[number % (count + 1)], kept[(number + 1) % (count + 1)]),
+        )
+        done[0] += 2
+    for k in range(0, count, 2):
+        one, two = kept[(start + k) % (count + 1)], kept[(start + k + 1) % (count + 1)]
+        v, w = rows.weight[y, k], rows.weight[y, k + 1]
+        if k:
+            for i in range(4 * size):
+                x[i] += v * one[i] + w * two[i]
+        else:
+            for i in range(4 * size):
+                x[i] = v * one[i] + w * two[i]
+    r, g, b = row
+    for i in range(size):
+        r[i], g[i], b[i] = x[4 * i], x[4 * i + 1], x[4 * i + 2]
+
+
 @_inlined
 def _resize_row(row: _Strip, y: int, origin: Any, work: Any) -> None:
     """Row y of a crop, resized, in [0, 1] except for bicubic overshoot."""
-    image, box, _, _ = origin
+    image, box, _, _, antialias = origin
+    if antialias:
+        _resize_antialiased_row(row, y, image, box, work)
+        return
     rows, columns, line = work.rows, work.columns, work.line
     r, g, b = row
     left, stop, bottom = 3 * box[1], 3 * (box[1] + box[3]), box[0] + box[2] - 1
@@ -455,7 +651,11 @@ class _Work(NamedTuple):
       columns: taps along width.
       weight: float32 [S], of a blur.
       steps: for the largest number of steps.
-      line: float32 [3 (width + 2 _BORDER)], a row of the crop, its borders 0.
+      line: float32 [3 (width + 2 _BORDER)], a row of the crop, its borders 0; twice
+        as long for two rows of an antialiased crop.
+      kept: float32 [taps along height + 2, 4 S], antialiased rows of the crop, and one
+        for their sum; else [0, 4 S].
+      done: int32 [1], how many rows were narrowed.
     """
 
     planes: Array
@@ -467,6 +667,8 @@ class _Work(NamedTuple):
     weight: Array
     steps: _Steps
     line: Array
+    kept: Array
+    done: Array
 
 
 _STRIP = 256  # numbers of a plane in a strip of short rows
@@ -480,15 +682,19 @@ def _strip_rows(size: int) -> int:
 
 @_compiled
 def memory_size(size: int, longest: int) -> int:
-    """Numbers in `memory` for views of `size` and crops of width `longest`."""
-    rows = 3 * _strip_rows(size) + 3 + 2 * (1 + 4) + 1  # sums, spare, taps, weight
-    of_view = (6 * size + rows) * size + 3 + 3 * _MOST_STEPS
-    return of_view + 3 * (longest + 2 * _BORDER)
+    """Numbers in `memory` for views of `size` and crops of sides up to `longest`."""
+    taps = max(_num_taps(longest, size), 4)
+    # Sums, spare, both axes' taps, weight, rows that are kept.
+    rows = 3 * _strip_rows(size) + 3 + 2 * (1 + taps) + 1 + 4 * (taps + 2)
+    of_view = (6 * size + rows) * size + 3 + 3 * _MOST_STEPS + 1
+    return of_view + 6 * (longest + 2 * _BORDER)
 
 
 @_compiled
-def _divided(memory: Array, size: int, width: int) -> _Work:
-    """The parts of `memory` [memory_size(size, at least width)].
+def _divided(
+    memory: Array, size: int, height: int, width: int, antialias: bool
+) -> _Work:
+    """The parts of `memory` [memory_size(size, at least height and width)].
 
     Slices of one array, since Numba would count references to separate arrays with
     each row.
@@ -499,22 +705,36 @@ def _divided(memory: Array, size: int, width: int) -> _Work:
     means, memory = memory[:3], memory[3:]
     spare, memory = memory[: 3 * size], memory[3 * size :]
     first, memory = memory[: 2 * size].view(np.int32), memory[2 * size :]
-    tapped, memory = memory[: 8 * size].reshape((2, 4, size)), memory[8 * size :]
+    # Of rows and columns, four or as many as antialiasing needs.
+    across, along, kept_rows, lines = (4, size), (4, size), 0, 1
+    if antialias:
+        across, along = (size, _num_taps(height, size)), (size, _num_taps(width, size))
+        kept_rows, lines = across[1] + 2, 2
+    count = across[0] * across[1]
+    rows, memory = memory[:count].reshape(across), memory[count:]
+    count = along[0] * along[1]
+    columns, memory = memory[:count].reshape(along), memory[count:]
     weight, memory = memory[:size], memory[size:]
     what, memory = memory[:_MOST_STEPS].view(np.int32), memory[_MOST_STEPS:]
-    how, line = memory[: 2 * _MOST_STEPS], memory[2 * _MOST_STEPS :]
-    line = line[: 3 * (width + 2 * _BORDER)]
+    how, memory = memory[: 2 * _MOST_STEPS], memory[2 * _MOST_STEPS :]
+    count = 4 * size * kept_rows
+    kept, memory = memory[:count].reshape((kept_rows, 4 * size)), memory[count:]
+    done, line = memory[:1].view(np.int32), memory[1:]
+    done[0] = 0
+    line = line[: lines * 3 * (width + 2 * _BORDER)]
     line[: 3 * _BORDER] = line[-3 * _BORDER :] = _ZERO
     return _Work(
         planes.reshape((2, 3, size * size)),
         sums.reshape((3, strips // 3)),
         means,
         spare,
-        _Taps(first[:size], tapped[0]),
-        _Taps(first[size:], tapped[1]),
+        _Taps(first[:size], rows),
+        _Taps(first[size:], columns),
         weight,
         _Steps(what, how.reshape((_MOST_STEPS, 2))),
         line,
+        kept,
+        done,
     )
 
 
@@ -562,6 +782,7 @@ class _Origin(NamedTuple):
     box: Array
     unfinished: Array
     size: int
+    antialias: bool
 
 
 class _Pass(NamedTuple):
@@ -656,6 +877,7 @@ def _make_view(
     u: Array,
     program: Array,
     size: int,
+    antialias: bool,
     pixels: Array,
     floats: Array,
     memory: Array,
@@ -670,21 +892,22 @@ def _make_view(
       u: float32 [D], the draws.
       program: float32 [lines, PROGRAM_WIDTH].
       size: S.
+      antialias: whether a crop is resized as by Pillow instead of TensorFlow.
       pixels: uint8 [S S 3], the result in 256 levels, or of size 0.
       floats: float32 [S S 3], the result without rounding, or of size 0.
-      memory: float32 [memory_size(S, W)], working memory.
+      memory: float32 [memory_size(S, at least H and W)], working memory.
     """
-    work = _divided(memory, size, box[3])
-    _set_taps(work.rows, box[2])
-    _set_taps(work.columns, box[3])
-    origin = _Origin(image, box, unfinished, size)
+    work = _divided(memory, size, box[2], box[3], antialias)
+    _set_taps(work.rows, box[2], antialias)
+    _set_taps(work.columns, box[3], antialias)
+    origin = _Origin(image, box, unfinished, size, antialias)
     steps = _steps(u, program, work.steps)
     first, last, source = 0, steps.what.size, _RESIZED
     if unfinished.size:
         source = _AS_THEY_ARE
     elif last and steps.what[0] == _FLIP_ROW:
         first = 1
-        _mirror(work.columns)  # free, unlike mirroring pixels
+        _mirror(work.columns, antialias)  # free, unlike mirroring pixels
     at, grey, step_rows = 0, False, _strip_rows(size)
     factor, blur = _ONE, _Blur(work.weight, 0)
     while source != _END:
@@ -774,6 +997,7 @@ def make_views(
     draws: Array,
     program: Array,
     size: int,
+    antialias: bool,
     pixels: Array,
     floats: Array,
     memory: Array,
@@ -787,9 +1011,10 @@ def make_views(
       draws: float32 [N, D].
       program: float32 [lines, PROGRAM_WIDTH].
       size: S.
+      antialias: whether crops are resized as by Pillow instead of TensorFlow.
       pixels: uint8 [N, S S 3], or [N, 0].
       floats: float32 [N, S S 3], or [N, 0].
-      memory: float32 [memory_size(S, W)].
+      memory: float32 [memory_size(S, at least H and W)].
 
     Returns:
       The number of one of `PROBLEMS`, and nothing was computed, or -1.
@@ -807,6 +1032,7 @@ def make_views(
             draws[n],
             program,
             size,
+            antialias and not unfinished.shape[0],  # whose boxes are ignored
             pixels[n],
             floats[n],
             memory,

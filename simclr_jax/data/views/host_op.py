@@ -23,7 +23,7 @@ _INPUTS = (
     b"unfinished: float",
     b"draws: float",
     b"program: float",
-    b"settings: int32",  # size of a view, and which output is wanted
+    b"settings: int32",  # size of a view, which output is wanted, whether antialiased
 )
 _OUTPUTS = (b"pixels: uint8", b"floats: float")
 _PIXELS, _FLOATS = range(len(_OUTPUTS))
@@ -95,7 +95,7 @@ def _compute(_: int, context: int) -> None:
     for number in range(6):
         _get_input(context, number, handles[number:].ctypes, status)
     image, boxes, unfinished, draws, program, settings = handles
-    size, output = numba.carray(_ints_at(settings), 2).astype(np.int64)
+    size, output, antialias = numba.carray(_ints_at(settings), 3).astype(np.int64)
     height = _dim(image, _num_dims(image) - 3)
     width = _dim(image, _num_dims(image) - 2)
     num_draws = _dim(draws, _num_dims(draws) - 1)
@@ -117,7 +117,7 @@ def _compute(_: int, context: int) -> None:
             context, output, kind, dims.ctypes, dims.size, 0, status
         )
     if not _get_code(status):
-        dims[0] = host_kernels.memory_size(size, width)
+        dims[0] = host_kernels.memory_size(size, max(height, width))
         memory = _allocate_temp(context, _FLOAT, dims.ctypes, 1, _on_host, status)
     if not _get_code(status):
         problem = host_kernels.make_views(
@@ -129,6 +129,7 @@ def _compute(_: int, context: int) -> None:
             ),
             numba.carray(_floats_at(program), (lines, host_kernels.PROGRAM_WIDTH)),
             size,
+            antialias != 0,
             numba.carray(_bytes_at(result), (number, 0 if output else numbers)),
             numba.carray(_floats_at(result), (number, numbers if output else 0)),
             numba.carray(_floats_at(memory), (dims[0],)),
@@ -219,6 +220,7 @@ def views(
     program: np.ndarray,
     *,
     size: int,
+    antialias: bool = False,
     as_floats: bool = False,
 ) -> tf.Tensor:
     """Views of one image or of several, as an operation of the graph being built.
@@ -232,6 +234,7 @@ def views(
       draws: float32 [..., D].
       program: float32 [lines, host_kernels.PROGRAM_WIDTH], the operations.
       size: side of a view in pixels.
+      antialias: crops are resized as by Pillow instead of TensorFlow.
       as_floats: returns floats that are not rounded to 256 levels.
 
     Returns:
@@ -270,7 +273,7 @@ def views(
         unfinished,
         draws,
         program,
-        np.array([size, output], np.int32),
+        np.array([size, output, antialias], np.int32),
     ]
     node = tf.compat.v1.get_default_graph().create_op(
         _NAME.decode(), [tf.convert_to_tensor(x) for x in inputs], list(_DTYPES)

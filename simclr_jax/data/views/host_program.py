@@ -63,7 +63,9 @@ def compose(composition: Composition) -> Views:
     ) -> None:
         height, width = images.shape[1:3]
         number = boxes.shape[0] * boxes.shape[1]
-        memory = np.empty(host_kernels.memory_size(size, width), np.float32)
+        memory = np.empty(
+            host_kernels.memory_size(size, max(height, width)), np.float32
+        )
         problem = host_kernels.make_views(
             np.ascontiguousarray(images).reshape(len(images), height, width * 3),
             np.ascontiguousarray(boxes).reshape(number, 4),
@@ -71,6 +73,7 @@ def compose(composition: Composition) -> Views:
             np.ascontiguousarray(uniform).reshape(number, uniform.shape[-1]),
             table,
             size,
+            composition.antialias,
             result.reshape(number, size * size * 3),
             np.empty((number, 0), np.float32),
             memory,
