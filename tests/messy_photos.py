@@ -2,11 +2,11 @@
 
     python tests/messy_photos.py FOLDER
 
-The pictures are parts of the photographs in scikit-image (the extra `smoke`), enlarged to
-a phone's sizes. Around them: sensors held in every direction (EXIF orientation), JPEGs
-named .HEIC by an import, copies of the same file, a panorama above the pixel limit, a
-file that is cut short, thumbnails and side files of systems, a video, and folders named
-Training and Validation.
+The pictures are parts of the photographs in scikit-image (the extra `smoke`), enlarged
+to a phone's sizes. Around them: sensors held in every direction (EXIF orientation),
+JPEGs named .HEIC by an import, copies of the same file, a panorama above the pixel
+limit, a file that is cut short, thumbnails and side files of systems, a video, and
+folders named Training and Validation.
 """
 
 import pathlib

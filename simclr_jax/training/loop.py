@@ -128,7 +128,7 @@ def run(
         traced = profiling.parse(profile_steps, config.schedule.train_steps)
     starting.require_same_config_and_data(config, listing)
     compiled = input_pipeline.use_compiled_views(config)
-    num_views = job.parts.objective.num_views
+    chance, num_views = job.parts.objective.chance, job.parts.objective.num_views
     with contextlib.ExitStack() as stack:
         owner = stack.enter_context(ownership.owned(workdir))
         checkpoints = starting.open_checkpoints(config, workdir, owner)
@@ -146,16 +146,10 @@ def run(
         batches = input_pipeline.global_batches(
             config, job.source, start_step, job.mesh, num_views, compiled, quarantine
         )
-        reporter = stack.enter_context(
-            open_reporter(
-                config,
-                workdir,
-                state,
-                chance=job.parts.objective.chance,
-                health=job.health,
-                bad_records=quarantine.collect,
-            )
+        opened = open_reporter(
+            config, workdir, state, chance, job.health, quarantine.collect
         )
+        reporter = stack.enter_context(opened)
         requests = Requests(checkpoints, save_every_secs=config.checkpoint.every_secs)
         stack.enter_context(requests)
         profiler = profiling.Profiler(workdir, traced, start_step)

@@ -24,7 +24,6 @@ def open_reporter(
     config: config_dict.ConfigDict,
     workdir: str,
     state: TrainState,
-    *,
     chance: float | None,
     health: HealthMonitor | None,
     bad_records: Callable[[], int],
