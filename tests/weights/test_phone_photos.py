@@ -79,12 +79,12 @@ def check_what_was_understood(folder, said, page):
     for line in table.splitlines():
         assert line.strip() in said
     manifest = json.loads((folder / "data" / "photos" / "manifest.json").read_text())
-    assert manifest["splits"].keys() == {"train", "val"}
+    assert manifest["splits"].keys() == {"train", "validation"}
     assert manifest["class_names"] == [
         *("Café wall", "Cat", "Coffee", "Motorcycle", "Rocket")
     ]
     counts = {name: s["num_images"] for name, s in manifest["splits"].items()}
-    assert counts == {"train": 161, "val": 50}  # 5 x 32 and the panorama; 5 x 10
+    assert counts == {"train": 161, "validation": 50}  # 5 x 32 and the panorama; 5 x 10
 
 
 def check_neighbours(folder):

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 # By what they are called in messages.
 _KINDS = {
-    "list": (".csv", ".tsv"),
-    "archive": (
+    "a list": (".csv", ".tsv"),
+    "an archive": (
         *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
         ".zip",
     ),
-    "table": (".parquet", ".arrow"),
+    "a table": (".parquet", ".arrow"),
 }
 
 
@@ -25,13 +25,13 @@ def of_prepare(path: str, names: Iterable[str] = ()) -> str:
     if glob.has_magic(path) or ("{" in path and "}" in path):
         return _command("this is a pattern", path)
     if kind := _kind(path):
-        return _command(f"this is a file named like a {kind}", path)
+        return _command(f"this is a file named like {kind}", path)
     for name in names:
         kind = _kind(name)
-        if kind == "list":
+        if kind == "a list":
             return _command("there is a list", f"{path.rstrip('/')}/{name}")
         if kind:
-            return _command(f"there are files named like a {kind}", path)
+            return _command(f"there are files named like {kind}", path)
     return ""
 
 
