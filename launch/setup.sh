@@ -52,6 +52,7 @@ echo "Installing into $venv (about 2.5 GB, a minute or two) ..."
 if [[ ! -x $venv/bin/python ]]; then
   "$python" -m venv "$venv"
 fi
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+# What is imported is byte-compiled then, not everything now, which takes a minute more.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
   --requirement requirements.txt "${options[@]}"
 echo "$wanted" > "$stamp"

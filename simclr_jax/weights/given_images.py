@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax import host_resources
-from simclr_jax.data import own_images, pillow_decode, white_level
+from simclr_jax.data import image_files, own_images, pillow_decode, white_level
 from simclr_jax.data.preprocessing import Preprocessing, as_array
-from simclr_jax.data.sources import bad_records, folder, storage
+from simclr_jax.data.sources import bad_records, storage
 from simclr_jax.errors import first_line
 
 _COLOURS, _GREY = 3, 1
@@ -165,8 +165,21 @@ def _read(path: str, preprocessing: Preprocessing) -> np.ndarray:
         preprocessing.exif_orientation, white_level.FULL if level is None else level
     )
     try:
-        content = folder.read_image_file(storage.expanded(path), handling)
+        content = storage.read_file(storage.expanded(path))
+        if level is None:
+            _check_bits(content)
+        content = own_images.as_jpeg_or_png(content, handling)
         what = "cannot be decoded"
         return pillow_decode.decode_rgb(content)
     except Exception as error:  # decoders raise anything on broken data
         bad_records.fail(0, f"file {path}", what, error)
+
+
+def _check_bits(content: bytes) -> None:
+    """Raises ValueError for a file of more than 8 bits, of which white is not known."""
+    with image_files.opened(content) as image:
+        if image_files.is_deep(image):
+            raise ValueError(
+                "has more than 8 bits, and training saw 8 bits alone; pass an array in "
+                "[0, 1]"
+            )

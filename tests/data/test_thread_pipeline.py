@@ -177,7 +177,7 @@ def test_an_image_that_cannot_be_decoded_is_named(files, tmp_path):
     content = (files / "0" / "00.jpg").read_bytes()
     broken.write_bytes(content[:-60])
     source = folder.FolderSource(str(tmp_path))
-    said = rf"file {broken}: cannot be decoded \(image file is truncated"
+    said = rf"file {broken}: cannot be decoded \(the file is cut short"
     with pytest.raises(DataError, match=said):
         in_memory.hold(source, limit_mb=1)
     preprocessing = Preprocessing(image_size=8, crop_proportion=1.0)

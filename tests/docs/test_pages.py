@@ -30,6 +30,7 @@ SCRIPTS = {
     "launch/hosts.py": "tests/launch/test_launch_hosts.py",
     "launch/gke.py": "tests/launch/test_launch_gke.py",
     "launch/slurm.py": "tests/launch/test_launch_slurm.py",
+    "tests/messy_photos.py": "tests/weights/test_phone_photos.py",
     "tests/benchmarks/accelerator.py": "tests/benchmarks/test_accelerator.py",
 }
 CONFIG = {

@@ -234,12 +234,14 @@ def test_linear_sgd_learns_from_the_same_views_in_every_placement(
     for weights in others:
         # Crops are rounded to 256 levels, in each placement at another point.
         np.testing.assert_allclose(weights, host, atol=2e-3 * np.abs(host).max())
+    crop = dict(tiny_config().augment.crop)
+    del crop["antialias"]
     (expected,) = pipeline.train_batches(
         registry.open_source("photographs", split="train"),
         # The paper's: random crops and horizontal flips.
         Composition(
             ("crop", "flip"),
-            {"crop": dict(tiny_config().augment.crop), "flip": {"probability": 0.5}},
+            {"crop": crop, "flip": {"probability": 0.5}},
             image_size=8,
         ),
         seed=tiny_config().seed,

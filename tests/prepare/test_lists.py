@@ -131,7 +131,7 @@ def test_paths_alone_are_images_without_labels(images, tmp_path):
     listing = _listing(_write(tmp_path / "a.csv", absolute.encode()), tmp_path)
     assert list(_labels(listing)) == ["images/0.png", "images/3.png"]
     assert listing.class_names is None
-    assert listing.ignored == {"rows that repeat another": 1}
+    assert listing.counts_left_out() == {"rows that repeat another": 1}
     elsewhere = _write(tmp_path / "lists" / "a.csv", absolute.encode())
     elsewhere.write_text(f"{images}/0.png\n../images/1.png\n")
     listing = _listing(elsewhere, tmp_path)
@@ -361,7 +361,7 @@ def test_labels_beside_images(suffix, labels, names, tmp_path):
     assert numbers[:2] == numbers[3:5] == [names.index(n) for n in _named(labels[:2])]
     assert numbers[2] == (numbers[0] if labels[2] not in ("", "{") else -1)
     if labels[2] == "{":
-        assert listing.ignored == {".json that cannot be read": 2}
+        assert listing.counts_left_out() == {".json that cannot be read": 2}
 
 
 def _named(labels):
@@ -428,7 +428,7 @@ def test_the_image_of_a_sample(tmp_path):
     path = _tar(tmp_path / "a.tar", files)
     listing = _listing(path, tmp_path)
     assert list(_labels(listing)) == [f"x/{i}.PNG" for i in range(4)]
-    assert listing.ignored == {
+    assert listing.counts_left_out() == {
         "further images of a sample": 4,
         ".npy": 4,
         "hidden": 4,
@@ -450,7 +450,7 @@ def test_tars_without_labels_are_one_folder_of_images(tmp_path):
         "1.tar/top/dog/1.2.png": ("dog", None),
         "1.tar/top/dog/1.3.png": ("dog", None),
     }
-    assert listing.ignored == {"": 2}
+    assert listing.counts_left_out() == {"": 2}
     flat = _labels(_listing(tmp_path / "flat", tmp_path))
     assert flat == {f"{s}.tar/{i}.png": (None, None) for s in (0, 1) for i in (0, 1)}
 

@@ -248,13 +248,17 @@ def test_large_jpegs_are_shrunk_while_they_are_decoded(monkeypatch):
 
 
 def test_files_to_convert_first_are_said(tmp_path, caplog):
-    _write(tmp_path, {"a.jpg": encoded("JPEG"), "b.HEIC": b"x", "c.heif": b"x"})
-    folder.FolderSource(str(tmp_path))
-    assert "2 HEIC, HEIF or AVIF files are not decoded here: convert to" in caplog.text
-    (tmp_path / "a.jpg").unlink()
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    jpegs = {name: encoded("JPEG") for name in ("a.jpg", "named.HEIC")}
+    _write(tmp_path, {**jpegs, "b.HEIC": heic, "c.heif": heic})
+    caplog.set_level("INFO")
+    assert folder.FolderSource(str(tmp_path)).num_examples == 2
+    assert "2 HEIC, HEIF or AVIF, which are not decoded here: convert to" in caplog.text
+    for name in jpegs:
+        (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"holds no image .*2 HEIC, HEIF or AVIF"):
         folder.FolderSource(str(tmp_path))
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="is HEIC, which is not decoded here"):
         build.prepare(
             build.Options(input=str(tmp_path)), str(tmp_path / "out"), num_workers=1
         )

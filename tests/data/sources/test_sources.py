@@ -192,12 +192,11 @@ def test_split_is_a_sub_folder(tmp_path):
     assert (train.num_examples, train.num_classes) == (2, 2)
     test = registry.open_source(f"folder:{tmp_path}", split="test")
     assert (test.num_examples, test.class_names) == (1, ["ant", "bee"])
-    missing = tmp_path / "validation"
     _assert_data_error(
-        [missing, "sub-folder"],
+        [tmp_path, "'unlabeled' means a sub-folder"],
         registry.open_source,
         f"folder:{tmp_path}",
-        split="validation",
+        split="unlabeled",
     )
 
 
