@@ -202,6 +202,7 @@ def test_a_real_affinity_counts():
     assert done.stdout.strip() == "1", done.stderr
 
 
+@pytest.mark.slow
 def test_processes_of_one_host_tell_each_other():
     job = str(pathlib.Path(__file__).with_name("share_job.py"))
     for code, output in run([job], num_processes=2, devices_each=1):

@@ -33,6 +33,7 @@ def run_of_two(tmp_path_factory):
     return workdir, [text for _, text in results]
 
 
+@pytest.mark.slow
 def test_process_0_alone_writes_and_prints(run_of_two):
     workdir, (first, second) = run_of_two
     assert "4 devices (cpu) of 2 processes, photographs" in first

@@ -164,15 +164,17 @@ def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
             [],
             ["host_views='auto': cannot be had", "numba", "TensorFlow is not inst"],
         ),
-        (
+        pytest.param(
             TENSORFLOW,
             ["augment.host_views=graph"],
             ["host_views='graph': cannot be had (TensorFlow is not installed)"],
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             TENSORFLOW,
             ["augment.operations=('crop','rotation')"],
             ["'rotation'", "needs TensorFlow", "placement='host_crop'"],
+            marks=pytest.mark.slow,
         ),
     ],
 )

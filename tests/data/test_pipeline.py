@@ -317,6 +317,7 @@ def test_a_batch_that_hosts_cannot_share_is_refused():
         _batches(num_hosts=3)
 
 
+@pytest.mark.slow
 def test_a_late_start_costs_no_more(source):
     def first_batch(step):
         started = time.perf_counter()

@@ -927,6 +927,7 @@ def test_a_range_behind_the_end_is_an_error(tmp_path):
 # The command --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(tree, dataset, tmp_path):
     arguments = ["--shard_size_mb=0.02", "--num_workers=1"]
     code, out, err = commands.run(

@@ -60,6 +60,7 @@ def test_steps_on_cpus_find_their_pages_again():
     assert faults < _NUM_BYTES // _PAGE_BYTES // 100
 
 
+@pytest.mark.slow
 def test_hosts_of_accelerators_are_left_alone():
     kept, _ = in_a_new_process("tpu,cpu")
 

@@ -168,6 +168,7 @@ def test_views_made_in_parts_are_those_made_at_once(device, num_devices):
 
 
 @pytest.mark.parametrize("device", ["host_crop", "accelerator"])
+@pytest.mark.slow
 def test_views_made_in_parts_take_less_memory(device):
     config = make_config(device)
     config.image_size, config.batch.batch_size = 64, 64
@@ -206,6 +207,7 @@ def test_no_collective_moves_images(device, micro_batch_size):
     assert not [line for line in arrays if re.search(images, line)]
 
 
+@pytest.mark.slow
 def test_steps_and_seeds_have_views_of_their_own():
     mesh = parallel.create_mesh(jax.devices()[:1])
     first = made("accelerator")["images"]

@@ -46,6 +46,7 @@ def test_this_version_of_xla_knows_the_options():
     assert double(jnp.ones(())) == 2
 
 
+@pytest.mark.slow
 def test_the_key_reaches_the_compiler(monkeypatch, tmp_path):
     class Asked(Exception):
         pass

@@ -31,7 +31,7 @@ def resolved(batch_size, **changes):
 @pytest.mark.parametrize(
     ("batch_size", "changes"),
     [
-        (65_536, {}),
+        pytest.param(65_536, {}, marks=pytest.mark.slow),
         (
             262_144,
             {"batch.micro_batch_size": 65_536, "augment.placement": "host_crop"},

@@ -146,6 +146,7 @@ def test_the_batch_is_split_and_the_state_whole_on_every_device():
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_a_state_split_over_devices_makes_the_same_update():
     split = dataclasses.replace(LARS, shard_state=True)
     mesh, advance = compiled(split, 8)

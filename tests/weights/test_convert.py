@@ -194,7 +194,7 @@ def fault(name, folder):
         "wrong shape",
         pytest.param("missing variable", marks=pytest.mark.slow),
         pytest.param("extra variable", marks=pytest.mark.slow),
-        "truncated file",
+        pytest.param("truncated file", marks=pytest.mark.slow),
     ],
 )
 def test_faulty_files_end_with_one_line_and_leave_nothing(name, tmp_path):

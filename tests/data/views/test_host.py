@@ -301,6 +301,7 @@ def _in_a_process(script):
     ).stdout
 
 
+@pytest.mark.slow
 def test_the_graph_form_imports_no_numba():
     script = (
         "import sys\n"
