@@ -138,7 +138,11 @@ def make_optimizer(
     optimizer: config_dict.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
     """The optimiser of a config's group `optimizer`."""
-    return optim.clipped(_unclipped(optimizer, schedule), optimizer.clip_norm)
+    made = optim.clipped(_unclipped(optimizer, schedule), optimizer.clip_norm)
+    # Tells `plan` where its work is.
+    return optax.GradientTransformation(
+        made.init, jax.named_scope("optimizer")(made.update)
+    )
 
 
 def _unclipped(
