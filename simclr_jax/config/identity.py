@@ -30,6 +30,7 @@ _OPERATIONAL = (
 )
 # What versions without a key did: left out of the hash, so that hashes stay.
 _WITHOUT_EFFECT: dict[str, Any] = {
+    "batch.norm_group": None,
     "optimizer.clip_norm": None,
     "schedule.extend": "stretch",
     "schedule.extend_step": None,

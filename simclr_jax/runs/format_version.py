@@ -13,7 +13,7 @@ from simclr_jax.errors import ConfigError
 
 # 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; later
 # ones only added keys.
-VERSION = 5
+VERSION = 7
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
@@ -31,6 +31,7 @@ _ADDED: dict[int, dict[str, Any]] = {
         "schedule.extend_step": None,
         "schedule.extend_learning_rate": None,
     },
+    7: {"batch.norm_group": None},
 }
 
 

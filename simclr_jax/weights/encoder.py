@@ -28,7 +28,7 @@ from simclr_jax.training import build
 # How an encoder is computed; weights do not depend on it.
 _EXECUTION = {
     *("remat", "gradient_dtype", "frozen_through", "frozen_batch_norm"),
-    *("parent", "name"),
+    *("batch_norm_groups", "parent", "name"),
 }
 
 
