@@ -54,6 +54,10 @@ def get_config() -> config_dict.ConfigDict:
     # still compares all views of the batch, and its gradient is exact, at the cost of a
     # second forward pass; BatchNorm takes its statistics over a micro-batch.
     batch.micro_batch_size = config_dict.placeholder(int)
+    # Devices, next to each other in the mesh, whose views share BatchNorm's statistics;
+    # None: all. Fewer devices exchange smaller messages, and other numbers come out:
+    # views of a group can tell each other by its statistics.
+    batch.norm_group = config_dict.placeholder(int)
 
     # How a step uses devices and their memory.
     config.parallel = parallel = config_dict.ConfigDict()

@@ -32,6 +32,7 @@ _OPERATIONAL = (
 # What versions without a key did: left out of the hash, so that hashes stay.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "augment.crop.antialias": (False,),
+    "batch.norm_group": (None,),
     "data.exif_orientation": (None, False),
     "data.white_level": (None, 65535),
     "optimizer.clip_norm": (None,),

@@ -126,6 +126,7 @@ _RULES: list[Rule] = [
     *_one_of("augment.host_views", composition.HOST_VIEWS),
     *_whole(2, _MOST_IMAGES, "batch.batch_size"),
     *_whole(2, _MOST_IMAGES, "batch.micro_batch_size", none=True),
+    *_whole(1, _MOST_IMAGES, "batch.norm_group", none=True),
     *_flag("parallel.shard_state", "parallel.deterministic"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
     *_one_of("parallel.remat", models.REMATERIALIZATIONS),
@@ -434,8 +435,14 @@ def check_devices(config: config_dict.ConfigDict, num_devices: int, group: str) 
       group: 'batch' or 'evaluation'.
 
     Raises:
-      ConfigError: a batch is not divisible by the devices.
+      ConfigError: a batch is not divisible by the devices, or they by
+        `batch.norm_group`.
     """
+    size = config.batch.norm_group
+    if group == "batch" and size is not None and num_devices % size:
+        raise ConfigError(
+            f"config.batch.norm_group={size}: must divide the {num_devices} devices"
+        )
     for key, size in identity.flatten(config).items():
         is_size = key.startswith(f"{group}.") and key.endswith("batch_size")
         if is_size and size is not None and size % num_devices:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.convolutions import Conv2d, max_pool
 
 BASE_FILTERS = 64
@@ -26,7 +27,7 @@ _STREAMS = 2
 _LEAST_ATTENTION_WIDTH = 32
 
 Convolution = Callable[..., Conv2d]
-Norm = Callable[..., nn.BatchNorm]
+Norm = Callable[..., BatchNorm]
 
 
 class Stem(nn.Module):

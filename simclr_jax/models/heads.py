@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from simclr_jax.models.batch_norm import BatchNorm
+
 HEAD_KINDS = ("none", "linear", "nonlinear")
 _KERNEL_INIT = nn.initializers.normal(0.01)
 
@@ -24,6 +26,7 @@ class ProjectionHead(nn.Module):
     hidden_dim: int | None = None
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
+    batch_norm_groups: int = 1
     dtype: Any = jnp.float32
     kept_layers: int | None = None
     frozen_batch_norm: bool = False
@@ -62,7 +65,8 @@ class ProjectionHead(nn.Module):
                 kernel_init=_KERNEL_INIT,
                 name=f"dense{i}",
             )(x)
-            x = nn.BatchNorm(
+            x = BatchNorm(
+                num_groups=self.batch_norm_groups,
                 use_running_average=not train or self.frozen_batch_norm,
                 momentum=self.batch_norm_momentum,
                 epsilon=self.batch_norm_epsilon,
@@ -85,6 +89,7 @@ def create_projection_head(
     hidden_dim: int | None = None,
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
+    batch_norm_groups: int = 1,
     dtype: Any = jnp.float32,
     kept_layers: int | None = None,
     frozen_batch_norm: bool = False,
@@ -98,6 +103,7 @@ def create_projection_head(
       hidden_dim: width of the hidden layers; D when None, as in the paper.
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
+      batch_norm_groups: parts of the batch with statistics of their own in training.
       dtype: of the computation; parameters, statistics and z are float32.
       kept_layers: number of first layers to keep, for a network that is fine-tuned
         from a middle layer (SimCLRv2, section 2); None keeps all.
@@ -127,6 +133,7 @@ def create_projection_head(
         hidden_dim=hidden_dim,
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
+        batch_norm_groups=batch_norm_groups,
         dtype=dtype,
         kept_layers=kept_layers,
         frozen_batch_norm=frozen_batch_norm,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from simclr_jax.models import normalization as normalizations
+from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.blocks import (
     BASE_FILTERS,
     EXPANSION,
@@ -126,6 +127,7 @@ class ResNet(nn.Module):
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
+    batch_norm_groups: int = 1
     remat: str = "none"
     gradient_dtype: str = "float32"
     frozen_through: int = -1
@@ -160,10 +162,9 @@ class ResNet(nn.Module):
             kernel_init=KERNEL_INITS[self.kernel_init],
             gradient_dtype=self.gradient_dtype,
         )
-        # Statistics are float32 for any dtype, and the running variance is biased, as
-        # in the reference.
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
+            num_groups=self.batch_norm_groups,
             momentum=self.batch_norm_momentum,
             epsilon=self.batch_norm_epsilon,
             dtype=self.dtype,
@@ -251,6 +252,7 @@ def create_encoder(
     kernel_init: str = "truncated_normal",
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
+    batch_norm_groups: int = 1,
     dtype: Any = jnp.float32,
     remat: str = "none",
     gradient_dtype: str = "float32",
@@ -277,6 +279,7 @@ def create_encoder(
       kernel_init: a name in `KERNEL_INITS`.
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
+      batch_norm_groups: parts of the batch with statistics of their own in training.
       dtype: of the computation; parameters and statistics are always float32.
       remat: what the backward pass recomputes to save memory: 'none', 'wide' (the
         widest layer of each block, 40 % of the memory of a bottleneck) or 'blocks'
@@ -331,6 +334,7 @@ def create_encoder(
         kernel_init=kernel_init,
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
+        batch_norm_groups=batch_norm_groups,
         dtype=dtype,
         remat=remat,
         gradient_dtype=gradient_dtype,

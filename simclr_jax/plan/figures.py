@@ -11,9 +11,9 @@ from simclr_jax.errors import RunFailed
 from simclr_jax.plan import model_flops
 from simclr_jax.plan.datasets import Dataset
 from simclr_jax.plan.plans import Memory, PartCost, Plan, Training
-from simclr_jax.plan.program import analyse
+from simclr_jax.plan.program import Program, analyse
 from simclr_jax.plan.roofline import Roofline, roofline
-from simclr_jax.plan.topologies import Topology
+from simclr_jax.plan.topologies import Chip, Topology
 from simclr_jax.training import build, objectives
 
 
@@ -53,12 +53,20 @@ def add_figures(
         ),
         roofline=times,
         step_seconds=(times.low, times.high),
+        estimated_seconds=estimated_seconds(program, topology.chip),
     )
     if dataset is None:
         return plan
     flops = _model_flops(config)
     training = _training(config, topology, dataset, times, flops)
     return dataclasses.replace(plan, model_flops=flops, training=training)
+
+
+def estimated_seconds(program: Program, chip: Chip) -> float | None:
+    """The compiler's estimate of a program's time; None where it cannot be told."""
+    if program.cycles is None or chip.clock is None:
+        return None
+    return program.cycles / chip.clock
 
 
 def part_cost(

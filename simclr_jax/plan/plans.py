@@ -102,6 +102,8 @@ class Plan:
       model_flops: of the global batch; None for the loss alone.
       roofline: times of a step.
       step_seconds: its low and high end.
+      estimated_seconds: the compiler's own estimate, without what overlaps computation;
+        None where its program carries none, or the chip's clock is not known.
       training: None for the loss alone.
       views: the share of the step that makes them, if the accelerator does.
       diagnostics: what a step that is logged takes on top; None for the loss alone.
@@ -123,6 +125,7 @@ class Plan:
     model_flops: float | None = None
     roofline: Roofline | None = None
     step_seconds: Range | None = None
+    estimated_seconds: float | None = None
     training: Training | None = None
     views: PartCost | None = None
     diagnostics: PartCost | None = None

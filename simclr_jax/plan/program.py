@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from simclr_jax.plan import hlo
+from simclr_jax.plan import cycles, hlo
 from simclr_jax.plan.traffic import traffic
 
 _MATMULS = ("convolution", "dot")
@@ -62,6 +62,7 @@ class Program:
       trip_counts: of the loops, in the order of the text, outer before inner.
       unknown_loops: loops whose bodies were counted once, since the text does not tell
         how often they run.
+      costs: the compiler's own estimate of time, by place; empty where it gives none.
     """
 
     flops: float
@@ -71,6 +72,12 @@ class Program:
     collectives: tuple[Collective, ...]
     trip_counts: tuple[int, ...]
     unknown_loops: int
+    costs: tuple[cycles.Cost, ...] = ()
+
+    @property
+    def cycles(self) -> int | None:
+        """Of all places together; None where the compiler gives no estimate."""
+        return sum(cost.cycles for cost in self.costs) or None
 
     @property
     def collective_bytes(self) -> float:
@@ -90,7 +97,8 @@ def analyse(text: str, *, num_devices: int) -> Program:
     trip_counts: list[int] = []
     unknown_loops = 0
     collectives: Counter[Collective] = Counter()
-    for step in _steps(module):
+    steps = list(_steps(module))
+    for step in steps:
         instruction, computation = step.instruction, step.computation
         if instruction.opcode == "while":
             unknown_loops += step.trips is None
@@ -116,6 +124,9 @@ def analyse(text: str, *, num_devices: int) -> Program:
         collectives=tuple(found),
         trip_counts=tuple(trip_counts),
         unknown_loops=unknown_loops,
+        costs=cycles.estimate(
+            module, ((s.instruction, s.times) for s in steps if not s.fused)
+        ),
     )
 
 

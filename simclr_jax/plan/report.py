@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from simclr_jax.plan import cycles
 from simclr_jax.plan.plans import PartCost, Plan, Range
 
 _GIB, _GIGA, _MEGA, _TERA = 2**30, 1e9, 1e6, 1e12
@@ -20,7 +21,8 @@ REMEDIES = (
 NOTE = (
     "Nothing was run: memory, arithmetic and collectives are the compiler's, times "
     "follow from them and from published peak rates (low: everything overlaps; high: "
-    "nothing stays on the chip, collectives overlap nothing; latency is in neither)."
+    "nothing stays on the chip, collectives overlap nothing; latency is in neither). "
+    "The estimate sums the cycles that the compiler's cost model gives the program."
 )
 
 
@@ -40,6 +42,7 @@ def table(plans: Sequence[Plan], *, markdown: bool = False) -> str:
         "HBM GB",
         "collectives",
         "step ms",
+        "estimate ms",
     ]
     if plans[0].program_name == "train step":
         columns += ["images/s", "hours", "chip-hours"]
@@ -57,7 +60,7 @@ def _cells(plan: Plan) -> dict[str, str]:
     memory = plan.memory
     needed = "?" if memory.peak is None else _number(memory.peak / _GIB)
     amount = f"{needed} of {memory.available / _GIB:.4g}"
-    names = ("TFLOP", "HBM GB", "collectives", "step ms")
+    names = ("TFLOP", "HBM GB", "collectives", "step ms", "estimate ms")
     cells = dict.fromkeys((*names, "images/s", "hours", "chip-hours"), "-") | {
         "slice": plan.topology,
         "chips": str(plan.chips),
@@ -74,6 +77,8 @@ def _cells(plan: Plan) -> dict[str, str]:
             "collectives": f"{count}, {_number(size)} MB",
             "step ms": _range(plan.step_seconds, 1e3),
         }
+    if plan.estimated_seconds:
+        cells["estimate ms"] = _number(plan.estimated_seconds * 1e3)
     if plan.training:
         cells |= {
             "images/s": _range(plan.training.images_per_second),
@@ -127,6 +132,7 @@ def notes(plan: Plan) -> str:
         f"{_range((times.memory, times.memory_if_all), 1e3)}, collectives "
         f"{_number(times.collectives * 1e3)}"
     )
+    lines.append(_estimate(plan))
     lines += [
         f"{c.count} {c.kind} of {_number(c.bytes / _MEGA)} MB {c.dtype}"
         for c in program.collectives[:3]
@@ -154,6 +160,32 @@ def notes(plan: Plan) -> str:
             f"{_range(shares, 100)} % of the chips' peak"
         )
     return "\n  ".join(lines)
+
+
+def _estimate(plan: Plan) -> str:
+    """The compiler's estimate, as a table of where the time goes."""
+    assert plan.program is not None
+    costs = plan.program.costs
+    if not costs:
+        return "the compiler's program for these chips carries no estimate of time"
+    unit = "ms"
+    seconds = plan.estimated_seconds
+    if seconds is None:  # the clock is not known
+        unit, seconds = "million cycles", sum(cost.cycles for cost in costs) / 1e9
+    scale = seconds * 1e3 / sum(cost.cycles for cost in costs)
+    columns = [
+        *(("phase", name) for name in ("forward", "backward", "recomputed")),
+        *(("kind", name) for name in ("convolution", "element-wise", "copy")),
+    ]
+    rows = [["", "all", *(name for _, name in columns)]]
+    for part in (*cycles.by(costs, "part"), "all"):
+        own = [cost for cost in costs if part in (cost.part, "all")]
+        row = [sum(cost.cycles for cost in own)]
+        row += [cycles.by(own, kind).get(name, 0) for kind, name in columns]
+        rows.append([part, *(_number(count * scale) for count in row)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n    ".join([f"the compiler's estimate, {unit}:", *lines])
 
 
 def _part(part: PartCost) -> str:

@@ -24,16 +24,22 @@ class Chip:
         comes in at the same time.
       devices: JAX devices in a chip as the compiler lists them, each with its share of
         the above.
+      clock: cycles/s of its cores; None where it is not known.
     """
 
     bf16_flops: float
     hbm_bandwidth: float
     ici_bandwidth: float
     devices: int
+    clock: float | None
 
 
-def _chip(tflops: float, hbm: float, ici: float, devices: int) -> Chip:
-    return Chip(tflops * _TERA, hbm * _GIGA, ici * _GIGA, devices)
+def _chip(
+    tflops: float, hbm: float, ici: float, devices: int, units: int | None
+) -> Chip:
+    # A matrix unit makes 128 x 128 products and as many sums in a cycle.
+    clock = tflops * _TERA / (units * 2 * 128**2) if units else None
+    return Chip(tflops * _TERA, hbm * _GIGA, ici * _GIGA, devices, clock)
 
 
 # Peak and HBM bandwidth: docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}, and
@@ -42,15 +48,16 @@ def _chip(tflops: float, hbm: float, ici: float, devices: int) -> Chip:
 # Interconnect: half of those pages' bidirectional figure per chip (v5e 400, v5p 1200,
 # v6e 800, tpu7x 1200 GB/s); where they have none, their all-reduce bandwidth of a pod
 # over its chips (v3 340 TB/s / 1024, v4 1.1 PB/s / 4096), which for v5e and v6e is the
-# same half.
+# same half. Last: matrix units of 128 x 128 in a chip, by the same pages and article;
+# with the peak they tell the clock (v5e: 197e12 / (4 x 32,768) = 1.5 GHz).
 CHIPS = {
-    "v2": _chip(46, 700, 248, 2),
-    "v3": _chip(123, 900, 332, 2),
-    "v4": _chip(275, 1200, 269, 2),
-    "v5e": _chip(197, 819, 200, 1),
-    "v5p": _chip(459, 2765, 600, 1),
-    "v6e": _chip(918, 1638, 400, 1),
-    "tpu7x": _chip(2307, 7380, 600, 2),
+    "v2": _chip(46, 700, 248, 2, 2),
+    "v3": _chip(123, 900, 332, 2, 4),
+    "v4": _chip(275, 1200, 269, 2, 8),
+    "v5e": _chip(197, 819, 200, 1, 4),
+    "v5p": _chip(459, 2765, 600, 1, 8),
+    "v6e": _chip(918, 1638, 400, 1, None),
+    "tpu7x": _chip(2307, 7380, 600, 2, None),
 }
 
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

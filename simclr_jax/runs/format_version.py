@@ -33,6 +33,7 @@ _ADDED: dict[int, dict[str, Any]] = {
     },
     6: {
         "augment.crop.antialias": False,
+        "batch.norm_group": None,
         "checkpoint.keep_best": False,
         # Of 16 bits the upper 8 were used.
         "data.exif_orientation": False,

@@ -63,27 +63,39 @@ def head_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
     }
 
 
-def make_head(settings: dict[str, Any]) -> models.ProjectionHead:
-    """The inverse of `head_settings`."""
+def make_head(settings: dict[str, Any], **execution: Any) -> models.ProjectionHead:
+    """The inverse of `head_settings`; `execution` as in `make_encoder`."""
     dtype = jnp.dtype(settings["dtype"])
-    return models.create_projection_head(**{**settings, "dtype": dtype})
+    return models.create_projection_head(**{**settings, "dtype": dtype}, **execution)
 
 
-def execution_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
+def execution_settings(
+    config: config_dict.ConfigDict, mesh: Mesh | None
+) -> dict[str, Any]:
     """Arguments of `models.create_encoder` on which weights do not depend."""
     return {
         "remat": config.parallel.remat,
         "gradient_dtype": config.parallel.gradient_dtype,
+        "batch_norm_groups": batch_norm_groups(config, mesh),
     }
 
 
+def batch_norm_groups(config: config_dict.ConfigDict, mesh: Mesh | None) -> int:
+    """Parts of the batch with BatchNorm statistics of their own."""
+    if mesh is None or config.batch.norm_group is None:
+        return 1
+    return mesh.size // config.batch.norm_group
+
+
 def make_model(
-    config: config_dict.ConfigDict, *, num_classes: int | None
+    config: config_dict.ConfigDict, *, num_classes: int | None, mesh: Mesh | None = None
 ) -> models.SimCLR:
     """Encoder and head, and a probe where it is enabled and labels exist."""
+    encoder = make_encoder(encoder_settings(config), **execution_settings(config, mesh))
+    groups = batch_norm_groups(config, mesh)
     return models.SimCLR(
-        encoder=make_encoder(encoder_settings(config), **execution_settings(config)),
-        head=make_head(head_settings(config)),
+        encoder=encoder,
+        head=make_head(head_settings(config), batch_norm_groups=groups),
         num_classes=num_classes if config.probe.enabled else None,
     )
 
@@ -138,7 +150,11 @@ def make_optimizer(
     optimizer: config_dict.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
     """The optimiser of a config's group `optimizer`."""
-    return optim.clipped(_unclipped(optimizer, schedule), optimizer.clip_norm)
+    made = optim.clipped(_unclipped(optimizer, schedule), optimizer.clip_norm)
+    # Tells `plan` where its work is.
+    return optax.GradientTransformation(
+        made.init, jax.named_scope("optimizer")(made.update)
+    )
 
 
 def _unclipped(

@@ -48,6 +48,7 @@ class DeviceViews:
                 parts=parts,
             )
 
+    @jax.named_scope("views")
     def __call__(self, inputs: Batch, step: jax.Array) -> Batch:
         """The batch of views that the model sees at a step.
 

@@ -29,6 +29,7 @@ _NUM_NAMED = 3
 _State = TypeVar("_State", bound=Any)
 
 
+@jax.named_scope("diagnostics")
 def norms(grads: Tree, updates: Tree, batch_stats: Tree) -> Metrics:
     """Global norms, and the sums by layer that tell where values are not finite.
 

@@ -257,11 +257,12 @@ def make_supervised(
             build.encoder_settings(config),
             frozen_through=frozen_through,
             frozen_batch_norm=frozen_batch_norm,
-            **build.execution_settings(config),
+            **build.execution_settings(config, mesh),
         ),
         head=build.make_head(
             build.head_settings(config)
-            | {"kept_layers": kept_layers, "frozen_batch_norm": frozen_batch_norm}
+            | {"kept_layers": kept_layers, "frozen_batch_norm": frozen_batch_norm},
+            batch_norm_groups=build.batch_norm_groups(config, mesh),
         ),
         num_classes=num_classes,
         fine_tuned=True,

@@ -254,7 +254,7 @@ def pretraining_parts(
     """
     schedule = build.make_schedule(config)
     return StepParts(
-        model=build.make_model(config, num_classes=num_classes),
+        model=build.make_model(config, num_classes=num_classes, mesh=mesh),
         objective=make_contrastive(config, num_classes=num_classes, mesh=mesh),
         optimizer=build.make_optimizer(config.optimizer, schedule),
         schedule=schedule,

@@ -50,6 +50,7 @@ def a_plan(**changes) -> plans.Plan:
         "model_flops": 2e14,
         "roofline": Roofline(0.064, 0.160, 0.185, 0.001),
         "step_seconds": (0.16, 0.186),
+        "estimated_seconds": 0.3512,
         "training": plans.Training(
             steps=31200,
             epochs=100.0,
@@ -72,6 +73,7 @@ MISFIT = a_plan(
         ("program", "reported", "moves_images", "model_flops", "roofline"), None
     ),
     step_seconds=None,
+    estimated_seconds=None,
     training=None,
 )
 
@@ -95,6 +97,7 @@ def test_a_row_says_what_a_slice_gives():
         "HBM GB": "131",
         "collectives": "5, 110 MB",
         "step ms": "160 to 186",
+        "estimate ms": "351",
         "images/s": "22022 to 25600",
         "hours": "1.39 to 1.61",
         "chip-hours": "22.2 to 25.8",
