@@ -182,8 +182,21 @@ class Recorder:
 
     __setattr__ = __setitem__
 
+    def __contains__(self, name):
+        return name in self._config
+
     def keys(self):
         return self._config.keys()
+
+    def unlock(self):
+        self._config.unlock()
+        return self
+
+    def ignore_type(self):
+        return self._config.ignore_type()
+
+    def to_dict(self):
+        return self._config.to_dict()
 
     def copy_and_resolve_references(self):
         copy = self._config.copy_and_resolve_references()
@@ -212,6 +225,8 @@ def test_no_key_is_dead(tmp_path, monkeypatch):
             "evaluation.sgd_batch_size": 16,
             "evaluation.sgd_epochs": 1.0,
             "evaluation.lbfgs_steps": 2,
+            "evaluation.every_steps": 1,
+            "evaluation.bank_images": 30,
         }
     )
     config.augment.operations = tuple(draws.COUNTS)
