@@ -24,4 +24,5 @@ fi
 "$venv/bin/ruff" format --check --quiet .
 "$venv/bin/mypy" --no-error-summary
 wait
-exec "$venv/bin/python" -m pytest -n auto "$@"
+# Neighbours stay in one process, which then makes their fixtures once.
+exec "$venv/bin/python" -m pytest -n auto --dist worksteal "$@"

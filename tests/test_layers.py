@@ -1,6 +1,7 @@
 """Imports run downwards only, and TensorFlow stays inside the data layer."""
 
 import ast
+import functools
 import pathlib
 import re
 import subprocess
@@ -70,6 +71,7 @@ RESERVED = {
 }
 
 
+@functools.cache
 def imports_of(path: pathlib.Path) -> set[str]:
     """Dotted names that a module imports, wherever in the file; not under typing."""
     names = set()
@@ -81,6 +83,7 @@ def imports_of(path: pathlib.Path) -> set[str]:
     return names
 
 
+@functools.cache
 def modules() -> list[tuple[str, pathlib.Path]]:
     """(part, file) for every module but the package's own __init__."""
     found = []

@@ -229,6 +229,7 @@ def test_two_processes_train_classifiers_as_one_does(run_of_two, tmp_path, comma
     assert value == pytest.approx(expected_value, abs=1e-2)
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_read_ends_all(tmp_path):
     """The second process has no such file; both say so, and nothing waits."""
     script = tmp_path / "job.py"

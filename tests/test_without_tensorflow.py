@@ -154,10 +154,11 @@ def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
 @pytest.mark.parametrize(
     ("blocked", "settings", "parts"),
     [
-        (
+        pytest.param(
             TENSORFLOW,
             ["data.dataset=cifar10"],
             ["dataset cifar10 needs tensorflow", "simclr_jax[input]", "npz:"],
+            marks=pytest.mark.slow,
         ),
         (
             EVERYTHING,

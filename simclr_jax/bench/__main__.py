@@ -35,18 +35,18 @@ _OUTPUT = flags.DEFINE_string("output", None, "File for all figures, as JSON.")
 
 def main() -> None:
     """Runs the command."""
-    # Imported here, so that --help and bad flags do not wait for TensorFlow.
-    from simclr_jax.bench import throughput
-    from simclr_jax.training import cpu_memory
-
     cli.check_secs("secs", _SECS.value)
-    cpu_memory.keep_freed_memory()  # as training does, whose step is timed
     unknown = sorted(set(_MODES.value or ()) - set(PLACEMENTS))
     if unknown or not _MODES.value:
         raise InvalidInput(
             f"--modes={','.join(_MODES.value or ())}: must be some of "
             f"{', '.join(PLACEMENTS)}"
         )
+    # Imported here, so that --help and bad flags do not wait for TensorFlow.
+    from simclr_jax.bench import throughput
+    from simclr_jax.training import cpu_memory
+
+    cpu_memory.keep_freed_memory()  # as training does, whose step is timed
     hosts, devices = throughput.measure(
         _CONFIG.value,
         placements=_MODES.value,

@@ -392,7 +392,7 @@ def test_what_the_callback_raises_ends_the_run(damaged):
         ("EMFILE", "Too many open files"),
     ],
 )
-@pytest.mark.parametrize("known", [(), (7,)])
+@pytest.mark.parametrize("known", [(7,), pytest.param((), marks=pytest.mark.slow)])
 def test_what_may_be_intact_is_not_replaced(number, said, known, tmp_path, monkeypatch):
     write_images(tmp_path)
     source = folder.FolderSource(str(tmp_path))

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from cases import first
 from PIL import Image
 from simclr_settings import CROP, JITTER
 
@@ -102,7 +103,9 @@ def test_batches_are_those_of_tf_data(kind, host_crop, files):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"block_size": 4}, {"host": (1, 3)}, {"num_views": 1}, {"batch_size": 40}],
+    first(
+        2, [{"block_size": 4}, {"host": (1, 3)}, {"num_views": 1}, {"batch_size": 40}]
+    ),
 )
 def test_batches_of_other_settings(changes, files):
     _assert_equal(*_both(_sampler(_held(files), **changes), start_step=3))

@@ -176,6 +176,7 @@ def test_unknown_names_are_refused(evaluate, names, chosen, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_suite_needs_nothing_of_the_runs_dataset(evaluate):
     _, written = evaluate("transfer", dataset="folder:/none", chosen=["cifar10"])
     assert "transfer/cifar10.json" in written
@@ -260,6 +261,7 @@ def test_images_are_encoded_once_for_all_protocols(evaluate, monkeypatch):
     assert alone["linear_10pct"]["pretrained"] == results["linear_10pct"]["pretrained"]
 
 
+@pytest.mark.slow
 def test_another_dataset_has_receipts_of_its_own(evaluate, monkeypatch):
     _, written = evaluate("knn")
     assert set(written) == {"cifar10/knn.json"}

@@ -120,6 +120,7 @@ def test_bad_hosts_are_refused(world, capsys, option, words):
     assert world.calls() == []
 
 
+@pytest.mark.slow
 def test_watch_starts_again_and_does_not_make_hosts(ready, script, capsys):
     def lose():
         ready.fail("ssh-1", "no route to host")

@@ -29,7 +29,13 @@ OBJECTIVES = [
         ("sup_con", {}),
     ]
 ]
-SHAPES = [(2, 2), (4, 2), (16, 2), (4, 3)]
+SHAPES = [
+    pytest.param(2, 2, marks=pytest.mark.slow),
+    (4, 2),
+    pytest.param(16, 2, marks=pytest.mark.slow),
+    (4, 3),
+]
+DEFAULT_SPLIT = ("nt_xent", "margin_triplet-semi_hard", "sup_con")
 each_objective = pytest.mark.parametrize(("name", "options"), OBJECTIVES)
 
 
@@ -285,8 +291,9 @@ def test_loss_and_gradient(fidelity, name, options, num_images, num_views):
 
 @each_objective
 def test_loss_of_64_images(fidelity, name, options):
+    """At the lowest temperature or margin; the others are with fewer images."""
     args = inputs(name, projections(64))
-    for settings in settings_of(name, options):
+    for settings in itertools.islice(settings_of(name, options), 2):
         got = LOSSES[name].function(*args, **settings)
         assert got.shape == ()
         assert got.dtype == jnp.float32
@@ -319,7 +326,14 @@ def test_triplet_on_the_margin_pulls_nowhere(semi_hard):
     assert not gradient.any()
 
 
-@pytest.mark.parametrize(("num_images", "num_views"), [(2, 2), (4, 2), (4, 3)])
+@pytest.mark.parametrize(
+    ("num_images", "num_views"),
+    [
+        pytest.param(2, 2, marks=pytest.mark.slow),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+        (4, 3),
+    ],
+)
 @each_objective
 def test_chance_is_the_loss_of_zeros(name, options, num_images, num_views):
     """Mined negatives do not change that loss, but a good encoder may stay there."""
@@ -334,7 +348,7 @@ def test_chance_is_the_loss_of_zeros(name, options, num_images, num_views):
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [-1] * 4, [-1, 3, -1, 0]], ids=str)
-@pytest.mark.parametrize("num_views", [2, 3])
+@pytest.mark.parametrize("num_views", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_sup_con_without_shared_classes_is_nt_xent(labels, num_views):
     z = projections(4, num_views)
     for settings in settings_of("sup_con", {}):
@@ -402,7 +416,18 @@ def test_edges(name, options, edge):
         np.testing.assert_allclose(loss, want, rtol=1e-6, atol=atol)
 
 
-@each_objective
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        # By default one that sums over all pairs, one that mines and one with labels.
+        pytest.param(
+            *objective.values,
+            id=objective.id,
+            marks=[] if objective.id in DEFAULT_SPLIT else pytest.mark.slow,
+        )
+        for objective in OBJECTIVES
+    ],
+)
 def test_eight_devices_are_one(name, options):
     """Compiled and split on images, the loss is still that of the whole batch."""
     args = inputs(name, projections(16))

@@ -53,23 +53,33 @@ def test_nt_xent_and_its_relatives_have_the_form():
     assert STREAMING == ["nt_xent", "dcl", "dclw"]
 
 
-@pytest.mark.parametrize("name", STREAMING)
+SPLITS = [
+    (24, 1, 11),  # a last block of four columns
+    (40, 8, 7),  # blocks that end inside an image
+    (24, 1, 500),  # one block, larger than the batch
+    (24, 1, 16),  # three whole blocks
+    (24, 1, 1),
+    (24, 4, 16),
+]
+# By default the first three of NT-Xent, and the second of its relatives.
+FAST = [("nt_xent", *split_) for split_ in SPLITS[:3]]
+FAST += [(name, *SPLITS[1]) for name in STREAMING[1:]]
+
+
 @pytest.mark.parametrize(
-    ("num_images", "num_devices", "size"),
+    ("name", "num_images", "num_devices", "size"),
     [
-        (24, 1, 16),  # three whole blocks
-        (24, 1, 11),  # a last block of four columns
-        (24, 1, 500),  # one block, larger than the batch
-        (24, 1, 1),
-        (24, 4, 16),
-        (40, 8, 7),  # blocks that end inside an image
+        pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
+        for case in ((name, *split_) for name in STREAMING for split_ in SPLITS)
     ],
 )
 def test_loss_and_gradient_are_those_of_the_matrix(name, num_images, num_devices, size):
     assert_same(name, projections(num_images), num_devices, size)
 
 
-@pytest.mark.parametrize("temperature", [0.05, 1.0])
+@pytest.mark.parametrize(
+    "temperature", [0.05, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_many_views_and_other_temperatures(temperature):
     assert_same("nt_xent", projections(16, 3), 2, 5, temperature)
 
@@ -80,9 +90,9 @@ def test_large_logits_do_not_overflow():
     mesh, sharded = split(z, 2)
     settings = {"temperature": 0.05, "normalize": False}
     loss = LOSSES["nt_xent"].function
-    expected, gradient = jax.value_and_grad(lambda z: loss(z, **settings))(z)
-    value, streamed_gradient = jax.value_and_grad(
-        lambda z: loss(z, **settings, streaming=Streaming(mesh, 5))
+    expected, gradient = jax.jit(jax.value_and_grad(lambda z: loss(z, **settings)))(z)
+    value, streamed_gradient = jax.jit(
+        jax.value_and_grad(lambda z: loss(z, **settings, streaming=Streaming(mesh, 5)))
     )(sharded)
     assert np.isfinite(expected)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
@@ -99,15 +109,17 @@ def test_one_image_has_no_negatives():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize(("num_devices", "size"), [(1, 7), (1, 64), (4, 5)])
+@pytest.mark.parametrize(
+    ("num_devices", "size"),
+    [(1, 7), pytest.param(1, 64, marks=pytest.mark.slow), (4, 5)],
+)
 def test_diagnostics_are_those_of_the_matrix(num_devices, size):
     z = projections(32, agreement=0.3)
     mesh, sharded = split(z, num_devices)
-    expected = contrastive_metrics(z, temperature=0.2)
+    metrics_of = jax.jit(contrastive_metrics, static_argnames="streaming")
+    expected = metrics_of(z, temperature=0.2)
     assert 0 < expected["contrastive_accuracy"] < 1
-    metrics = contrastive_metrics(
-        sharded, temperature=0.2, streaming=Streaming(mesh, size)
-    )
+    metrics = metrics_of(sharded, temperature=0.2, streaming=Streaming(mesh, size))
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
 

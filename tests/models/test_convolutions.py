@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import first
 from flax import linen as nn
 
 from simclr_jax import parallel
@@ -155,7 +156,9 @@ def test_a_chunk_fills_the_budget(num_images, floats, total, chunk):
 
 
 @each_form
-@pytest.mark.parametrize(("size", "stride", "side"), [(1, 2, 7), (3, 1, 4), (3, 2, 2)])
+@pytest.mark.parametrize(
+    ("size", "stride", "side"), first(1, [(3, 1, 4), (1, 2, 7), (3, 2, 2)])
+)
 def test_a_bfloat16_gradient_is_exact_in_float32_only(form, size, stride, side):
     x, kernel, g = draw(size, stride, side)
     want = by_hand(x, kernel, g, stride)
@@ -244,7 +247,8 @@ def test_the_kernel_is_rounded_to_the_computation(form):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    ("size", "stride", "use_bias"), [(1, 2, True), (3, 1, False), (7, 2, True)]
+    ("size", "stride", "use_bias"),
+    first(1, [(7, 2, True), (1, 2, True), (3, 1, False)]),
 )
 @pytest.mark.parametrize("form", ["direct"], indirect=True)
 def test_a_layer_is_flax_s(form, size, stride, use_bias, dtype):
@@ -313,7 +317,14 @@ def test_what_is_slow_on_cpus_is_no_convolution_there(
     assert ("stablehlo.dot_general" in program) != direct
 
 
-@pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((0, 2), (2, 1))])
+@pytest.mark.parametrize(
+    "padding",
+    [
+        "SAME",
+        pytest.param(((1, 1), (1, 1)), marks=pytest.mark.slow),
+        ((0, 2), (2, 1)),
+    ],
+)
 @pytest.mark.parametrize(
     "side",
     [1, *(pytest.param(side, marks=pytest.mark.slow) for side in (2, 8)), 5],
@@ -491,8 +502,19 @@ def test_a_net_is_the_same_in_both_forms(depth, monkeypatch):
         assert max(relative_errors(a, b)) < 3 * floor
 
 
-@each_platform
-@pytest.mark.parametrize("gradient_dtype", convolutions.GRADIENT_DTYPES)
+@pytest.mark.parametrize(
+    ("platform", "gradient_dtype"),
+    first(
+        2,
+        [
+            ("cpu", "float32"),
+            ("tpu", "bfloat16"),
+            ("cpu", "bfloat16"),
+            ("tpu", "float32"),
+            *itertools.product(("cuda", "rocm"), convolutions.GRADIENT_DTYPES),
+        ],
+    ),
+)
 def test_an_encoder_hands_its_settings_on(platform, gradient_dtype):
     encoder = create_encoder(
         depth=18, width=0.0625, dtype=jnp.bfloat16, gradient_dtype=gradient_dtype

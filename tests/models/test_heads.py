@@ -33,7 +33,7 @@ def in_training(head, variables, h):
 
 
 def small_model(**settings):
-    encoder = create_encoder(depth=18, width=0.1, stem="cifar")
+    encoder = create_encoder(depth=10, width=0.1, stem="cifar")
     return SimCLR(encoder, create_projection_head(output_dim=8, **settings), 5)
 
 

@@ -106,6 +106,7 @@ def test_requests_are_due_at_one_step_everywhere(seed):
         assert step > int(what.rpartition(" ")[2]) - 2
 
 
+@pytest.mark.slow
 def test_two_real_processes_agree_and_end_well(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(

@@ -118,7 +118,8 @@ def test_the_step_that_is_planned_makes_the_views(placement):
     config = smoke.get_config()
     config.augment.placement = placement
     config.batch.batch_size = 16
-    config.encoder.width = 0.0625
+    config.image_size = 8
+    config.encoder.depth, config.encoder.width = 10, 0.0625
     resolved = resolve.resolve(config, num_examples=64)
     mesh = parallel.create_mesh()
     lowered = lowering.lower(

@@ -520,6 +520,7 @@ def test_evaluation_by_fine_tuning_leaves_the_encoder_alone(run):
     assert encoders.load(str(tuned)).step == 2
 
 
+@pytest.mark.slow
 def test_what_does_not_go_with_the_run_is_refused(run, data):
     with pytest.raises(ConfigError, match=r"--set=schedule.train_steps=3: must come"):
         evaluation_loop.evaluate(

@@ -45,6 +45,7 @@ def test_pretraining_without_numba_works_and_warns_once(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") >= 2
 
 
+@pytest.mark.slow
 def test_compiled_without_numba_is_one_line(tmp_path):
     result = _pretrain_without_numba(tmp_path, "--config.augment.host_views=compiled")
     assert result.returncode == 2

@@ -12,7 +12,7 @@ from simclr_jax import losses, models, optim, parallel
 from simclr_jax.models import SimCLR
 from simclr_jax.training import compiling, micro_batches, objectives, step
 
-NUM_IMAGES, SIZE, CLASSES = 32, 16, 5
+NUM_IMAGES, SIZE, CLASSES = 32, 8, 5
 
 
 class Frozen(SimCLR):

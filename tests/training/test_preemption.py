@@ -84,6 +84,7 @@ compiling.compile_step = compile_step
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words", "number", "code", "line"),
     [

@@ -20,6 +20,7 @@ def tiny():
     return config
 
 
+@pytest.mark.slow
 def test_a_trace_has_the_steps_that_were_asked_for(tmp_path):
     pretrain(tiny(), str(tmp_path / "run"), profile_steps="2:3")
     (trace,) = (tmp_path / "run/plugins/profile/steps_2_to_3").iterdir()

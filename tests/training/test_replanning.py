@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import first
 
 from simclr_jax import load, optim, parallel, paths
 from simclr_jax.configs import smoke
@@ -231,7 +232,7 @@ def test_after_a_kill_the_same_command_converts_the_run(phase, run):
     check_converted(run, start(run, make_config(32)))
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", first(3, [*PHASES]))
 def test_after_a_kill_the_old_batch_size_still_resumes_at_its_step(phase, run):
     with pytest.MonkeyPatch.context() as patch:
         kill(patch, phase)

@@ -23,18 +23,23 @@ def arrays(config="r18_cifar_l3_finetune", *, form=dict, tf_format="tf1", diviso
     return form(google_files.tensors(config, tf_format, divisor=divisor))
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """A run with a ResNet-18, made by the command from a TF1 checkpoint."""
-    folder = tmp_path_factory.mktemp("imported")
-    whole = arrays("r18_cifar_l3_finetune", divisor=1)
+def import_run(folder, divisor):
+    """(a run with a ResNet-18 of a TF1 checkpoint, what the command says of it)."""
+    whole = arrays("r18_cifar_l3_finetune", divisor=divisor)
     path = google_files.write(folder / "model.ckpt-1234", whole)
     run = folder / "run"
-    code, out, err = commands.run("convert", f"--input={path}", f"--workdir={run}")
-    assert code == 0, err
-    return run, out
+    weights = convert.read(path)
+    config = convert.complete_config(cifar10.get_config(), weights)
+    return run, convert.summary(convert.write(str(run), config, weights, path))
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """That of the recorded outputs."""
+    return import_run(tmp_path_factory.mktemp("imported"), divisor=1)
+
+
+@pytest.mark.slow
 def test_run_gives_the_recorded_outputs(imported, fidelity):
     pretrained = simclr_jax.load(str(imported[0]))
     assert pretrained.step == google_files.STEP
@@ -74,10 +79,10 @@ def test_its_exports_give_the_recorded_outputs(imported, tmp_path, fidelity):
         export.export(str(imported[0]), "torchvision", str(tmp_path / "no"))
 
 
-def test_command_says_what_it_did(imported):
-    run, out = imported
+def test_command_says_what_it_did(tmp_path):
+    run, out = import_run(tmp_path, divisor=8)
     assert "TF1 checkpoint, step 1234" in out
-    assert "depth 18, width 1.0" in out
+    assert "depth 18, width 0.125" in out
     assert "nonlinear, 3 layers, output 128" in out
     assert "65 optimizer slots" in out
     assert "may be the head's first layer" in out
@@ -131,7 +136,9 @@ def test_run_can_be_evaluated_and_not_pretrained(imported, tmp_path):
         pretrain(config, run, allow_config_change=True)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)]
+)
 def test_torchvision_named_files(kind, tmp_path):
     if kind == "pth":
         path, options = GOLDEN / "torch_moco.pth", ["--prefix=module.encoder_q."]
@@ -188,15 +195,22 @@ def fault(name, folder):
     return path, needle
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "wrong shape",
-        pytest.param("missing variable", marks=pytest.mark.slow),
-        pytest.param("extra variable", marks=pytest.mark.slow),
-        pytest.param("truncated file", marks=pytest.mark.slow),
-    ],
-)
+FAULTS = ("wrong shape", "missing variable", "extra variable", "truncated file")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faulty_files_are_named(name, tmp_path):
+    path, needle = fault(name, tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        convert.read(path)
+    message = str(caught.value)
+    assert message.startswith(f"file {path}")
+    assert needle in message
+    assert "\n" not in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
 def test_faulty_files_end_with_one_line_and_leave_nothing(name, tmp_path):
     path, needle = fault(name, tmp_path)
     before = sorted(tmp_path.iterdir())

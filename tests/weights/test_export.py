@@ -161,6 +161,7 @@ def test_every_folder_says_what_it_holds(name, exported):
         assert "not compared" not in card
 
 
+@pytest.mark.slow
 def test_stablehlo_runs_with_jax_alone(exported, images, tiny, tmp_path):
     """In a process without this package, and in batches of any size."""
     run = simclr_jax.load(tiny)
@@ -416,9 +417,23 @@ REFUSED = {
     ("timm", "batch_norm_epsilon"): {"batch_norm_epsilon": 1e-3},
     ("stablehlo", "9.4 GB of weights"): {"width": 10},
 }
+FAST_REFUSED = [
+    ("torchvision", "width"),
+    ("timm", "stem"),
+    ("huggingface", "first_group_projection"),
+    ("stablehlo", "9.4 GB of weights"),
+]
 
 
-@pytest.mark.parametrize("case", REFUSED, ids=" ".join)
+@pytest.mark.parametrize(
+    "case",
+    [
+        # The rest has other networks, whose shapes take seconds, and the same check.
+        pytest.param(case, marks=[] if case in FAST_REFUSED else pytest.mark.slow)
+        for case in REFUSED
+    ],
+    ids=" ".join,
+)
 def test_what_a_format_cannot_express_is_refused(case):
     name, needle = case
     with pytest.raises(ConfigError, match=f"--format={name}: .*{needle}") as caught:
@@ -450,7 +465,10 @@ def test_settings_are_those_of_a_run(tiny):
     assert settings == build.encoder_settings(config)
 
 
-@pytest.mark.parametrize("fault", ["weights", "nan", "library"])
+@pytest.mark.parametrize(
+    "fault",
+    ["weights", *(pytest.param(x, marks=pytest.mark.slow) for x in ("nan", "library"))],
+)
 def test_another_function_leaves_nothing_behind(fault, tiny, tmp_path, monkeypatch):
     name = "huggingface" if fault == "library" else "safetensors"
     write = formats.FORMATS[name].write
@@ -581,6 +599,7 @@ def test_a_run_is_read_once(tiny, tmp_path, monkeypatch):
     assert calls == ["open_for_reading", "read_description"]
 
 
+@pytest.mark.slow
 def test_command_ends_with_one_line(tiny, tmp_path):
     arguments = [f"--workdir={tiny}", f"--output={tmp_path / 'out'}"]
     code, _, err = commands.run("export", *arguments, "--format=timm")

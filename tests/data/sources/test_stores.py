@@ -58,7 +58,9 @@ def tfds_dataset(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize(
+    "file_format", ["tfrecord", pytest.param("array_record", marks=pytest.mark.slow)]
+)
 def test_tfds_datasets_give_the_batches_of_a_disk(
     file_format, bucket, tfds_dataset, monkeypatch
 ):
