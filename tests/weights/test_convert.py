@@ -83,7 +83,7 @@ def test_command_says_what_it_did(tmp_path):
     run, out = import_run(tmp_path, divisor=8)
     assert "TF1 checkpoint, step 1234" in out
     assert "depth 18, width 0.125" in out
-    assert "nonlinear, 3 layers, output 128" in out
+    assert "nonlinear, 3 layers, output 16" in out
     assert "65 optimizer slots" in out
     assert "may be the head's first layer" in out
     receipt = json.loads((run / "import.json").read_text())
