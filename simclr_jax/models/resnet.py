@@ -55,11 +55,22 @@ def _keeps_narrow(primitive: Any, *_: Any, **params: Any) -> bool:
     return primitive.name == "reduce_sum" or params.get("name") == NARROW
 
 
-# What the backward pass keeps of a residual block in addition to its input.
-REMATERIALIZATIONS = {
-    "none": jax.checkpoint_policies.everything_saveable,
+# What the backward pass keeps of a residual block in addition to its input; None keeps
+# everything.
+_POLICIES = {
+    "none": None,
     "wide": _keeps_narrow,
     "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+# The policy of each group, from the least to the most computed again. Group 1 has the
+# largest activations, a half of all, so that dropping its own alone gains the most for
+# each second.
+REMATERIALIZATIONS = {
+    "none": ("none", "none", "none", "none"),
+    "wide_1": ("wide", "none", "none", "none"),
+    "wide_2": ("wide", "wide", "none", "none"),
+    "wide": ("wide", "wide", "wide", "wide"),
+    "blocks": ("blocks", "blocks", "blocks", "blocks"),
 }
 
 
@@ -94,8 +105,7 @@ class Group(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
         block = ResidualBlock
-        if self.remat != "none":
-            policy = REMATERIALIZATIONS[self.remat]
+        if (policy := _POLICIES[self.remat]) is not None:
             block = nn.remat(ResidualBlock, policy=policy, static_argnums=(2,))
         for i in range(self.num_blocks):
             x = block(
@@ -196,7 +206,7 @@ class ResNet(nn.Module):
                 first_projection=group > 0 or bottleneck or self.first_group_projection,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
-                remat=self.remat,
+                remat=REMATERIALIZATIONS[self.remat][group],
                 convolution=convolution,
                 norm=norm,
                 name=f"group{group + 1}",
@@ -282,7 +292,8 @@ def create_encoder(
       batch_norm_groups: parts of the batch with statistics of their own in training.
       dtype: of the computation; parameters and statistics are always float32.
       remat: what the backward pass recomputes to save memory: 'none', 'wide' (the
-        widest layer of each block, 40 % of the memory of a bottleneck) or 'blocks'
+        widest layer of each block, 40 % of the memory of a bottleneck), 'wide_1' and
+        'wide_2' (that of the blocks of the first group, or two, alone) or 'blocks'
         (whole blocks).
       gradient_dtype: of the gradients of kernels of a bfloat16 encoder when they are
         summed over devices: 'float32', or 'bfloat16', which halves the traffic.

@@ -73,8 +73,10 @@ def execution_settings(
     config: config_dict.ConfigDict, mesh: Mesh | None
 ) -> dict[str, Any]:
     """Arguments of `models.create_encoder` on which weights do not depend."""
+    remat = config.parallel.remat
     return {
-        "remat": config.parallel.remat,
+        # Chosen when the step is compiled: see `rematerialization`.
+        "remat": "none" if remat == "auto" else remat,
         "gradient_dtype": config.parallel.gradient_dtype,
         "batch_norm_groups": batch_norm_groups(config, mesh),
     }
