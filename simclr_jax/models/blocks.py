@@ -199,7 +199,13 @@ class ResidualBlock(nn.Module):
                     name=f"conv{i}_sk",
                 )(x, train)
                 continue
-            x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
+            x = self.convolution(
+                width,
+                size,
+                stride=stride,
+                lazy=train and size == 1 and i == last,
+                name=f"conv{i}",
+            )(x)
             if i < last:
                 x = checkpoint_name(x, NARROW)
                 x = nn.relu(norm(name=f"bn{i}")(x))

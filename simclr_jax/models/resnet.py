@@ -80,11 +80,10 @@ def _convolution(
     *,
     stride: int = 1,
     use_bias: bool = False,
-    name: str,
     **shared: Any,
 ) -> Conv2d:
     """A convolution with equal padding on both sides for any stride."""
-    return Conv2d(filters, size, stride=stride, use_bias=use_bias, name=name, **shared)
+    return Conv2d(filters, size, stride=stride, use_bias=use_bias, **shared)
 
 
 class Group(nn.Module):
