@@ -161,6 +161,7 @@ class ResidualBlock(nn.Module):
     se_ratio: float
     convolution: Convolution
     norm: Norm
+    pointwise_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -175,6 +176,7 @@ class ResidualBlock(nn.Module):
         last = len(widths)
         # Only bottlenecks have selective kernels, in place of their 3x3 convolution.
         selective = 2 if self.bottleneck and self.sk_ratio > 0 else None
+        lazy = last if self.bottleneck and self.pointwise_norm and train else None
 
         shortcut = x
         if self.projection_shortcut:
@@ -199,12 +201,9 @@ class ResidualBlock(nn.Module):
                     name=f"conv{i}_sk",
                 )(x, train)
                 continue
+            settings = {"lazy": True} if i == lazy else {}
             x = self.convolution(
-                width,
-                size,
-                stride=stride,
-                lazy=train and size == 1 and i == last,
-                name=f"conv{i}",
+                width, size, stride=stride, name=f"conv{i}", **settings
             )(x)
             if i < last:
                 x = checkpoint_name(x, NARROW)

@@ -120,7 +120,7 @@ def _backward(
     constant = _EXACT("kc,gc->gk", kernel, a * sum_g / count - u * mean)
     back = (kernel * a[:, None]).swapaxes(1, 2).astype(x.dtype)
     correction = _EXACT("kc,gc,lc->gkl", kernel, u, kernel).astype(x.dtype)
-    to_x = _inner(g, back).astype(jnp.float32) - _wide(constant)
+    to_x = _inner(g, back, jnp.float32) - _wide(constant)
     to_x = (to_x - _inner(x, correction).astype(jnp.float32)).astype(x.dtype)
     to_product = Pointwise(to_x.reshape(product.x.shape), jnp.sum(to_kernel, 0))
     return to_product, jnp.sum(sum_gy, 0), jnp.sum(sum_g, 0)
@@ -148,8 +148,9 @@ def _outer(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum("gnhwk,gnhwc->gkc", x, y, preferred_element_type=jnp.float32)
 
 
-def _inner(x: jax.Array, matrices: jax.Array) -> jax.Array:
+def _inner(x: jax.Array, matrices: jax.Array, dtype: Any = None) -> jax.Array:
     """The product of each pixel with the matrix [K, C] of its part, or of all."""
+    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
     if matrices.shape[0] == 1:
-        return jnp.einsum("gnhwk,kc->gnhwc", x, matrices[0])
-    return jnp.einsum("gnhwk,gkc->gnhwc", x, matrices)
+        return product("gnhwk,kc->gnhwc", x, matrices[0])
+    return product("gnhwk,gkc->gnhwc", x, matrices)

@@ -96,6 +96,7 @@ class Group(nn.Module):
     first_projection: bool
     sk_ratio: float
     se_ratio: float
+    pointwise_norm: bool
     remat: str
     convolution: Convolution
     norm: Norm
@@ -116,6 +117,7 @@ class Group(nn.Module):
                 se_ratio=self.se_ratio,
                 convolution=self.convolution,
                 norm=self.norm,
+                pointwise_norm=self.pointwise_norm,
                 name=f"block{i + 1}",
             )(x, train)
         return x
@@ -137,6 +139,7 @@ class ResNet(nn.Module):
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
     batch_norm_groups: int = 1
+    pointwise_norm: bool = False
     remat: str = "none"
     gradient_dtype: str = "float32"
     frozen_through: int = -1
@@ -205,6 +208,7 @@ class ResNet(nn.Module):
                 first_projection=group > 0 or bottleneck or self.first_group_projection,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
+                pointwise_norm=self.pointwise_norm,
                 remat=REMATERIALIZATIONS[self.remat][group],
                 convolution=convolution,
                 norm=norm,
@@ -262,6 +266,7 @@ def create_encoder(
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
     batch_norm_groups: int = 1,
+    pointwise_norm: bool = False,
     dtype: Any = jnp.float32,
     remat: str = "none",
     gradient_dtype: str = "float32",
@@ -289,6 +294,9 @@ def create_encoder(
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       batch_norm_groups: parts of the batch with statistics of their own in training.
+      pointwise_norm: the last BatchNorm of a bottleneck block takes its statistics from
+        the input of the convolution before it, see `pointwise`: the same function, in
+        less time on TPUs and more on CPUs.
       dtype: of the computation; parameters and statistics are always float32.
       remat: what the backward pass recomputes to save memory: 'none', 'wide' (the
         widest layer of each block, 40 % of the memory of a bottleneck), 'wide_1' and
@@ -345,6 +353,7 @@ def create_encoder(
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_groups=batch_norm_groups,
+        pointwise_norm=pointwise_norm,
         dtype=dtype,
         remat=remat,
         gradient_dtype=gradient_dtype,

@@ -92,8 +92,7 @@ def _needs(
     if limit and (size := fitting(config, fixed, temporary, limit)):
         rest = temporary * size // _seen_at_once(config)
         needed.append(
-            f"config.batch.micro_batch_size={size} would need about "
-            f"{gib(fixed + rest)}"
+            f"config.batch.micro_batch_size={size} would need about {gib(fixed + rest)}"
         )
     return needed
 

@@ -14,8 +14,7 @@ from simclr_jax.models import blocks
 NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
-def convolution(filters, size, *, stride=1, use_bias=False, lazy=False, name):
-    assert not lazy  # Flax computes it itself.
+def convolution(filters, size, *, stride=1, use_bias=False, name):
     padding = (size - 1) // 2
     return nn.Conv(filters, (size, size), stride, padding, use_bias=use_bias, name=name)
 
