@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
           ValueError: N is not divisible by `num_groups`.
         """
         width = (x.kernel if isinstance(x, Pointwise) else x).shape[-1:]
-        running = Moments(
+        running = (
             self.variable("batch_stats", "mean", jnp.zeros, width),
             self.variable("batch_stats", "var", jnp.ones, width),
         )
@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
             y += bias
         return y.reshape(x.shape).astype(self.dtype)
 
-    def _update(self, running: Moments, moments: Moments) -> None:
+    def _update(self, running: tuple[Any, Any], moments: Moments) -> None:
         """Moves the running statistics towards the means of those of the parts."""
         if self.is_initializing():
             return

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.convolutions import Conv2d, max_pool
+from simclr_jax.models.pointwise import LazyConvolution
 
 BASE_FILTERS = 64
 # Name of the activations that rematerialisation may keep: the outputs of all
@@ -161,7 +162,7 @@ class ResidualBlock(nn.Module):
     se_ratio: float
     convolution: Convolution
     norm: Norm
-    pointwise_norm: bool = False
+    lazy_convolution: Callable[..., LazyConvolution] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -176,7 +177,6 @@ class ResidualBlock(nn.Module):
         last = len(widths)
         # Only bottlenecks have selective kernels, in place of their 3x3 convolution.
         selective = 2 if self.bottleneck and self.sk_ratio > 0 else None
-        lazy = last if self.bottleneck and self.pointwise_norm and train else None
 
         shortcut = x
         if self.projection_shortcut:
@@ -189,7 +189,7 @@ class ResidualBlock(nn.Module):
                 name="shortcut",
             )(x, train)
 
-        layers = zip(widths, sizes, strides, strict=True)
+        layers = zip(widths[:-1], sizes, strides, strict=False)
         for i, (width, size, stride) in enumerate(layers, start=1):
             if i == selective:
                 x = SelectiveKernel(
@@ -201,15 +201,15 @@ class ResidualBlock(nn.Module):
                     name=f"conv{i}_sk",
                 )(x, train)
                 continue
-            settings = {"lazy": True} if i == lazy else {}
-            x = self.convolution(
-                width, size, stride=stride, name=f"conv{i}", **settings
-            )(x)
-            if i < last:
-                x = checkpoint_name(x, NARROW)
-                x = nn.relu(norm(name=f"bn{i}")(x))
-            else:
-                x = norm(name=f"bn{i}", scale_init=nn.initializers.zeros)(x)
+            x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
+            x = checkpoint_name(x, NARROW)
+            x = nn.relu(norm(name=f"bn{i}")(x))
+        last_norm = norm(name=f"bn{last}", scale_init=nn.initializers.zeros)
+        if train and self.bottleneck and self.lazy_convolution:
+            x = last_norm(self.lazy_convolution(widths[-1], name=f"conv{last}")(x))
+        else:
+            convolution = self.convolution(widths[-1], sizes[-1], name=f"conv{last}")
+            x = last_norm(convolution(x))
         if self.se_ratio > 0:
             width = max(1, int(self.filters * self.se_ratio))
             x = SqueezeExcitation(width, self.convolution, name="se")(x)

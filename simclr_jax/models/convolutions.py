@@ -24,7 +24,6 @@ from flax import linen as nn
 from jax import lax
 
 from simclr_jax.models import cpu_convolutions
-from simclr_jax.models.pointwise import Pointwise
 
 GRADIENT_DTYPES = ("float32", "bfloat16")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -60,18 +59,12 @@ class Conv2d(nn.Module):
     dtype: Any
     kernel_init: Any
     gradient_dtype: str
-    lazy: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array | Pointwise:
-        """Maps [N, H, W, C] to [N, H / stride, W / stride, F] in `dtype`.
-
-        With `lazy`, which needs size and stride 1 and no bias, BatchNorm computes it.
-        """
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, C] to [N, H / stride, W / stride, F] in `dtype`."""
         shape = (self.size, self.size, x.shape[-1], self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        if self.lazy:
-            return Pointwise(x.astype(self.dtype), kernel[0, 0])
         y = conv2d(
             x.astype(self.dtype),
             kernel,

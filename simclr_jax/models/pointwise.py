@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 # Of small matrices: the sums over pixels are computed as convolutions are.
@@ -41,6 +42,21 @@ class Pointwise(NamedTuple):
 
     x: jax.Array
     kernel: jax.Array
+
+
+class LazyConvolution(nn.Module):
+    """A 1x1 convolution for BatchNorm to compute, with the parameter of `Conv2d`."""
+
+    filters: int
+    dtype: Any
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Pointwise:
+        """Takes [N, H, W, K]."""
+        shape = (1, 1, x.shape[-1], self.filters)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        return Pointwise(x.astype(self.dtype), kernel[0, 0])
 
 
 class Moments(NamedTuple):

@@ -7,6 +7,7 @@ SimCLRv2's largest nets add selective kernels and ResNet-D's stem and shortcuts.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from simclr_jax.models.blocks import (
     Stem,
 )
 from simclr_jax.models.convolutions import GRADIENT_DTYPES, Conv2d
+from simclr_jax.models.pointwise import LazyConvolution
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -96,10 +98,10 @@ class Group(nn.Module):
     first_projection: bool
     sk_ratio: float
     se_ratio: float
-    pointwise_norm: bool
     remat: str
     convolution: Convolution
     norm: Norm
+    lazy_convolution: Callable[..., LazyConvolution] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -117,7 +119,7 @@ class Group(nn.Module):
                 se_ratio=self.se_ratio,
                 convolution=self.convolution,
                 norm=self.norm,
-                pointwise_norm=self.pointwise_norm,
+                lazy_convolution=self.lazy_convolution,
                 name=f"block{i + 1}",
             )(x, train)
         return x
@@ -174,6 +176,11 @@ class ResNet(nn.Module):
             kernel_init=KERNEL_INITS[self.kernel_init],
             gradient_dtype=self.gradient_dtype,
         )
+        lazy = functools.partial(
+            LazyConvolution,
+            dtype=self.dtype,
+            kernel_init=KERNEL_INITS[self.kernel_init],
+        )
         norm = functools.partial(
             BatchNorm,
             num_groups=self.batch_norm_groups,
@@ -208,10 +215,10 @@ class ResNet(nn.Module):
                 first_projection=group > 0 or bottleneck or self.first_group_projection,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
-                pointwise_norm=self.pointwise_norm,
                 remat=REMATERIALIZATIONS[self.remat][group],
                 convolution=convolution,
                 norm=norm,
+                lazy_convolution=lazy if self.pointwise_norm else None,
                 name=f"group{group + 1}",
             )(x, adapts and self.frozen_through <= group)
         if self.frozen_through == len(blocks):

@@ -11,8 +11,8 @@ from simclr_jax.errors import RunFailed, first_line
 
 _GIB = 2**30
 # Of the memory that an allocator may use, the share that a step can fill. On GPUs the
-# rest is lost between blocks; TPUs give the temporaries of a program one block, and keep
-# the next batches beside it.
+# rest is lost between blocks; a TPU gives a program one block, and keeps the next
+# batches beside it.
 _USABLE = {"gpu": 0.9, "tpu": 0.95}
 
 
@@ -99,7 +99,7 @@ def _needs(
 
 def shapes_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Shapes, dtypes and shardings of the arrays, for `lower`."""
-    return jax.tree.map(  # type: ignore[no-any-return]
+    return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
     )
 

@@ -42,7 +42,7 @@ def fitting(
     make_step: Callable[[StepParts], Step],
     parts: StepParts,
     config: config_dict.ConfigDict,
-    workdir: epath.Path,
+    workdir: epath.Path | None = None,
 ) -> Step:
     """The jitted step with the config's rematerialisation.
 
@@ -50,7 +50,7 @@ def fitting(
       make_step: makes the jitted step of these parts.
       parts: of the step.
       config: resolved.
-      workdir: the run directory, which holds the level that was chosen before.
+      workdir: the run directory, which keeps the level that is chosen; None: not kept.
 
     Returns:
       With `parallel.remat = "auto"`, a function that chooses in its first call, which
@@ -78,12 +78,12 @@ class _FittingStep:
         self,
         make_step: Callable[[str], Any],
         config: config_dict.ConfigDict,
-        workdir: epath.Path,
+        workdir: epath.Path | None,
         limit: int,
     ) -> None:
         self._make_step = make_step
         self._config = config
-        self._path = workdir / FILE_NAME
+        self._path = workdir and workdir / FILE_NAME
         self._limit = limit
         self._compiled: Step | None = None
 
@@ -101,7 +101,8 @@ class _FittingStep:
         first = LEVELS.index(self._recorded() or LEVELS[0])
         told: list[str] = []
         flops: list[float] = []
-        for level in LEVELS[first:]:
+        levels = LEVELS[first:]
+        for level in levels:
             step = self._make_step(level)
             lowered = step.lower(*shapes)
             flops.append(_flops(lowered))
@@ -109,12 +110,12 @@ class _FittingStep:
             # Another process may have less memory, and the programs must be the same.
             if all(text == "fits" for text in processes.gather_texts(needed)):
                 self._record(level)
-                self._tell(level, told, flops)
+                self._tell(levels[0], level, told, flops)
                 assert compiled is not None
                 return compiled
             told.append(f"{level!r} {needed}")
         _LOG.warning("config.parallel.remat='auto': no step fits (%s)", ", ".join(told))
-        return step  # type: ignore[no-any-return]
+        return step
 
     def _compile(self, lowered: Any) -> tuple[Step | None, str]:
         """(the program where it can be compiled, 'fits' or what it would need)."""
@@ -130,11 +131,13 @@ class _FittingStep:
             return compiled, "fits"
         return compiled, f"needs {out_of_memory.gib(needed)}"
 
-    def _tell(self, level: str, told: list[str], flops: list[float]) -> None:
+    def _tell(
+        self, first: str, level: str, told: list[str], flops: list[float]
+    ) -> None:
         price = ""
         if told and flops[0]:
             more = 100 * (flops[-1] / flops[0] - 1)
-            price = f"; {more:.1f} % more arithmetic than {LEVELS[0]!r}"
+            price = f"; {more:.1f} % more arithmetic than {first!r}"
         _LOG.info(
             "config.parallel.remat='auto': %r, the least that fits in %s of a device's "
             "%s%s%s",
@@ -157,7 +160,7 @@ class _FittingStep:
     def _recorded(self) -> str | None:
         """The level that this training chose before, on such devices."""
         text = ""
-        if processes.is_main():
+        if self._path and processes.is_main():
             try:
                 content = json.loads(self._path.read_text(encoding="utf-8"))
                 if content["program"] == self._program() and content["level"] in LEVELS:
@@ -170,7 +173,7 @@ class _FittingStep:
         return processes.gather_texts(text)[0] or None
 
     def _record(self, level: str) -> None:
-        if processes.is_main():
+        if self._path and processes.is_main():
             content = {"level": level, "program": self._program()}
             atomic.write_file(self._path, json.dumps(content, indent=1) + "\n")
 

@@ -139,6 +139,11 @@ def run_block(pointwise_norm, projection, remat, num_groups=1):
     if remat != "none":
         policy = resnet._POLICIES[remat]
         block = resnet.nn.remat(block, policy=policy, static_argnums=(2,))
+    lazy = functools.partial(
+        pointwise.LazyConvolution,
+        dtype=jnp.float32,
+        kernel_init=resnet.KERNEL_INITS["truncated_normal"],
+    )
     module = block(
         filters=4,
         stride=1,
@@ -153,7 +158,7 @@ def run_block(pointwise_norm, projection, remat, num_groups=1):
             gradient_dtype="float32",
         ),
         norm=functools.partial(BatchNorm, num_groups=num_groups),
-        pointwise_norm=pointwise_norm,
+        lazy_convolution=lazy if pointwise_norm else None,
     )
     x = jnp.asarray(draw(5, 8, 4, 4, 16))
     variables = module.init(jax.random.key(0), x, True)
