@@ -71,8 +71,10 @@ def get_config() -> config_dict.ConfigDict:
     # never stopped. Slower: kernels that sum in one order, none chosen by measuring.
     parallel.deterministic = False
     # What the backward pass recomputes to save memory: none; wide (the last and widest
-    # convolution of each residual block); blocks (whole residual blocks).
-    parallel.remat = "none"
+    # convolution of each residual block), or wide_1 and wide_2 (of those in the first
+    # group of blocks, or two); blocks (whole residual blocks). auto: the first of none,
+    # wide_1, wide_2, wide and blocks whose step the compiler fits into a device.
+    parallel.remat = "auto"
 
     # Augmentations in the order of application (paper appendix A); a crop comes first.
     # Further operations: rotation, cutout, noise, sobel.

@@ -78,7 +78,5 @@ def set_encoder(config: config_dict.ConfigDict, argument: str, file: str) -> Non
     config.encoder.depth = int(match["depth"])
     config.encoder.width = float(match["width"] or 1)
     config.encoder.sk_ratio = 0.0625 if match["sk"] else 0.0
-    # With it, batch 4096 of ResNet-50 fits on 16 chips of 16 GB (docs/plan.md).
-    config.parallel.remat = "wide"
     if match["epochs"]:
         config.schedule.train_epochs = float(match["epochs"])

@@ -1,6 +1,7 @@
 """Which side of a run waits for the other: the input pipeline or the devices."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from simclr_jax.training import (
     input_pipeline,
     objectives,
     pixel_moments,
+    rematerialization,
     step,
 )
 
@@ -124,7 +126,8 @@ def measure_device(
     mesh = parallel.create_mesh()
     parts = step.pretraining_parts(config, num_classes=source.num_classes, mesh=mesh)
     views = device_views.from_config(config, mesh)
-    advance = compiling.compile_step(parts, mesh, views)
+    make_step = functools.partial(compiling.compile_step, mesh=mesh, views=views)
+    advance = rematerialization.fitting(make_step, parts, config)
     state = compiling.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
     )

@@ -129,7 +129,7 @@ _RULES: list[Rule] = [
     *_whole(1, _MOST_IMAGES, "batch.norm_group", none=True),
     *_flag("parallel.shard_state", "parallel.deterministic"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
-    *_one_of("parallel.remat", models.REMATERIALIZATIONS),
+    *_one_of("parallel.remat", ("auto", *models.REMATERIALIZATIONS)),
     *_one_of("augment.crop.sampler", ("reference", "torchvision")),
     *_flag("augment.crop.antialias"),
     # No smaller crop has pixels, and no more oblong one fits into an image.

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from simclr_jax.models import pointwise
+from simclr_jax.models.pointwise import Moments, Pointwise
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy, 2015) of the last axis.
@@ -25,19 +28,34 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Pointwise) -> jax.Array:
         """Maps [N, ..., C] to the same shape, in `dtype`.
+
+        Args:
+          x: the batch; in training also a convolution that is computed here.
 
         Raises:
           ValueError: N is not divisible by `num_groups`.
         """
-        width = x.shape[-1:]
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, width)
-        running_var = self.variable("batch_stats", "var", jnp.ones, width)
+        width = (x.kernel if isinstance(x, Pointwise) else x).shape[-1:]
+        running = (
+            self.variable("batch_stats", "mean", jnp.zeros, width),
+            self.variable("batch_stats", "var", jnp.ones, width),
+        )
         scale = self.param("scale", self.scale_init, width)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, width)
+        if isinstance(x, Pointwise):
+            offset = jnp.zeros(width) if bias is None else bias
+            y, moments = pointwise.normalize(
+                x, scale, offset, self.num_groups, self.epsilon
+            )
+            self._update(running, moments)
+            return y.astype(self.dtype)
         if self.use_running_average:
             parts = x[None]
-            mean, var = running_mean.value, running_var.value
+            mean, var = (variable.value for variable in running)
         else:
             parts = x.reshape(self.num_groups, -1, *x.shape[1:])
             wide = parts.astype(jnp.float32)
@@ -46,12 +64,16 @@ class BatchNorm(nn.Module):
             square = jnp.mean(jnp.square(wide), axes, keepdims=True)
             # Rounding can make the difference negative.
             var = jnp.maximum(0.0, square - jnp.square(mean))
-            if not self.is_initializing():
-                for running, own in ((running_mean, mean), (running_var, var)):
-                    now = jnp.mean(own.reshape(self.num_groups, *width), axis=0)
-                    past = self.momentum * running.value
-                    running.value = past + (1 - self.momentum) * now
+            self._update(running, Moments(mean, var))
         y = (parts - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale)
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, width)
+        if bias is not None:
+            y += bias
         return y.reshape(x.shape).astype(self.dtype)
+
+    def _update(self, running: tuple[Any, Any], moments: Moments) -> None:
+        """Moves the running statistics towards the means of those of the parts."""
+        if self.is_initializing():
+            return
+        for variable, own in zip(running, moments, strict=True):
+            now = jnp.mean(own.reshape(self.num_groups, -1), axis=0)
+            variable.value = self.momentum * variable.value + (1 - self.momentum) * now

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.convolutions import Conv2d, max_pool
+from simclr_jax.models.pointwise import LazyConvolution
 
 BASE_FILTERS = 64
 # Name of the activations that rematerialisation may keep: the outputs of all
@@ -161,6 +162,7 @@ class ResidualBlock(nn.Module):
     se_ratio: float
     convolution: Convolution
     norm: Norm
+    lazy_convolution: Callable[..., LazyConvolution] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -187,7 +189,7 @@ class ResidualBlock(nn.Module):
                 name="shortcut",
             )(x, train)
 
-        layers = zip(widths, sizes, strides, strict=True)
+        layers = zip(widths[:-1], sizes, strides, strict=False)
         for i, (width, size, stride) in enumerate(layers, start=1):
             if i == selective:
                 x = SelectiveKernel(
@@ -200,11 +202,14 @@ class ResidualBlock(nn.Module):
                 )(x, train)
                 continue
             x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
-            if i < last:
-                x = checkpoint_name(x, NARROW)
-                x = nn.relu(norm(name=f"bn{i}")(x))
-            else:
-                x = norm(name=f"bn{i}", scale_init=nn.initializers.zeros)(x)
+            x = checkpoint_name(x, NARROW)
+            x = nn.relu(norm(name=f"bn{i}")(x))
+        last_norm = norm(name=f"bn{last}", scale_init=nn.initializers.zeros)
+        if train and self.bottleneck and self.lazy_convolution:
+            x = last_norm(self.lazy_convolution(widths[-1], name=f"conv{last}")(x))
+        else:
+            convolution = self.convolution(widths[-1], sizes[-1], name=f"conv{last}")
+            x = last_norm(convolution(x))
         if self.se_ratio > 0:
             width = max(1, int(self.filters * self.se_ratio))
             x = SqueezeExcitation(width, self.convolution, name="se")(x)

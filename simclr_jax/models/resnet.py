@@ -7,6 +7,7 @@ SimCLRv2's largest nets add selective kernels and ResNet-D's stem and shortcuts.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from simclr_jax.models.blocks import (
     Stem,
 )
 from simclr_jax.models.convolutions import GRADIENT_DTYPES, Conv2d
+from simclr_jax.models.pointwise import LazyConvolution
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -55,11 +57,22 @@ def _keeps_narrow(primitive: Any, *_: Any, **params: Any) -> bool:
     return primitive.name == "reduce_sum" or params.get("name") == NARROW
 
 
-# What the backward pass keeps of a residual block in addition to its input.
-REMATERIALIZATIONS = {
-    "none": jax.checkpoint_policies.everything_saveable,
+# What the backward pass keeps of a residual block in addition to its input; None keeps
+# everything.
+_POLICIES = {
+    "none": None,
     "wide": _keeps_narrow,
     "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+# The policy of each group, from the least to the most computed again. Group 1 has the
+# largest activations, a half of all, so that dropping its own alone gains the most for
+# each second.
+REMATERIALIZATIONS = {
+    "none": ("none", "none", "none", "none"),
+    "wide_1": ("wide", "none", "none", "none"),
+    "wide_2": ("wide", "wide", "none", "none"),
+    "wide": ("wide", "wide", "wide", "wide"),
+    "blocks": ("blocks", "blocks", "blocks", "blocks"),
 }
 
 
@@ -69,11 +82,10 @@ def _convolution(
     *,
     stride: int = 1,
     use_bias: bool = False,
-    name: str,
     **shared: Any,
 ) -> Conv2d:
     """A convolution with equal padding on both sides for any stride."""
-    return Conv2d(filters, size, stride=stride, use_bias=use_bias, name=name, **shared)
+    return Conv2d(filters, size, stride=stride, use_bias=use_bias, **shared)
 
 
 class Group(nn.Module):
@@ -89,13 +101,13 @@ class Group(nn.Module):
     remat: str
     convolution: Convolution
     norm: Norm
+    lazy_convolution: Callable[..., LazyConvolution] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [N, H, W, C] to [N, H / stride, W / stride, F]."""
         block = ResidualBlock
-        if self.remat != "none":
-            policy = REMATERIALIZATIONS[self.remat]
+        if (policy := _POLICIES[self.remat]) is not None:
             block = nn.remat(ResidualBlock, policy=policy, static_argnums=(2,))
         for i in range(self.num_blocks):
             x = block(
@@ -107,6 +119,7 @@ class Group(nn.Module):
                 se_ratio=self.se_ratio,
                 convolution=self.convolution,
                 norm=self.norm,
+                lazy_convolution=self.lazy_convolution,
                 name=f"block{i + 1}",
             )(x, train)
         return x
@@ -128,6 +141,7 @@ class ResNet(nn.Module):
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
     batch_norm_groups: int = 1
+    pointwise_norm: bool = False
     remat: str = "none"
     gradient_dtype: str = "float32"
     frozen_through: int = -1
@@ -161,6 +175,11 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             kernel_init=KERNEL_INITS[self.kernel_init],
             gradient_dtype=self.gradient_dtype,
+        )
+        lazy = functools.partial(
+            LazyConvolution,
+            dtype=self.dtype,
+            kernel_init=KERNEL_INITS[self.kernel_init],
         )
         norm = functools.partial(
             BatchNorm,
@@ -196,9 +215,10 @@ class ResNet(nn.Module):
                 first_projection=group > 0 or bottleneck or self.first_group_projection,
                 sk_ratio=self.sk_ratio,
                 se_ratio=self.se_ratio,
-                remat=self.remat,
+                remat=REMATERIALIZATIONS[self.remat][group],
                 convolution=convolution,
                 norm=norm,
+                lazy_convolution=lazy if self.pointwise_norm else None,
                 name=f"group{group + 1}",
             )(x, adapts and self.frozen_through <= group)
         if self.frozen_through == len(blocks):
@@ -253,6 +273,7 @@ def create_encoder(
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
     batch_norm_groups: int = 1,
+    pointwise_norm: bool = False,
     dtype: Any = jnp.float32,
     remat: str = "none",
     gradient_dtype: str = "float32",
@@ -280,9 +301,13 @@ def create_encoder(
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       batch_norm_groups: parts of the batch with statistics of their own in training.
+      pointwise_norm: the last BatchNorm of a bottleneck block takes its statistics from
+        the input of the convolution before it, see `pointwise`: the same function, in
+        less time on TPUs and more on CPUs.
       dtype: of the computation; parameters and statistics are always float32.
       remat: what the backward pass recomputes to save memory: 'none', 'wide' (the
-        widest layer of each block, 40 % of the memory of a bottleneck) or 'blocks'
+        widest layer of each block, 40 % of the memory of a bottleneck), 'wide_1' and
+        'wide_2' (that of the blocks of the first group, or two, alone) or 'blocks'
         (whole blocks).
       gradient_dtype: of the gradients of kernels of a bfloat16 encoder when they are
         summed over devices: 'float32', or 'bfloat16', which halves the traffic.
@@ -335,6 +360,7 @@ def create_encoder(
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_groups=batch_norm_groups,
+        pointwise_norm=pointwise_norm,
         dtype=dtype,
         remat=remat,
         gradient_dtype=gradient_dtype,

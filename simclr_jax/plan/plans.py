@@ -96,6 +96,10 @@ class Plan:
       memory: of each device.
       verdict: the compiler's words if it does not.
       compile_seconds: on this machine.
+      remat: the step's `parallel.remat`, the level that was chosen if the config leaves
+        it open; None for the loss alone.
+      too_large: levels that were tried before and do not fit, with the bytes that each
+        device would need, where the compiler tells them.
       program: what each device does; this and what follows is None if it does not fit.
       reported: XLA's own cost analysis, with loop bodies counted once.
       moves_images: whether a collective sends whole images between devices.
@@ -119,6 +123,8 @@ class Plan:
     memory: Memory
     verdict: str | None = None
     compile_seconds: float | None = None
+    remat: str | None = None
+    too_large: dict[str, float | None] = dataclasses.field(default_factory=dict)
     program: Program | None = None
     reported: dict[str, float] | None = None
     moves_images: bool | None = None

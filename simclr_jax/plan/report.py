@@ -13,7 +13,7 @@ _GIB, _GIGA, _MEGA, _TERA = 2**30, 1e9, 1e6, 1e12
 # Config keys that make a program need less memory, and what each costs.
 REMEDIES = (
     ("batch.micro_batch_size", "a second forward pass, BatchNorm over micro-batches"),
-    ("parallel.remat", "'wide' or 'blocks': more arithmetic"),
+    ("parallel.remat", "'auto', 'wide' or 'blocks': more arithmetic"),
     ("parallel.shard_state", "True: more traffic between chips"),
     ("loss.form", "'streaming', where similarities take the memory"),
 )
@@ -125,6 +125,8 @@ def notes(plan: Plan) -> str:
         if size is not None
     )
     lines.append(f"memory, GiB a device: {', '.join(parts)}")
+    if plan.remat:
+        lines.append(_remat(plan))
     if program is None or times is None:
         return "\n  ".join(lines)
     lines.append(
@@ -160,6 +162,16 @@ def notes(plan: Plan) -> str:
             f"{_range(shares, 100)} % of the chips' peak"
         )
     return "\n  ".join(lines)
+
+
+def _remat(plan: Plan) -> str:
+    """The level of rematerialisation, and why no lower one."""
+    tried = ", ".join(
+        f"{level} " + (f"needs {_number(size / _GIB)} GiB" if size else "does not fit")
+        for level, size in plan.too_large.items()
+    )
+    reason = f", the least that fits ({tried})" if tried else ""
+    return f"parallel.remat: {plan.remat}{reason}"
 
 
 def _estimate(plan: Plan) -> str:

@@ -18,7 +18,7 @@ from simclr_jax.plan import datasets, lowering, search, topologies, tpu_compiler
 from simclr_jax.plan.figures import add_figures, part_cost
 from simclr_jax.plan.plans import Memory, PartCost, Plan
 from simclr_jax.plan.topologies import Topology
-from simclr_jax.training import step
+from simclr_jax.training import out_of_memory, rematerialization, step
 
 
 def make_step_compiler(
@@ -168,10 +168,43 @@ class StepCompiler:
         return diagnostics, self._compile_part("views", topology, lowered)
 
     def _compile(self, topology: Topology, devices: list[Any], batch_size: int) -> Plan:
+        """With the least rematerialisation that fits, if the config leaves it open."""
         config = self._resolve(batch_size)
+        if self.dataset is None or config.parallel.remat != rematerialization.AUTO:
+            return self._compile_config(topology, devices, config)
+        too_large: dict[str, float | None] = {}
+        for level in rematerialization.LEVELS:
+            config.parallel.remat = level
+            plan = self._compile_config(
+                topology, devices, config, too_large=dict(too_large)
+            )
+            if plan.fits:
+                return plan
+            too_large[level] = plan.memory.peak
+        return plan
+
+    def _compile_config(
+        self,
+        topology: Topology,
+        devices: list[Any],
+        config: config_dict.ConfigDict,
+        too_large: dict[str, float | None] | None = None,
+    ) -> Plan:
+        """The plan of a resolved config.
+
+        Args:
+          topology: the slice.
+          devices: of the slice.
+          config: resolved.
+          too_large: the levels of rematerialisation that were tried before; then the
+            step has to fit as training asks for it. See `Plan`.
+        """
+        batch_size = config.batch.batch_size
         mesh = parallel.create_mesh(devices)
         name = "loss" if self.dataset is None else "train step"
         label = f"compiling the {name} for {topology.name}, batch {batch_size}"
+        if too_large is not None:
+            label += f", parallel.remat {config.parallel.remat!r}"
         self.report(label)
         start = time.monotonic()
         if self.dataset is None:
@@ -192,9 +225,13 @@ class StepCompiler:
             batch_size=batch_size,
             fits=False,
             memory=Memory(available),
+            remat=None if self.dataset is None else config.parallel.remat,
+            too_large=too_large or {},
         )
         try:
             compiled = tpu_compiler.compile_program(lowered, label, self.report)
+            if too_large is not None:
+                _require_room(compiled, available)
         except tpu_compiler.DoesNotFit as verdict:
             memory = Memory(available, verdict.needed)
             plan = dataclasses.replace(plan, verdict=verdict.words, memory=memory)
@@ -210,3 +247,17 @@ class StepCompiler:
         seconds = time.monotonic() - start
         self.report(f"{label}: {outcome} in {seconds:.0f} s")
         return dataclasses.replace(plan, compile_seconds=seconds)
+
+
+def _require_room(compiled: jax.stages.Compiled, available: float) -> None:
+    """Raises DoesNotFit if training with `parallel.remat = "auto"` would go on."""
+    memory = compiled.memory_analysis()
+    needed = out_of_memory.needed_bytes(memory)
+    usable = out_of_memory.usable(available, "tpu")
+    if needed > usable:
+        raise tpu_compiler.DoesNotFit(
+            f"{out_of_memory.gib(needed)} of {out_of_memory.gib(available)}, of which "
+            f"a step may fill {out_of_memory.gib(usable)}",
+            needed,
+            available,
+        )

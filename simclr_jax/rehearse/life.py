@@ -1,6 +1,7 @@
 """The life of a pretraining job: what is rehearsed, in order."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -28,7 +29,7 @@ from simclr_jax.training import (
     device_views,
     input_pipeline,
     loop,
-    out_of_memory,
+    rematerialization,
 )
 from simclr_jax.training.loop import TrainingJob
 from simclr_jax.training.step import TrainState
@@ -199,10 +200,13 @@ class _Life:
         """The step compiles, fits, and is timed, again and again on the first batch."""
         job, config = self.job, self.job.config
         views = device_views.from_config(config, job.mesh)
-        step = compiling.compile_step(
-            job.parts, job.mesh, views, deterministic=config.parallel.deterministic
+        make_step = functools.partial(
+            compiling.compile_step,
+            mesh=job.mesh,
+            views=views,
+            deterministic=config.parallel.deterministic,
         )
-        step = out_of_memory.explained(step, config)
+        step = rematerialization.fitting(make_step, job.parts, config)
         init = compiling.compile_init(job.parts, job.mesh, image_size=config.image_size)
         batch = next(input_pipeline.global_batches(config, job.source, 0, job.mesh))
         start = time.monotonic()

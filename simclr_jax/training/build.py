@@ -73,11 +73,21 @@ def execution_settings(
     config: config_dict.ConfigDict, mesh: Mesh | None
 ) -> dict[str, Any]:
     """Arguments of `models.create_encoder` on which weights do not depend."""
+    remat = config.parallel.remat
     return {
-        "remat": config.parallel.remat,
+        # Chosen when the step is compiled: see `rematerialization`.
+        "remat": "none" if remat == "auto" else remat,
         "gradient_dtype": config.parallel.gradient_dtype,
         "batch_norm_groups": batch_norm_groups(config, mesh),
+        # By the TPU compiler's estimate, and as measured on a CPU; not known for GPUs.
+        "pointwise_norm": _platform(mesh) == "tpu",
     }
+
+
+def _platform(mesh: Mesh | None) -> str:
+    """Of the devices that run the step."""
+    device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+    return str(device.platform)
 
 
 def batch_norm_groups(config: config_dict.ConfigDict, mesh: Mesh | None) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -24,12 +25,12 @@ from simclr_jax.training import (
     input_pipeline,
     pixel_moments,
     profiling,
+    rematerialization,
     starting,
     step,
     watching,
 )
 from simclr_jax.training.objectives import Batch, Metrics
-from simclr_jax.training.out_of_memory import explained
 from simclr_jax.training.preemption import Requests
 from simclr_jax.training.reporter import Reporter, open_reporter
 from simclr_jax.training.step import StepParts, Teacher, TrainState
@@ -177,14 +178,15 @@ def _run_steps(
     views = device_views.from_config(config, job.mesh, parts.objective.num_views)
     teacher = () if job.teacher is None else (job.teacher,)
     # `step.train_step`, jitted.
-    train_step = compiling.compile_step(
-        parts,
-        job.mesh,
-        views,
+    make_step = functools.partial(
+        compiling.compile_step,
+        mesh=job.mesh,
+        views=views,
         with_teacher=bool(teacher),
         deterministic=config.parallel.deterministic,
     )
-    train_step = explained(train_step, config)
+    workdir = checkpoints.folder.parent
+    train_step = rematerialization.fitting(make_step, parts, config, workdir)
     diagnose = compiling.compile_diagnostics(parts, job.mesh)
     watch = watching.Watch(job.held_out, config, checkpoints)
     pending: tuple[int, Metrics] | None = None

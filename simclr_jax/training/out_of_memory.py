@@ -10,9 +10,21 @@ from ml_collections import config_dict
 from simclr_jax.errors import RunFailed, first_line
 
 _GIB = 2**30
-# Of the memory that an allocator may use, the share that a step can fill: the rest is
-# lost between blocks.
-_USABLE = 0.9
+# Of the memory that an allocator may use, the share that a step can fill. On GPUs the
+# rest is lost between blocks; a TPU gives a program one block, and keeps the next
+# batches beside it.
+_USABLE = {"gpu": 0.9, "tpu": 0.95}
+
+
+def device_limit() -> int | None:
+    """Bytes of a device's memory that this process may use; None if it does not say."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def usable(limit: float, platform: str | None = None) -> float:
+    """Bytes that a step can fill of a device's memory; of this process's devices."""
+    platform = platform or jax.local_devices()[0].platform
+    return _USABLE.get(platform, 0.9) * limit
 
 
 def explained(
@@ -46,10 +58,10 @@ def _explanation(
     error: Exception,
 ) -> str:
     device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    limit = device_limit()
     parts = [f"out of memory on {device.device_kind} ({first_line(error)})"]
     parts += _needs(step, arguments, config, limit)
-    if config.parallel.remat != "blocks":
+    if config.parallel.remat not in ("blocks", "auto"):
         parts.append("config.parallel.remat='blocks' trades memory for computation")
     fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
     if device.platform == "gpu" and fraction not in os.environ:
@@ -67,26 +79,29 @@ def _needs(
     limit: int | None,
 ) -> list[str]:
     """What the step needs, and which micro-batch would fit."""
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
-    )
     try:
-        memory = step.lower(*shapes).compile().memory_analysis()  # type: ignore[attr-defined]
+        memory = step.lower(*shapes_of(arguments)).compile().memory_analysis()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError:
         return []  # the compiler itself found that it does not fit
     temporary, fixed = memory.temp_size_in_bytes, fixed_bytes(memory)
-    of_limit = f" of {_gib(limit)}" if limit else ""
+    of_limit = f" of {gib(limit)}" if limit else ""
     needed = [
         f"a step with config.batch.batch_size={config.batch.batch_size} needs "
-        f"{_gib(fixed + temporary)} of each device{of_limit}"
+        f"{gib(fixed + temporary)} of each device{of_limit}"
     ]
     if limit and (size := fitting(config, fixed, temporary, limit)):
         rest = temporary * size // _seen_at_once(config)
         needed.append(
-            f"config.batch.micro_batch_size={size} would need about "
-            f"{_gib(fixed + rest)}"
+            f"config.batch.micro_batch_size={size} would need about {gib(fixed + rest)}"
         )
     return needed
+
+
+def shapes_of(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Shapes, dtypes and shardings of the arrays, for `lower`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
+    )
 
 
 def fixed_bytes(memory: Any) -> int:
@@ -97,6 +112,11 @@ def fixed_bytes(memory: Any) -> int:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
+
+
+def needed_bytes(memory: Any) -> int:
+    """Bytes of a device that a compiled program takes, by its `memory_analysis()`."""
+    return fixed_bytes(memory) + int(memory.temp_size_in_bytes)
 
 
 def fitting(
@@ -119,7 +139,7 @@ def fitting(
     for size in range(seen - 1, 0, -1):
         if batch % size or size % devices:
             continue
-        if fixed + temporary * size // seen <= _USABLE * limit:
+        if fixed + temporary * size // seen <= usable(limit):
             return size
     return None
 
@@ -129,5 +149,6 @@ def _seen_at_once(config: config_dict.ConfigDict) -> int:
     return int(config.batch.micro_batch_size or config.batch.batch_size)
 
 
-def _gib(number: float) -> str:
+def gib(number: float) -> str:
+    """Bytes in words."""
     return f"{number / _GIB:.1f} GiB"

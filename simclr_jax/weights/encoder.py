@@ -31,7 +31,7 @@ from simclr_jax.weights.given_images import GivenImages
 # How an encoder is computed; weights do not depend on it.
 _EXECUTION = {
     *("remat", "gradient_dtype", "frozen_through", "frozen_batch_norm"),
-    *("batch_norm_groups", "parent", "name"),
+    *("batch_norm_groups", "pointwise_norm", "parent", "name"),
 }
 
 

@@ -23,8 +23,10 @@ OF_LOSSES = "## NT-Xent and its gradient alone"
 # After the name of a row that an earlier version of the package gave.
 EARLIER = " (earlier)"
 NOTE_EARLIER = """
-Rows marked `(earlier)` have not been compiled again since the diagnostics became a
-program of their own: their steps contain them.
+Rows marked `(earlier)` have not been compiled again since the last BatchNorm of a
+bottleneck takes its statistics from the input of the convolution before it, and have
+`parallel.remat = "wide"`; those without a row in the next section contain the
+diagnostics, which became a program of their own.
 """
 
 R50 = "imagenet.py:50x1"
@@ -115,14 +117,16 @@ def step_row(folder: pathlib.Path, name: str) -> list[str]:
     if not (folder / f"{name}.json").exists():
         found = kept(OF_STEPS, what, images, slice_)
         if found is None or "not compiled" in found:
-            return [what, images, slice_, "", "not compiled", *[""] * 6]
+            return [what, images, slice_, "", "not compiled", *[""] * 8]
+        if len(found) == 11:  # of a version without the last two columns
+            found += ["", ""]
         return [what + EARLIER, *found[1:]]
     made = read(folder, name)
     memory = made["memory"]
     needed = f"{memory['peak'] / GIB:.1f} of {memory['available'] / GIB:.2f}"
     row = [what, images, slice_, str(made["chips"])]
     if not made["fits"]:
-        return [*row, f"does not fit: {needed}", *"------"]
+        return [*row, f"does not fit: {needed}", *"--------"]
     program, training = made["program"], made["training"]
     collectives = program["collectives"]
     total = collective_bytes(program) / 1e6
@@ -135,7 +139,13 @@ def step_row(folder: pathlib.Path, name: str) -> list[str]:
         f"{sum(c['count'] for c in collectives)}, {total:.0f} MB",
         between(made["step_seconds"], 1e3),
         between(training["images_per_second"]),
+        milliseconds(made["estimated_seconds"]),
+        made["remat"],
     ]
+
+
+def milliseconds(secs: float | None) -> str:
+    return "-" if secs is None else number(secs * 1e3)
 
 
 def diagnostics_row(folder: pathlib.Path, name: str) -> list[str]:
@@ -221,6 +231,8 @@ def page(folder: pathlib.Path) -> str:
             "collectives",
             "step ms",
             "images/s",
+            "estimate ms",
+            "remat",
         ],
         [step_row(folder, name) for name in STEPS],
     )
@@ -265,8 +277,9 @@ images/s, which are those of the slice.
 {OF_STEPS}
 
 As the configs in `configs/` have it: bfloat16 convolutions, LARS, gradients summed in
-float32, `parallel.remat = "wide"`. A chip of v3 is two devices, each with half of its
-memory.
+float32, and the least rematerialisation that fits (`parallel.remat = "auto"`), which the
+last column names. The estimate is the compiler's own, see [the page on `plan`](plan.md).
+A chip of v3 is two devices, each with half of its memory.
 
 {steps}
 {NOTE_EARLIER if EARLIER in steps else ""}{growth(folder)}

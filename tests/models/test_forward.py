@@ -17,6 +17,11 @@ SETTINGS = {
     "r50_imagenet": {"depth": 50},
     "r50_sk": {"depth": 50, "sk_ratio": 0.0625},
 }
+# The same nets in the form that TPUs train.
+SETTINGS |= {
+    f"{tag}_pointwise": SETTINGS[tag] | {"pointwise_norm": True}
+    for tag in ("r50_imagenet", "r50_sk")
+}
 TITLES = {
     "r18_cifar": "ResNet-18 CIFAR",
     "r50_imagenet": "ResNet-50",
@@ -61,15 +66,18 @@ def outputs(model, params, stats, images, *, train):
         "r18_cifar",
         "r50_imagenet",
         pytest.param("r50_sk", marks=pytest.mark.slow),
+        pytest.param("r50_imagenet_pointwise", marks=pytest.mark.slow),
+        pytest.param("r50_sk_pointwise", marks=pytest.mark.slow),
     ],
 )
 def forward(request):
     """Tag, golden arrays, and by mode what `outputs` returns."""
-    tag = request.param
+    settings = SETTINGS[request.param]
+    tag = request.param.removesuffix("_pointwise")
     with np.load(GOLDEN / f"resnet_forward_{tag}.npz") as arrays:
         golden = dict(arrays)
     encoder = create_encoder(
-        **SETTINGS[tag], first_group_projection=True, max_pool_padding="same"
+        **settings, first_group_projection=True, max_pool_padding="same"
     )
     model = SimCLR(encoder, create_projection_head(), num_classes=10)
     images = golden["input"]
