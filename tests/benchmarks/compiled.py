@@ -277,9 +277,10 @@ images/s, which are those of the slice.
 {OF_STEPS}
 
 As the configs in `configs/` have it: bfloat16 convolutions, LARS, gradients summed in
-float32, and the least rematerialisation that fits (`parallel.remat = "auto"`), which the
-last column names. The estimate is the compiler's own, see [the page on `plan`](plan.md).
-A chip of v3 is two devices, each with half of its memory.
+float32, and the least rematerialisation that fits (`parallel.remat = "auto"`), which
+the last column names. The estimate is the compiler's own, see
+[the page on `plan`](plan.md). A chip of v3 is two devices, each with half of its
+memory.
 
 {steps}
 {NOTE_EARLIER if EARLIER in steps else ""}{growth(folder)}

@@ -289,11 +289,14 @@ def test_loss_and_gradient(fidelity, name, options, num_images, num_views):
         )
 
 
+@pytest.mark.parametrize(
+    "num_settings", [2, pytest.param(None, marks=pytest.mark.slow)]
+)
 @each_objective
-def test_loss_of_64_images(fidelity, name, options):
-    """At the lowest temperature or margin; the others are with fewer images."""
+def test_loss_of_64_images(fidelity, name, options, num_settings):
+    """By default at the lowest temperature or margin."""
     args = inputs(name, projections(64))
-    for settings in itertools.islice(settings_of(name, options), 2):
+    for settings in itertools.islice(settings_of(name, options), num_settings):
         got = LOSSES[name].function(*args, **settings)
         assert got.shape == ()
         assert got.dtype == jnp.float32
