@@ -275,6 +275,7 @@ BAD_COMMANDS = {
 }
 
 
+@pytest.mark.slow
 def test_bad_commands_end_with_one_line_that_names_them(tmp_path):
     def fill(texts: list[str]) -> list[str]:
         return [text.replace("{}", str(tmp_path)) for text in texts]

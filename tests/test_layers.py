@@ -188,6 +188,7 @@ def test_pytorch_is_imported_in_one_place():
     assert not importers, "it is for a process of its own"
 
 
+@pytest.mark.slow
 def test_everything_but_data_and_the_loop_works_without_tensorflow():
     program = """
 import sys

@@ -249,6 +249,7 @@ def test_what_one_process_cannot_read_ends_all(tmp_path):
     assert not os.path.exists(tmp_path / "run" / "config.json")
 
 
+@pytest.mark.slow
 def test_different_configs_are_refused(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(

@@ -151,31 +151,29 @@ def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
     assert (student / "eval" / "classifier.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "settings", "parts"),
     [
-        pytest.param(
+        (
             TENSORFLOW,
             ["data.dataset=cifar10"],
             ["dataset cifar10 needs tensorflow", "simclr_jax[input]", "npz:"],
-            marks=pytest.mark.slow,
         ),
         (
             EVERYTHING,
             [],
             ["host_views='auto': cannot be had", "numba", "TensorFlow is not inst"],
         ),
-        pytest.param(
+        (
             TENSORFLOW,
             ["augment.host_views=graph"],
             ["host_views='graph': cannot be had (TensorFlow is not installed)"],
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             TENSORFLOW,
             ["augment.operations=('crop','rotation')"],
             ["'rotation'", "needs TensorFlow", "placement='host_crop'"],
-            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -72,6 +72,7 @@ def test_a_killed_benchmark_continues(tmp_path):
     assert f"| {rows['resnet18']['ours']['images_per_sec']} |" in written
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
     # The first needs a file that it is not given.
     monkeypatch.setattr(accelerator, "LEAST_SECS", {"cifar10": 0, "machine": 0})

@@ -249,6 +249,7 @@ def test_a_batch_that_fails_for_no_record_ends_the_run(monkeypatch):
     assert pretended.starts == 2, "once more, since a file may be half written"
 
 
+@pytest.mark.slow
 def test_hosts_have_slices_of_the_same_batches(damaged, expected):
     hosts = [
         _batches(
@@ -361,6 +362,7 @@ def test_by_default_a_bad_record_stops_the_run(damaged):
         assert internal not in message
 
 
+@pytest.mark.slow
 def test_a_run_without_a_good_image_ends(tmp_path, capfd):
     write_images(tmp_path)
     source = folder.FolderSource(str(tmp_path))
@@ -373,6 +375,7 @@ def test_a_run_without_a_good_image_ends(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err, "of TensorFlow's log"
 
 
+@pytest.mark.slow
 def test_what_the_callback_raises_ends_the_run(damaged):
     def refuse(error, step):
         raise DataError(f"enough of {error.index}")
@@ -389,7 +392,7 @@ def test_what_the_callback_raises_ends_the_run(damaged):
     [
         ("ESTALE", "could not be read in 6 tries"),
         ("EACCES", "Permission denied"),
-        ("EMFILE", "Too many open files"),
+        pytest.param("EMFILE", "Too many open files", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("known", [(7,), pytest.param((), marks=pytest.mark.slow)])
@@ -419,6 +422,7 @@ def test_what_may_be_intact_is_not_replaced(number, said, known, tmp_path, monke
     assert not isinstance(caught.value, BadRecord)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_repaired_is_used_again(tmp_path):
     write_images(tmp_path)
     expected = list(_batches(folder.FolderSource(str(tmp_path))))
@@ -508,6 +512,7 @@ def test_records_of_tfds(tmp_path):
 LABELS = np.arange(0, 60, 10, np.int32)
 
 
+@pytest.mark.slow
 def test_a_subset_takes_the_next_of_the_subset(damaged):
     chosen = np.array([0, CUT, 8, 12, 20, 22])
     part = subsets.Subset(damaged, chosen, name="part", new_labels=LABELS)

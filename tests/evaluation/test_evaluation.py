@@ -149,6 +149,7 @@ def make_pretrained():
     )
 
 
+@pytest.mark.slow
 def test_the_checksum_covers_parameters_and_statistics():
     pretrained = make_pretrained()
     before = encoder.checksum(pretrained.variables)
@@ -264,6 +265,7 @@ def test_linear_sgd_learns_from_the_same_views_in_every_placement(
         np.testing.assert_array_equal(first_batches[0][name], array)
 
 
+@pytest.mark.slow
 def test_the_untrained_baseline_has_the_weights_that_training_started_from():
     pretrained = make_pretrained()
     config = resolve.resolve(tiny_config(), num_examples=100)

@@ -155,6 +155,7 @@ def test_the_suite_measures_what_is_prepared_and_names_the_rest(evaluate, caplog
     assert len([row for row in text.splitlines() if row.startswith("voc2007")]) == 1
 
 
+@pytest.mark.slow
 def test_datasets_can_be_chosen(evaluate, caplog):
     _, written = evaluate("transfer", chosen=["flowers"])
     assert set(written) == {"transfer.json", "transfer/flowers.json"}
@@ -216,6 +217,7 @@ def test_layers_have_a_figure_each(evaluate, monkeypatch):
     assert len(rows[header + 3]) == 2  # there is no z of pixels
 
 
+@pytest.mark.slow
 def test_layers_are_those_of_the_encoder():
     pretrained = make_pretrained()
     z, layers = context.network_layers(pretrained, -1)
@@ -303,6 +305,7 @@ def test_features_that_do_not_fit_are_refused_before_the_work(evaluate, monkeypa
     assert room._free_bytes(mesh) == 2**20 // mesh.size
 
 
+@pytest.mark.slow
 def test_shares_of_the_labels_are_balanced_and_named(evaluate):
     results, written = evaluate("linear", "linear_10pct")
     check_receipt(written["cifar10/linear.json"], num_train=60, num_test=31)

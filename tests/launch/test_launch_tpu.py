@@ -216,6 +216,7 @@ def test_a_start_without_an_answer_is_stopped_too(ready, capsys, monkeypatch):
     assert not ready.programs(1)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_there_first_is_left_alone(ready, capsys, monkeypatch):
     assert start(ready) == 0
     os.killpg(ready.pid(0), signal.SIGKILL)
@@ -280,6 +281,7 @@ def test_a_start_that_comes_twice_starts_once(ready):
     assert ready.starts(0) == 1
 
 
+@pytest.mark.slow
 def test_stop_ends_a_stubborn_program(ready, capsys):
     ready.behave(0, "stubborn")
     assert start(ready) == 0
@@ -291,6 +293,7 @@ def test_stop_ends_a_stubborn_program(ready, capsys):
     assert ready.exit_code(0) == "137"
 
 
+@pytest.mark.slow
 def test_stop_ends_leftovers(ready, capsys):
     assert start(ready) == 0
     os.kill(ready.pid(0), signal.SIGKILL)
@@ -312,6 +315,7 @@ def test_a_run_that_is_noted_nowhere_is_left_over(ready, capsys):
     assert not ready.programs(0)
 
 
+@pytest.mark.slow
 def test_stop_leaves_other_programs_of_the_checkout_alone(ready, capsys):
     other = ("--run_dir=other_run",)
     assert start(ready, *other) == 0
@@ -347,6 +351,7 @@ def test_stop_leaves_other_programs_of_the_checkout_alone(ready, capsys):
     assert second not in ready.programs(0)
 
 
+@pytest.mark.slow
 def test_stop_does_not_kill_whoever_has_an_old_process_id(ready, capsys, monkeypatch):
     # After a reboot the noted process id is another's; and what is left over, such as a
     # process that waits for a share, cannot be killed.

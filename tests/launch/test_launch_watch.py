@@ -59,6 +59,7 @@ def test_a_fresh_slice_is_brought_to_its_end(world, script, capsys):
     assert "Still there, and charged" in said
 
 
+@pytest.mark.slow
 def test_a_preempted_slice_is_made_again(ready, script, capsys):
     marker = ready.home(0) / "of the first slice"
     marker.write_text("")
@@ -81,7 +82,7 @@ def test_a_preempted_slice_is_made_again(ready, script, capsys):
     assert "deleting what is left" in said
 
 
-@pytest.mark.parametrize("state", ["missing", "TERMINATED"])
+@pytest.mark.parametrize("state", first(1, ["TERMINATED", "missing"]))
 def test_a_lost_slice_is_made_again(ready, script, state):
     def lose():
         if state == "missing":
@@ -135,6 +136,7 @@ def test_a_worker_that_died_restarts_all(ready, script, capsys):
     assert "worker 1 failed (exit code 137): restart" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_end_is_gone_on_with(ready, script, capsys):
     script(lambda: ready.finish(143), ready.finish)
     assert watch(ready) == 0
@@ -142,6 +144,7 @@ def test_a_run_that_was_asked_to_end_is_gone_on_with(ready, script, capsys):
     assert "worker 0 stopped (exit code 143): restart 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_start_is_prepared_for(world, script, capsys):
     prepared = [world.home(index) / "prepared" for index in range(2)]
 
@@ -173,6 +176,7 @@ def test_nothing_starts_where_preparing_failed(ready, script, capsys):
     assert "worker 1: not prepared: error: the command of --prepare failed" in said
 
 
+@pytest.mark.slow
 def test_programs_get_time_to_save(ready, script, monkeypatch):
     graces = []
     stop = tpu.Job.stop
@@ -215,6 +219,7 @@ def test_gives_up_after_restarts_in_a_row(ready, script, capsys):
     assert "given up after 2 restarts in a row: worker 0 failed (exit code 1)" in said
 
 
+@pytest.mark.slow
 def test_half_an_hour_of_running_ends_a_row(ready, script):
     clock = Clock()
     crash = clock.pass_(1900, lambda: ready.finish(1))
@@ -231,7 +236,8 @@ def test_less_does_not_end_a_row(ready, script, capsys):
     assert "given up after 1 restarts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("method", ["prepare", "start"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["start", "prepare"])
 def test_hours_of_preparing_and_starting_do_not_count_as_running(
     ready, script, capsys, monkeypatch, method
 ):
@@ -290,6 +296,7 @@ def test_a_refused_create_counts(world, script, capsys):
     assert "given up after 2 restarts" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_waits_in_the_queue(world, script, capsys):
     def granted():
         world.queued("ACTIVE")
@@ -302,6 +309,7 @@ def test_waits_in_the_queue(world, script, capsys):
     assert "queued: WAITING_FOR_RESOURCES" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_suspended_request_is_made_again(world, script):
     world.queued("SUSPENDED")
     script(lambda: world.slice("READY"), world.finish)
@@ -310,6 +318,7 @@ def test_a_suspended_request_is_made_again(world, script):
     assert changes == ["queued-resources delete", "queued-resources create"]
 
 
+@pytest.mark.slow
 def test_new_workers_may_take_a_while_to_answer(world, script, capsys):
     world.slice("READY")
     world.fail("ssh-1", "connection refused", once=True)
@@ -336,6 +345,7 @@ def test_a_slice_that_never_answered_is_waited_for(world, script, capsys):
     assert "2 unreachable | connection refused" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_slice_made_here_that_never_answers_is_made_again(world, script, capsys):
     clock = Clock()
     for index in range(2):
@@ -350,7 +360,8 @@ def test_a_slice_made_here_that_never_answers_is_made_again(world, script, capsy
     assert "given up after 2 restarts in a row: gone: no answer for 600 s" in said.err
 
 
-@pytest.mark.parametrize(("poll_secs", "looks"), first(1, [(600, 1), (30, 20)]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("poll_secs", "looks"), [(600, 1), (30, 20)])
 def test_ten_minutes_without_an_answer_lose_a_slice(ready, script, poll_secs, looks):
     clock = Clock()
     calls = []

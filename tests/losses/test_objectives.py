@@ -35,8 +35,26 @@ SHAPES = [
     pytest.param(16, 2, marks=pytest.mark.slow),
     (4, 3),
 ]
-DEFAULT_SPLIT = ("nt_xent", "margin_triplet-semi_hard", "sup_con")
 each_objective = pytest.mark.parametrize(("name", "options"), OBJECTIVES)
+
+
+def by_default(*ids):
+    """All objectives, of which these run by default."""
+    cases = [
+        pytest.param(
+            *objective.values,
+            id=objective.id,
+            marks=[] if objective.id in ids else pytest.mark.slow,
+        )
+        for objective in OBJECTIVES
+    ]
+    return pytest.mark.parametrize(("name", "options"), cases)
+
+
+# One that sums over all pairs, one that mines and one with labels.
+few_objectives = by_default("nt_xent", "margin_triplet-semi_hard", "sup_con")
+# And one whose denominator leaves the positive pair out.
+some_objectives = by_default("nt_xent", "dcl", "margin_triplet-semi_hard", "sup_con")
 
 
 def settings_of(name, options):
@@ -265,7 +283,7 @@ def test_the_table_agrees_with_the_signatures(name):
 
 
 @pytest.mark.parametrize(("num_images", "num_views"), SHAPES)
-@each_objective
+@some_objectives
 def test_loss_and_gradient(fidelity, name, options, num_images, num_views):
     z, *labels = inputs(name, projections(num_images, num_views))
     compare = functools.partial(fidelity, source=EQUATIONS)
@@ -419,18 +437,7 @@ def test_edges(name, options, edge):
         np.testing.assert_allclose(loss, want, rtol=1e-6, atol=atol)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        # By default one that sums over all pairs, one that mines and one with labels.
-        pytest.param(
-            *objective.values,
-            id=objective.id,
-            marks=[] if objective.id in DEFAULT_SPLIT else pytest.mark.slow,
-        )
-        for objective in OBJECTIVES
-    ],
-)
+@few_objectives
 def test_eight_devices_are_one(name, options):
     """Compiled and split on images, the loss is still that of the whole batch."""
     args = inputs(name, projections(16))

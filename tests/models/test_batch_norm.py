@@ -120,11 +120,12 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
         (Head, (32, 16)),
-        pytest.param(make_network, (32, 8, 8, 3), marks=pytest.mark.slow),
+        (make_network, (32, 8, 8, 3)),
     ],
 )
 def test_groups_of_devices_equal_as_many_devices_alone(make, shape):

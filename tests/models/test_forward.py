@@ -64,7 +64,7 @@ def outputs(model, params, stats, images, *, train):
     scope="module",
     params=[
         "r18_cifar",
-        "r50_imagenet",
+        pytest.param("r50_imagenet", marks=pytest.mark.slow),
         pytest.param("r50_sk", marks=pytest.mark.slow),
         pytest.param("r50_imagenet_pointwise", marks=pytest.mark.slow),
         pytest.param("r50_sk_pointwise", marks=pytest.mark.slow),

@@ -86,6 +86,7 @@ def test_a_late_process_0_is_waited_for():
         assert early.result() == late.result() == [""]
 
 
+@pytest.mark.slow
 def test_an_early_process_waits_as_long_as_a_late_process_0():
     port = free_port()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:

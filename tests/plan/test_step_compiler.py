@@ -113,7 +113,8 @@ def test_a_dataset_on_the_accelerator_needs_one_size():
     assert compiler._dataset_shape() == (50_000, 32, 32)
 
 
-@pytest.mark.parametrize("placement", ["host_crop", "accelerator"])
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["accelerator", "host_crop"])
 def test_the_step_that_is_planned_makes_the_views(placement):
     config = smoke.get_config()
     config.augment.placement = placement

@@ -18,6 +18,7 @@ import zlib
 import commands
 import numpy as np
 import pytest
+from cases import first
 from PIL import Image
 
 from simclr_jax import paths
@@ -229,6 +230,7 @@ def test_index_finds_every_record(dataset):
 # The result is a function of the input and the options --------------------------------
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes_give_the_same_bytes(tree, dataset, tmp_path):
     _prepare(tree, tmp_path / "two", num_workers=2, shard_size_mb=0.02)
     assert _files(tmp_path / "two") == _files(dataset)
@@ -728,6 +730,7 @@ def _upload(folder, url):
     paths.upload(folder, paths.as_path(url))
 
 
+@pytest.mark.parametrize("bucket", first(1, ["gcs", "s3"]), indirect=True)
 def test_from_a_store_to_a_store(tree, bucket, tmp_path):
     _upload(tree, f"{bucket}/images")
     here = _prepare(tree, tmp_path / "here")

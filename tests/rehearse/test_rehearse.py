@@ -77,6 +77,7 @@ def test_what_cannot_be_written_or_read_is_named_and_the_rest_not_tried(tmp_path
     assert verdicts["steps"].detail == "not tried, for want of: run directory, compile"
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_explained(tmp_path, monkeypatch):
     def compile_step(*_, **__):
         def step(state, batch):

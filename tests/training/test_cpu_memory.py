@@ -50,6 +50,7 @@ def in_a_new_process(platforms: str) -> tuple[bool, int]:
     return kept == "True", int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallopt"), reason="there is no glibc here"
 )

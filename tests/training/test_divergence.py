@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import first
 
 from simclr_jax import models, optim
 from simclr_jax.configs import smoke
@@ -142,7 +143,7 @@ def test_where_only_the_sum_overflows_the_largest_layers_are_named():
     )
 
 
-@pytest.mark.parametrize("sk_ratio", [0.0, 0.0625])
+@pytest.mark.parametrize("sk_ratio", first(1, [0.0, 0.0625]))
 def test_forward_order_is_that_in_which_flax_creates_layers(sk_ratio):
     model = models.SimCLR(
         models.create_encoder(depth=50, width=0.25, sk_ratio=sk_ratio, se_ratio=0.25),
@@ -308,6 +309,7 @@ def test_a_skipped_step_has_no_line_in_the_log(tmp_path):
     assert [(r["step"], r["skipped_steps"]) for r in records] == [(1, 0), (3, 1)]
 
 
+@pytest.mark.slow
 def test_nothing_is_selected_where_a_step_that_is_not_finite_stops_the_run():
     """The programs differ, and without `skip_nonfinite` nothing is compared."""
     parts = step.StepParts(

@@ -132,6 +132,7 @@ def all_names(tree):
     return changed(jax.tree.map(lambda x: x * 0 - 1, tree), tree)
 
 
+@pytest.mark.slow
 def test_trains_everything_from_the_given_weights(data, tmp_path):
     weights = make_weights()
     config = make_config(data)
@@ -180,6 +181,7 @@ def test_frozen_groups_stay_as_they_are(data, tmp_path, optimizer):
         assert changed(before, after) == free
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_what_is_frozen():
     weights = make_weights()
     encoder = weights.model.encoder.copy(frozen_through=2)
@@ -196,6 +198,7 @@ def test_no_gradient_passes_what_is_frozen():
         assert passes == (part in ("group3", "group4")), part
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_trains_the_classifier_alone(data, tmp_path):
     weights = make_weights()
     config = make_config(data, **{"finetune.after_group": 4})
@@ -206,6 +209,7 @@ def test_a_frozen_encoder_trains_the_classifier_alone(data, tmp_path):
     assert np.any(params["probe"]["kernel"])
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_keeps_statistics_scales_and_offsets(data, tmp_path):
     weights = make_weights()
     config = make_config(data, **{"finetune.batch_norm": "frozen", "finetune.layer": 1})
@@ -219,6 +223,7 @@ def test_frozen_batch_norm_keeps_statistics_scales_and_offsets(data, tmp_path):
     assert not changed(head["params"]["head"]["bn1"], params["head"]["bn1"])
 
 
+@pytest.mark.slow
 def test_the_classifier_sees_the_layer_that_is_asked_for(data, tmp_path):
     weights = make_weights()
     config = make_config(data, **{"finetune.layer": 1})

@@ -28,10 +28,11 @@ def resolved(batch_size, **changes):
     return resolve.resolve(config, num_examples=1_281_167)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "changes"),
     [
-        pytest.param(65_536, {}, marks=pytest.mark.slow),
+        (65_536, {}),
         (
             262_144,
             {"batch.micro_batch_size": 65_536, "augment.placement": "host_crop"},

@@ -80,7 +80,8 @@ def test_every_logged_step_has_every_metric(finished_run):
         assert 0 <= record["input_wait_share"] <= 1
 
 
-@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
 def test_diagnostics_are_computed_for_the_steps_that_are_logged(
     resumed, tmp_path, monkeypatch
 ):
@@ -140,6 +141,7 @@ def test_a_workdir_of_another_config_is_refused(finished_run):
     pretrain(tiny_config(**{"log.every_steps": 7}), str(workdir))
 
 
+@pytest.mark.slow
 def test_another_dataset_under_the_same_name_is_refused(finished_run, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run[0], workdir)
@@ -169,6 +171,7 @@ def test_the_encoder_of_a_checkpoint_is_that_of_the_state(finished_run):
         load(str(workdir), step=3)
 
 
+@pytest.mark.slow
 def test_load_encodes_images_of_any_size_and_batch(finished_run):
     workdir, _ = finished_run
     pretrained = load(str(workdir))
@@ -340,6 +343,7 @@ def test_the_newest_checkpoints_and_every_nth_are_kept(tmp_path):
     assert checkpoints.read_description(folder)["step"] == 8
 
 
+@pytest.mark.slow
 def test_a_change_that_cannot_be_restored_leaves_the_run_as_it_was(finished_run):
     workdir, _ = finished_run
     before = (workdir / "config.json").read_text()

@@ -110,7 +110,7 @@ def train(workdir, config, *steps, described=True):
     (root / "events.out.tfevents.1").write_text("events")
 
 
-@pytest.fixture(params=["disk", "gcs"])
+@pytest.fixture(params=first(1, ["disk", "gcs"]))
 def workdir(request, tmp_path):
     if request.param == "gcs":
         return f"{request.getfixturevalue('gcs')}/run"

@@ -137,6 +137,7 @@ def test_three_steps_on_eight_devices_stay_within_the_noise_of_one():
         assert max(error.values()) < 5 * max(floor.values()), name
 
 
+@pytest.mark.slow
 def test_the_batch_is_split_and_the_state_whole_on_every_device():
     mesh, _ = compiled(SGD, 8)
     batch = parallel.shard_batch(mesh, make_batch(0))
@@ -212,6 +213,7 @@ def test_only_the_diagnostics_sum_covariances_over_the_devices():
     assert sums(diagnostics.as_text())
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_state_before_the_update():
     state = initial_state(SGD)
     batch = make_batch(0)

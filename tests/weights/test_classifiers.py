@@ -125,6 +125,7 @@ def numpy_classifier(pretrained, h):
     return x @ np.asarray(params["probe"]["kernel"]) + params["probe"]["bias"]
 
 
+@pytest.mark.slow
 def test_a_middle_layer_travels_with_its_classifier(middle, tmp_path):
     written(tmp_path / "out", kept(middle, "safetensors"), "safetensors")
     opened = simclr_jax.load(str(tmp_path / "out"))
@@ -165,6 +166,7 @@ def test_a_middle_layer_is_refused_where_it_has_no_place(name, middle):
     assert kept(middle, name, False).model.num_classes is None
 
 
+@pytest.mark.slow
 def test_the_flag(tuned, tmp_path):
     without = kept(tuned, "timm", False)
     assert (without.heads, classifiers.names(without)) == ({}, [])
@@ -177,6 +179,7 @@ def test_the_flag(tuned, tmp_path):
         export.export(plain, "timm", str(tmp_path / "out"), pyramid=True)
 
 
+@pytest.mark.slow
 def test_classes_without_names_are_numbered(tmp_path):
     run = export_runs.write(tmp_path / "run", classes=("x", "y"), named=False)
     original = kept(run, "timm")

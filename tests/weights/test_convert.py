@@ -136,9 +136,8 @@ def test_run_can_be_evaluated_and_not_pretrained(imported, tmp_path):
         pretrain(config, run, allow_config_change=True)
 
 
-@pytest.mark.parametrize(
-    "kind", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_torchvision_named_files(kind, tmp_path):
     if kind == "pth":
         path, options = GOLDEN / "torch_moco.pth", ["--prefix=module.encoder_q."]
@@ -223,6 +222,7 @@ def test_faulty_files_end_with_one_line_and_leave_nothing(name, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_import_leaves_nothing_behind(tmp_path, monkeypatch):
     weights = load_google_checkpoint(google_files.write(tmp_path / "c", arrays()))
     config = convert.complete_config(cifar10.get_config(), weights)

@@ -52,6 +52,7 @@ def test_a_block_holds_neighbours():
         np.testing.assert_array_equal(np.diff(blocks) % COUNT, 1)
 
 
+@pytest.mark.slow
 def test_blocks_have_other_borders_in_each_epoch():
     borders = [frozenset(_epoch(epoch)[::BLOCK] % BLOCK) for epoch in range(200)]
     first = [_epoch(epoch)[::BLOCK] for epoch in range(200)]

@@ -237,7 +237,12 @@ def test_a_file_that_is_no_image_is_named_at_start(content, tmp_path):
 
 
 @pytest.fixture(
-    params=[("jpg", "RGB"), ("jpg", "CMYK"), ("png", "RGB"), ("png", "RGBA")]
+    params=[
+        ("jpg", "RGB"),
+        pytest.param(("jpg", "CMYK"), marks=pytest.mark.slow),
+        pytest.param(("png", "RGB"), marks=pytest.mark.slow),
+        ("png", "RGBA"),
+    ]
 )
 def truncated(request, tmp_path):
     """A folder of six images and the path of one that is cut off after its header."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stores
 import tfds_files
+from cases import first
 from stores_proxy import Proxy
 
 from simclr_jax import paths
@@ -58,6 +59,7 @@ def tfds_dataset(tmp_path):
     return make
 
 
+@pytest.mark.parametrize("bucket", first(1, ["gcs", "s3"]), indirect=True)
 @pytest.mark.parametrize(
     "file_format", ["tfrecord", pytest.param("array_record", marks=pytest.mark.slow)]
 )
@@ -79,6 +81,7 @@ def test_tfds_datasets_give_the_batches_of_a_disk(
                 np.testing.assert_array_equal(batch[key], correct[key])
 
 
+@pytest.mark.slow
 def test_batches_survive_a_store_that_fails_now_and_then(
     gcs, gcs_running, tfds_dataset, monkeypatch, caplog
 ):
@@ -175,6 +178,7 @@ def test_a_store_needs_its_packages(monkeypatch):
         registry.open_source("prepared:gs://another-bucket/data", split="train")
 
 
+@pytest.mark.slow
 def test_stores_need_no_tensorflow(gcs, tmp_path):
     images = np.zeros((5, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=images)

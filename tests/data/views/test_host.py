@@ -115,7 +115,7 @@ def _in_chunks(function, *arrays):
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "graph"])
+@pytest.mark.parametrize("compiled", first(1, [True, False]), ids=["compiled", "graph"])
 def test_chunks_on_the_host_are_the_plain_views(compiled, small):
     images, found, uniform, expected = small
     views = tf.function(host.compose(SMALL, compiled=compiled), autograph=False)
@@ -142,7 +142,7 @@ def test_batches_in_jax_are_the_plain_views(small, count):
     _assert_same_views(result.reshape(expected.shape), expected)
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "graph"])
+@pytest.mark.parametrize("compiled", first(1, [True, False]), ids=["compiled", "graph"])
 def test_single_images_on_the_host_are_the_plain_views(compiled, small):
     images, found, uniform, expected = small
     views = _fast(SMALL, compiled=compiled)
@@ -234,7 +234,7 @@ ALL = ("crop", "rotation", "color_jitter", "cutout", "flip", "sobel", "blur")
     ("operations", "settings", "image_size"),
     [
         *first(
-            5,
+            2,
             [
                 (SIMCLR, ADDITIVE, 24),
                 (ALL, SETTINGS, 72),
@@ -265,7 +265,7 @@ def test_any_composition_is_the_plain_one(operations, settings, image_size, mixe
 @pytest.mark.parametrize(
     ("operations", "settings"),
     first(
-        2,
+        1,
         [
             (BLUR_FIRST, ADDITIVE),
             (OTHERS, SETTINGS),

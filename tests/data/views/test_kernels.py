@@ -240,6 +240,7 @@ def test_several_threads_may_be_the_first():
     assert _printed(script).count("built") == 3
 
 
+@pytest.mark.slow
 def test_kernels_run_where_nothing_can_be_written():
     # As for a user without a home, and a package that belongs to another.
     script = (

@@ -113,6 +113,7 @@ def test_the_order_is_that_of_the_host_for_few_images(count):
         np.testing.assert_array_equal(made["labels"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4, 10**6])
 def test_eight_devices_make_the_batch_of_one(step):
     one, eight = _made(step), _made(step, num_devices=8)
@@ -129,7 +130,8 @@ def test_each_device_makes_its_own_images():
     assert not lines
 
 
-@pytest.mark.parametrize("num_devices", first(1, [2, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [2, 1])
 def test_views_made_in_parts_are_those_made_at_once(num_devices):
     for step in (0, 7):
         whole = _made(step)
@@ -138,6 +140,7 @@ def test_views_made_in_parts_are_those_made_at_once(num_devices):
         np.testing.assert_array_equal(parts["images"], whole["images"])
 
 
+@pytest.mark.slow
 def test_crops_become_views_in_parts_too():
     crops = next(
         pipeline.train_batches(
