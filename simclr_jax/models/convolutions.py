@@ -177,6 +177,8 @@ def _convolve_on_cpu(
     known = cpu_convolutions.has_known_size(x.shape)
     if known and cpu_convolutions.is_product(x.shape, kernel.shape, stride, padding):
         return cpu_convolutions.convolve_patches(x, kernel, stride, padding)
+    if cpu_convolutions.is_tiled(x, kernel, stride, padding):
+        return cpu_convolutions.convolve_tiles(x, kernel)
     return _convolve(x, kernel, stride, padding)
 
 
@@ -256,7 +258,7 @@ def _input_gradient(g: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     outside of loops only: inside, such as over micro-batches, it is five times slower.
     """
     around = kernel.shape[0] - 1 - padding
-    return _convolve(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, around)
+    return _convolve_on_cpu(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, around)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -17,7 +17,12 @@ from cases import first
 from flax import linen as nn
 
 from simclr_jax import parallel
-from simclr_jax.models import convolutions, cpu_convolutions, create_encoder
+from simclr_jax.models import (
+    convolutions,
+    cpu_convolutions,
+    create_encoder,
+    winograd,
+)
 from simclr_jax.models.convolutions import Conv2d, conv2d, max_pool
 
 # side of the kernel, stride, side of the images
@@ -79,8 +84,14 @@ def padded_conv(size, stride, **settings):
 
 
 def use_form(monkeypatch, form):
-    """'direct', 'gpu': what accelerators compute, on the CPUs that run these tests."""
-    if form != "cpu":
+    """'direct', 'gpu': what accelerators compute, on the CPUs that run these tests.
+
+    'tiles': what CPUs compute for more channels and larger images.
+    """
+    if form == "tiles":
+        monkeypatch.setattr(winograd, "_LEAST_SIDE", 1)
+        monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 1)
+    elif form != "cpu":
         monkeypatch.setattr(
             convolutions,
             "_by_platform",
@@ -96,7 +107,9 @@ def form(request, monkeypatch):
     return request.param
 
 
-each_form = pytest.mark.parametrize("form", ["direct", "gpu", "cpu"], indirect=True)
+each_form = pytest.mark.parametrize(
+    "form", ["direct", "gpu", "cpu", "tiles"], indirect=True
+)
 each_platform = pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 
 
@@ -128,15 +141,40 @@ def test_values_and_gradients_are_those_of_the_definition(form, size, stride, si
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("form", ["cpu", "tiles"], indirect=True)
 @pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 4), (3, 2, 7), (7, 2, 8)])
-def test_chunks_add_up_to_the_same_gradient(size, stride, side):
+def test_chunks_add_up_to_the_same(form, size, stride, side):
     x, kernel, g = draw(size, stride, side)
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, kernel, g)]
     convolve = padded_conv(size, stride)
     compute = functools.partial(with_gradients, convolve)
     assert "length=4" in str(jax.make_jaxpr(compute)(*arrays))  # one image a turn
-    want = by_hand(x, kernel, g, stride)[2]
-    np.testing.assert_array_equal(jax.jit(compute)(*arrays)[2], want)
+    for a, b in zip(
+        jax.jit(compute)(*arrays), by_hand(x, kernel, g, stride), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "settings", "tiled"),
+    [
+        ((8, 8, 6, 16), (3, 3, 16, 32), {}, True),
+        ((8, 7, 56, 64), (3, 3, 64, 64), {}, True),
+        ((1, 224, 224, 64), (3, 3, 64, 64), {}, True),
+        ((8, 8, 8, 3), (3, 3, 3, 64), {}, False),  # a stem
+        ((8, 4, 4, 512), (3, 3, 512, 512), {}, False),
+        ((8, 8, 8, 64), (3, 3, 64, 64), {"stride": 2}, False),
+        ((8, 8, 8, 64), (3, 3, 64, 64), {"padding": 0}, False),
+        ((8, 8, 8, 64), (1, 1, 64, 64), {"padding": 0}, False),
+        ((8, 8, 8, 64), (3, 3, 64, 64), {"dtype": jnp.bfloat16}, False),
+    ],
+)
+def test_large_3x3_convolutions_of_float32_are_tiled(shape, kernel, settings, tiled):
+    dtype = settings.pop("dtype", jnp.float32)
+    settings = {"stride": 1, "padding": 1} | settings
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    k = jax.ShapeDtypeStruct(kernel, dtype)
+    assert cpu_convolutions.is_tiled(x, k, **settings) is tiled
 
 
 @pytest.mark.parametrize(
