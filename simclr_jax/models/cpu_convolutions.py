@@ -111,7 +111,7 @@ def kernel_gradient(
     by_patches = size * size * channels
     by_axes = size * (channels + filters)
     gradient_of: Callable[[jax.Array, jax.Array], jax.Array]
-    settings = {"size": size, "stride": stride, "padding": padding}
+    settings: dict[str, Any] = {"size": size, "stride": stride, "padding": padding}
     if x.dtype == jnp.float32 and winograd.is_faster(x.shape, shape, stride, padding):
         floats = winograd.COPIES * (channels + filters)
         gradient_of = winograd.kernel_gradient
