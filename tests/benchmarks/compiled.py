@@ -19,14 +19,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compiled.md"
 GIB = 2**30
 OF_STEPS = "## The train step at 224 pixels"
+OF_DIAGNOSTICS = "## The diagnostics of a step that is logged"
 OF_LOSSES = "## NT-Xent and its gradient alone"
 # After the name of a row that an earlier version of the package gave.
 EARLIER = " (earlier)"
 NOTE_EARLIER = """
 Rows marked `(earlier)` have not been compiled again since the last BatchNorm of a
 bottleneck takes its statistics from the input of the convolution before it, and have
-`parallel.remat = "wide"`; those without a row in the next section contain the
-diagnostics, which became a program of their own.
+`parallel.remat = "wide"`; those of the last three nets contain the diagnostics, which
+became a program of their own.
 """
 
 R50 = "imagenet.py:50x1"
@@ -148,7 +149,11 @@ def milliseconds(secs: float | None) -> str:
     return "-" if secs is None else number(secs * 1e3)
 
 
-def diagnostics_row(folder: pathlib.Path, name: str) -> list[str]:
+def diagnostics_row(folder: pathlib.Path, name: str) -> list[str] | None:
+    if not (folder / f"{name}.json").exists():
+        _, _, settings, slice_ = STEPS[name]
+        images = f"{settings.get('batch.batch_size', 4096):,}"
+        return kept(OF_DIAGNOSTICS, images, slice_)
     made = read(folder, name)
     part = made["diagnostics"]
     return [
@@ -261,9 +266,9 @@ def page(folder: pathlib.Path) -> str:
             "ms",
         ],
         [
-            diagnostics_row(folder, name)
+            row
             for name in ("r50_4x4", "r50_65k", "r50_262k")
-            if (folder / f"{name}.json").exists()
+            if (row := diagnostics_row(folder, name))
         ],
     )
     return f"""# What the TPU compiler says
@@ -284,7 +289,7 @@ memory.
 
 {steps}
 {NOTE_EARLIER if EARLIER in steps else ""}{growth(folder)}
-## The diagnostics of a step that is logged
+{OF_DIAGNOSTICS}
 
 A program of its own, run after every `log.every_steps`-th step, with ResNet-50's
 outputs: accuracy and entropy pass over all similarities, and the effective ranks of h

@@ -1,14 +1,24 @@
 """What is checked before minutes of compilation, and what is compiled."""
 
 import dataclasses
+import types
 
+import jax
 import pytest
 
 from simclr_jax import parallel
 from simclr_jax.config import resolve
 from simclr_jax.configs import smoke
 from simclr_jax.errors import ConfigError
-from simclr_jax.plan import lowering, plans, step_compiler, topologies
+from simclr_jax.plan import (
+    lowering,
+    plans,
+    report,
+    step_compiler,
+    topologies,
+    tpu_compiler,
+)
+from simclr_jax.training import rematerialization
 
 SLICE = topologies.parse("v5e:2x4")
 
@@ -133,3 +143,59 @@ def test_the_step_that_is_planned_makes_the_views(placement):
     assert ("draws" in inputs) == (placement == "host_crop")
     alone = lowering.lower_views(resolved, mesh, dataset_shape=(64, 32, 32))
     assert alone.out_info["images"].shape == (16, 2, size, size, 3)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("needs", "level"),
+    [
+        ({"none": 9, "wide_1": 8}, "none"),
+        ({"none": 15.5, "wide_1": None, "wide_2": 13, "wide": 11}, "wide_2"),
+        (dict.fromkeys(rematerialization.LEVELS), "blocks"),
+    ],
+)
+def test_the_least_rematerialisation_that_fits_is_planned(monkeypatch, needs, level):
+    """15.5 of 16 GiB leave too little room; None: the compiler refuses."""
+    compiled = []
+
+    def lower(config, mesh, **_):
+        compiled.append(config.parallel.remat)
+        return config.parallel.remat
+
+    def compile_program(lowered, label, report):
+        needed = needs[lowered]
+        if needed is None:
+            raise tpu_compiler.DoesNotFit("too large", 20 * GIB, 16 * GIB)
+        memory = types.SimpleNamespace(
+            argument_size_in_bytes=GIB,
+            output_size_in_bytes=GIB,
+            alias_size_in_bytes=GIB,
+            temp_size_in_bytes=(needed - 1) * GIB,
+        )
+        return types.SimpleNamespace(memory_analysis=lambda: memory)
+
+    monkeypatch.setattr(lowering, "lower", lower)
+    monkeypatch.setattr(tpu_compiler, "compile_program", compile_program)
+    monkeypatch.setattr(tpu_compiler, "available_memory", lambda device: 16 * GIB)
+    monkeypatch.setattr(topologies, "open_devices", lambda topology: jax.devices()[:1])
+    monkeypatch.setattr(
+        step_compiler,
+        "add_figures",
+        lambda plan, *_: dataclasses.replace(plan, fits=True),
+    )
+    monkeypatch.setattr(
+        step_compiler.StepCompiler, "_compile_parts", lambda *_: (None, None)
+    )
+    plan = make().plan(topologies.parse("v5e:1x1"))
+    levels = rematerialization.LEVELS
+    assert compiled == [*levels[: levels.index(level) + 1]]
+    assert plan.remat == level
+    assert plan.fits is (needs[level] is not None)
+    assert list(plan.too_large) == compiled[:-1]
+    if level == "wide_2":
+        assert plan.too_large == {"none": 15.5 * GIB, "wide_1": 20 * GIB}
+        notes = report.notes(plan)
+        assert "parallel.remat: wide_2, the least that fits" in notes
+        assert "none needs 15.5 GiB, wide_1 needs 20 GiB" in notes
