@@ -26,7 +26,7 @@ _POINTS = 4 * 4
 COPIES = _POINTS // 4
 # Smaller images have too few tiles for the larger kernels.
 _LEAST_SIDE = 6
-_LEAST_CHANNELS = 16
+_LEAST_CHANNELS = 32
 
 
 def is_faster(

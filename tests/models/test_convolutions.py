@@ -158,7 +158,7 @@ def test_chunks_add_up_to_the_same(form, size, stride, side):
 @pytest.mark.parametrize(
     ("shape", "kernel", "settings", "tiled"),
     [
-        ((8, 8, 6, 16), (3, 3, 16, 32), {}, True),
+        ((8, 8, 6, 32), (3, 3, 32, 48), {}, True),
         ((8, 7, 56, 64), (3, 3, 64, 64), {}, True),
         ((1, 224, 224, 64), (3, 3, 64, 64), {}, True),
         ((8, 8, 8, 3), (3, 3, 3, 64), {}, False),  # a stem
