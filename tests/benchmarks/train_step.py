@@ -13,7 +13,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import in_turn
@@ -148,9 +148,15 @@ def serve(net: str, side: str) -> None:
 
 
 def compare(
-    net: str, torch_python: pathlib.Path, *, rounds: int, steps: int, core: int
+    net: str,
+    torch_python: pathlib.Path,
+    *,
+    names: Sequence[str],
+    rounds: int,
+    steps: int,
+    core: int,
 ) -> None:
-    """Prints the table of one net."""
+    """Prints the table of one net, of the sides in `names`; 'torch' is one."""
     pythons = {"torch": torch_python}
     sides = {
         side: in_turn.Contender(
@@ -159,12 +165,12 @@ def compare(
             f"{net},{side}",
             core,
         )
-        for side in SIDES
+        for side in names
     }
     counts = {side: process.about for side, process in sides.items()}
     if len(set(counts.values())) > 1:
         raise SystemExit(f"The nets differ in their numbers of parameters: {counts}")
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[float]] = {side: [] for side in names}
     losses: dict[str, float] = {}
     for _ in range(rounds):
         for side, process in sides.items():
@@ -184,7 +190,7 @@ def compare(
     print("| side | images/s | of torch | lowest and highest round | loss |")
     print("|---|---|---|---|---|")
     reference = statistics.median(seconds["torch"])
-    for side in SIDES:
+    for side in names:
         median = statistics.median(seconds[side])
         rates = sorted(batch_size / s for s in seconds[side])
         print(
@@ -198,6 +204,7 @@ def main() -> None:
     """Runs the command line."""
     parser = in_turn.parser(__doc__.splitlines()[0])
     parser.add_argument("--net", choices=list(NETS), action="append")
+    parser.add_argument("--side", choices=SIDES[1:], action="append")
     parser.add_argument("--steps", type=int, default=2, help="of each side in a round")
     arguments = parser.parse_args()
     if arguments.serve:
@@ -208,6 +215,7 @@ def main() -> None:
         compare(
             net,
             python,
+            names=["torch", *(arguments.side or SIDES[1:])],
             rounds=arguments.rounds,
             steps=arguments.steps,
             core=arguments.core,
