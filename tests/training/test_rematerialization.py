@@ -17,7 +17,7 @@ from simclr_jax.configs import smoke
 from simclr_jax.errors import RunFailed
 from simclr_jax.parallel import processes
 from simclr_jax.training import compiling, out_of_memory, rematerialization
-from simclr_jax.training.step import init_state, pretraining_parts
+from simclr_jax.training.step import pretraining_parts
 
 GIB = 2**30
 # What the step of each level needs, in GiB; None: the compiler refuses it.
@@ -170,37 +170,33 @@ def test_a_damaged_record_is_no_record(choose, tmp_path, text):
 @pytest.mark.slow
 def test_a_small_memory_picks_more_and_the_step_stays_the_same(monkeypatch, tmp_path):
     config = smoke.get_config()
-    config.encoder.depth, config.encoder.width = 50, 0.25
-    config.batch.batch_size, config.image_size = 64, 32
+    config.encoder.depth, config.encoder.width = 10, 0.0625
+    config.batch.batch_size, config.image_size = 16, 16
     config = resolve.resolve(config, num_examples=640)
     mesh = parallel.create_mesh(jax.devices()[:1])
     parts = pretraining_parts(config, num_classes=None, mesh=mesh)
-    init = functools.partial(init_state, parts, image_size=32)
-    images = np.random.default_rng(0).integers(0, 256, (64, 2, 32, 32, 3), np.uint8)
-    batch = {"images": images, "labels": np.full(64, -1, np.int32)}
+    images = np.random.default_rng(0).integers(0, 256, (16, 2, 16, 16, 3), np.uint8)
+    batch = {"images": images, "labels": np.full(16, -1, np.int32)}
     batch = jax.device_put(batch, parallel.batch_sharding(mesh))
     make_step = functools.partial(compiling.compile_step, mesh=mesh)
-    needs = {}
-    for level in ("none", "blocks"):
-        step = make_step(rematerialization.with_level(parts, level))
-        lowered = step.lower(jax.eval_shape(init, jax.random.key(0)), batch)
-        needs[level] = out_of_memory.needed_bytes(lowered.compile().memory_analysis())
-    assert needs["blocks"] < needs["none"]
+    monkeypatch.setattr(out_of_memory, "device_limit", lambda: 10 * GIB)
     losses = {}
-    for name, limit in (("all", 2 * needs["none"]), ("less", needs["none"])):
-        monkeypatch.setattr(out_of_memory, "device_limit", lambda limit=limit: limit)
-        folder = epath.Path(tmp_path) / name
+    # On CPUs, whose programs these are, more rematerialisation saves no memory.
+    for needs in ([8 * GIB], [12 * GIB, 11 * GIB, 10 * GIB, 8 * GIB]):
+        left = iter(needs)
+        monkeypatch.setattr(
+            out_of_memory, "needed_bytes", lambda memory, left=left: next(left)
+        )
+        folder = epath.Path(tmp_path) / str(len(needs))
         folder.mkdir()
         step = rematerialization.fitting(make_step, parts, config, folder)
-        state = compiling.compile_init(parts, mesh, image_size=32)(jax.random.key(0))
-        for _ in range(2):
+        state = compiling.compile_init(parts, mesh, image_size=16)(jax.random.key(0))
+        for _ in range(3):
             state, metrics, _ = step(state, batch)
         level = json.loads((folder / rematerialization.FILE_NAME).read_text())["level"]
         losses[level] = float(metrics["loss"])
-    assert len(losses) == 2
-    first, second = losses.values()
-    assert "none" in losses
-    assert first == pytest.approx(second, rel=1e-5)
+    assert losses.keys() == {"none", "wide"}
+    assert losses["none"] == pytest.approx(losses["wide"], rel=1e-5)
 
 
 @pytest.mark.slow
