@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import cases
 import commands
 import numpy as np
 import pytest
@@ -151,31 +152,33 @@ def test_the_life_of_an_encoder(blocked, placement, data, tmp_path):
     assert (student / "eval" / "classifier.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocked", "settings", "parts"),
-    [
-        (
-            TENSORFLOW,
-            ["data.dataset=cifar10"],
-            ["dataset cifar10 needs tensorflow", "simclr_jax[input]", "npz:"],
-        ),
-        (
-            EVERYTHING,
-            [],
-            ["host_views='auto': cannot be had", "numba", "TensorFlow is not inst"],
-        ),
-        (
-            TENSORFLOW,
-            ["augment.host_views=graph"],
-            ["host_views='graph': cannot be had (TensorFlow is not installed)"],
-        ),
-        (
-            TENSORFLOW,
-            ["augment.operations=('crop','rotation')"],
-            ["'rotation'", "needs TensorFlow", "placement='host_crop'"],
-        ),
-    ],
+    cases.first(
+        1,
+        [
+            (
+                TENSORFLOW,
+                ["data.dataset=cifar10"],
+                ["dataset cifar10 needs tensorflow", "simclr_jax[input]", "npz:"],
+            ),
+            (
+                EVERYTHING,
+                [],
+                ["host_views='auto': cannot be had", "numba", "TensorFlow is not inst"],
+            ),
+            (
+                TENSORFLOW,
+                ["augment.host_views=graph"],
+                ["host_views='graph': cannot be had (TensorFlow is not installed)"],
+            ),
+            (
+                TENSORFLOW,
+                ["augment.operations=('crop','rotation')"],
+                ["'rotation'", "needs TensorFlow", "placement='host_crop'"],
+            ),
+        ],
+    ),
 )
 def test_what_needs_a_package_says_so(blocked, settings, parts, tmp_path):
     code, _, err = _run(
