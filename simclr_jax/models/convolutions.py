@@ -177,7 +177,7 @@ def _convolve_on_cpu(
     known = cpu_convolutions.has_known_size(x.shape)
     if known and cpu_convolutions.is_product(x.shape, kernel.shape, stride, padding):
         return cpu_convolutions.convolve_patches(x, kernel, stride, padding)
-    if cpu_convolutions.is_tiled(x, kernel, stride, padding):
+    if cpu_convolutions.is_tiled(x, kernel.shape, stride, padding):
         return cpu_convolutions.convolve_tiles(x, kernel)
     return _convolve(x, kernel, stride, padding)
 

@@ -112,7 +112,7 @@ def kernel_gradient(
     by_axes = size * (channels + filters)
     gradient_of: Callable[[jax.Array, jax.Array], jax.Array]
     settings: dict[str, Any] = {"size": size, "stride": stride, "padding": padding}
-    if x.dtype == jnp.float32 and winograd.is_faster(x.shape, shape, stride, padding):
+    if is_tiled(x, shape, stride, padding):
         floats = winograd.COPIES * (channels + filters)
         gradient_of = winograd.kernel_gradient
     elif stride == 1 and by_axes < by_patches:
@@ -133,12 +133,14 @@ def kernel_gradient(
     return lax.fori_loop(0, num_chunks, add, zeros).astype(dtype)
 
 
-def is_tiled(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> bool:
-    """Whether `convolve_tiles` computes the convolution, and is faster."""
+def is_tiled(
+    x: jax.Array, kernel_shape: tuple[int, ...], stride: int, padding: int
+) -> bool:
+    """Whether a convolution and its gradients are computed by tiles."""
     return (
         x.dtype == jnp.float32
         and not any(export.is_symbolic_dim(side) for side in x.shape[:3])
-        and winograd.is_faster(x.shape, kernel.shape, stride, padding)
+        and winograd.is_faster(x.shape, kernel_shape, stride, padding)
     )
 
 

@@ -82,10 +82,11 @@ def _convolution(
     *,
     stride: int = 1,
     use_bias: bool = False,
+    name: str,
     **shared: Any,
 ) -> Conv2d:
     """A convolution with equal padding on both sides for any stride."""
-    return Conv2d(filters, size, stride=stride, use_bias=use_bias, **shared)
+    return Conv2d(filters, size, stride=stride, use_bias=use_bias, name=name, **shared)
 
 
 class Group(nn.Module):

@@ -52,8 +52,13 @@ def table(plans: Sequence[Plan], *, markdown: bool = False) -> str:
     if markdown:
         rows.insert(1, ["---"] * len(columns))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(_aligned(rows))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _cells(plan: Plan) -> dict[str, str]:
@@ -195,9 +200,7 @@ def _estimate(plan: Plan) -> str:
         row = [sum(cost.cycles for cost in own)]
         row += [cycles.by(own, kind).get(name, 0) for kind, name in columns]
         rows.append([part, *(_number(count * scale) for count in row)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n    ".join([f"the compiler's estimate, {unit}:", *lines])
+    return "\n    ".join([f"the compiler's estimate, {unit}:", *_aligned(rows)])
 
 
 def _part(part: PartCost) -> str:

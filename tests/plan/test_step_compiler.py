@@ -5,6 +5,7 @@ import types
 
 import jax
 import pytest
+from compiled_memory import GIB, analysis
 
 from simclr_jax import parallel
 from simclr_jax.config import resolve
@@ -145,9 +146,6 @@ def test_the_step_that_is_planned_makes_the_views(placement):
     assert alone.out_info["images"].shape == (16, 2, size, size, 3)
 
 
-GIB = 2**30
-
-
 @pytest.mark.parametrize(
     ("needs", "level"),
     [
@@ -168,13 +166,7 @@ def test_the_least_rematerialisation_that_fits_is_planned(monkeypatch, needs, le
         needed = needs[lowered]
         if needed is None:
             raise tpu_compiler.DoesNotFit("too large", 20 * GIB, 16 * GIB)
-        memory = types.SimpleNamespace(
-            argument_size_in_bytes=GIB,
-            output_size_in_bytes=GIB,
-            alias_size_in_bytes=GIB,
-            temp_size_in_bytes=(needed - 1) * GIB,
-        )
-        return types.SimpleNamespace(memory_analysis=lambda: memory)
+        return types.SimpleNamespace(memory_analysis=lambda: analysis(needed))
 
     monkeypatch.setattr(lowering, "lower", lower)
     monkeypatch.setattr(tpu_compiler, "compile_program", compile_program)

@@ -2,13 +2,13 @@
 
 import functools
 import json
-import types
 
 import jax
 import jax.numpy as jnp
 import jobs
 import numpy as np
 import pytest
+from compiled_memory import GIB, analysis
 from etils import epath
 
 from simclr_jax import parallel
@@ -19,7 +19,6 @@ from simclr_jax.parallel import processes
 from simclr_jax.training import compiling, out_of_memory, rematerialization
 from simclr_jax.training.step import pretraining_parts
 
-GIB = 2**30
 # What the step of each level needs, in GiB; None: the compiler refuses it.
 NEEDS = {"none": None, "wide_1": 9, "wide_2": 7, "wide": 5, "blocks": 3}
 
@@ -44,12 +43,7 @@ class Program:
         return self
 
     def memory_analysis(self):
-        return types.SimpleNamespace(
-            argument_size_in_bytes=GIB,
-            output_size_in_bytes=GIB,
-            alias_size_in_bytes=GIB,
-            temp_size_in_bytes=(self.needs - 1) * GIB,
-        )
+        return analysis(self.needs)
 
     def __call__(self, x):
         if self.needs is None:
@@ -141,7 +135,7 @@ def test_a_process_with_less_memory_decides_for_all(choose, monkeypatch):
 def test_a_restart_begins_with_the_level_of_before(choose, tmp_path):
     assert choose(8)[0] == "wide_2"
     assert choose(40) == ("wide_2", ["wide_2"])
-    # With less memory it goes on from there.
+    # With less memory it tries the levels after it.
     assert choose(6) == ("wide", ["wide_2", "wide"])
     assert choose(40) == ("wide", ["wide"])
 
