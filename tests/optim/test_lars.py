@@ -82,6 +82,37 @@ def test_six_steps_match_google(golden, config, fidelity):
             )
 
 
+def test_values_and_state_are_those_of_optax():
+    """Checkpoints hold the state. A norm of 0, of weights or updates, means 1."""
+    rng = np.random.default_rng(0)
+    shapes = {"usual": (3, 3, 8, 16), "zero": (8, 4), "no_gradient": (8, 4)}
+
+    def drawn():
+        return {n: {"kernel": jnp.float32(rng.normal(size=shapes[n]))} for n in shapes}
+
+    params = drawn() | {"bn": {"scale": jnp.ones(16)}}
+    params["zero"] = jax.tree.map(jnp.zeros_like, params["zero"])
+    kernels = {**dict.fromkeys(shapes, True), "bn": False}
+    settings = {"momentum": 0.9, "nesterov": True, "trust_coefficient": 0.01}
+    optimizers = [
+        lars(lambda step: 0.1 + step, weight_decay=0.0, **settings),
+        optax.lars(lambda step: 0.1 + step, trust_ratio_mask=kernels, **settings),
+    ]
+    states = [optimizer.init(params) for optimizer in optimizers]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for _ in range(3):
+        gradients = drawn() | {"bn": {"scale": jnp.float32(rng.normal(size=16))}}
+        gradients["no_gradient"] = jax.tree.map(
+            jnp.zeros_like, gradients["no_gradient"]
+        )
+        steps = [
+            optimizer.update(gradients, state, params)
+            for optimizer, state in zip(optimizers, states, strict=True)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *steps)
+        states = [state for _, state in steps]
+
+
 def test_roles_of_google_names(golden):
     is_kernel = {name: role == "kernel" for name, role in roles(
         tree(golden, golden["excluded"])).items()}  # fmt: skip
