@@ -38,6 +38,8 @@ LAYERS = (
         "pretrain",
         "preview",
         "rehearse",
+        "report",
+        "study",
     ),
 )
 # `rehearse` begins with what `doctor` checks of a machine.
