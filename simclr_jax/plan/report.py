@@ -137,7 +137,8 @@ def notes(plan: Plan) -> str:
     lines.append(
         f"time, ms: arithmetic {_number(times.compute * 1e3)}, HBM "
         f"{_range((times.memory, times.memory_if_all), 1e3)}, collectives "
-        f"{_number(times.collectives * 1e3)}"
+        f"{_number(times.collectives * 1e3)}; latency of collectives, in none of them: "
+        f"{_number(times.latency * 1e3)} if nothing overlaps"
     )
     lines.append(_estimate(plan))
     lines += [

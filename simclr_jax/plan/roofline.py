@@ -1,9 +1,14 @@
 """A lower bound of a step's time, from the published figures of the chips."""
 
 import dataclasses
+import math
 
 from simclr_jax.plan.program import Collective, Program
 from simclr_jax.plan.topologies import Topology
+
+# From one chip to the next. Austin et al., "How to Scale Your Model" (2025), has about
+# this much for the links of all generations.
+SECS_PER_HOP = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +20,14 @@ class Roofline:
       memory: traffic with HBM.
       memory_if_all: the same if buffers that stay on the chip cost as much.
       collectives: transfers between chips over all links at once, without latency.
+      latency: of all collectives one after another, which no other time contains.
     """
 
     compute: float
     memory: float
     memory_if_all: float
     collectives: float
+    latency: float
 
     @property
     def low(self) -> float:
@@ -48,7 +55,38 @@ def roofline(program: Program, topology: Topology) -> Roofline:
             collective.count * _sent(collective, topology) / chip.ici_bandwidth
             for collective in program.collectives
         ),
+        latency=sum(
+            collective.count * latency(collective.kind, collective.devices, topology)
+            for collective in program.collectives
+        ),
     )
+
+
+def latency(kind: str, devices: int, topology: Topology) -> float:
+    """Seconds until the last chip has the first byte of all others.
+
+    Args:
+      kind: of the collective; an all-reduce is a reduce-scatter and an all-gather.
+      devices: that take part in one: a part of the slice as near to a square or a cube
+        as it can be.
+      topology: the slice.
+    """
+    sides = _sides(devices // topology.chip.devices, topology.shape)
+    # Both ways around a ring, from end to end of a row.
+    hops = sum(
+        side // 2 if side == full and side % topology.chip.ring == 0 else side - 1
+        for side, full in zip(sides, topology.shape, strict=True)
+    )
+    return SECS_PER_HOP * hops * (2 if kind == "all-reduce" else 1)
+
+
+def _sides(chips: int, shape: tuple[int, ...]) -> list[int]:
+    """Chips along each side of a part of a slice; its sides are powers of two."""
+    sides = [1] * len(shape)
+    while math.prod(sides) < chips:
+        shortest = min((s, n) for n, s in enumerate(sides) if s < shape[n])[1]
+        sides[shortest] *= 2
+    return sides
 
 
 def _sent(collective: Collective, topology: Topology) -> float:

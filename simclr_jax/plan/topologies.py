@@ -25,6 +25,7 @@ class Chip:
       devices: JAX devices in a chip as the compiler lists them, each with its share of
         the above.
       clock: cycles/s of its cores; None where it is not known.
+      ring: chips in a row of a slice whose links close to a ring, or a divisor of it.
     """
 
     bf16_flops: float
@@ -32,14 +33,15 @@ class Chip:
     ici_bandwidth: float
     devices: int
     clock: float | None
+    ring: int
 
 
 def _chip(
-    tflops: float, hbm: float, ici: float, devices: int, units: int | None
+    tflops: float, hbm: float, ici: float, devices: int, units: int | None, ring: int
 ) -> Chip:
     # A matrix unit makes 128 x 128 products and as many sums in a cycle.
     clock = tflops * _TERA / (units * 2 * 128**2) if units else None
-    return Chip(tflops * _TERA, hbm * _GIGA, ici * _GIGA, devices, clock)
+    return Chip(tflops * _TERA, hbm * _GIGA, ici * _GIGA, devices, clock, ring)
 
 
 # Peak and HBM bandwidth: docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}, and
@@ -48,16 +50,17 @@ def _chip(
 # Interconnect: half of those pages' bidirectional figure per chip (v5e 400, v5p 1200,
 # v6e 800, tpu7x 1200 GB/s); where they have none, their all-reduce bandwidth of a pod
 # over its chips (v3 340 TB/s / 1024, v4 1.1 PB/s / 4096), which for v5e and v6e is the
-# same half. Last: matrix units of 128 x 128 in a chip, by the same pages and article;
-# with the peak they tell the clock (v5e: 197e12 / (4 x 32,768) = 1.5 GHz).
+# same half. Then: matrix units of 128 x 128 in a chip, by the same pages and article;
+# with the peak they tell the clock (v5e: 197e12 / (4 x 32,768) = 1.5 GHz). Last: only
+# full sides of a pod are rings, and in three dimensions sides of cubes of 4.
 CHIPS = {
-    "v2": _chip(46, 700, 248, 2, 2),
-    "v3": _chip(123, 900, 332, 2, 4),
-    "v4": _chip(275, 1200, 269, 2, 8),
-    "v5e": _chip(197, 819, 200, 1, 4),
-    "v5p": _chip(459, 2765, 600, 1, 8),
-    "v6e": _chip(918, 1638, 400, 1, None),
-    "tpu7x": _chip(2307, 7380, 600, 2, None),
+    "v2": _chip(46, 700, 248, 2, 2, 16),
+    "v3": _chip(123, 900, 332, 2, 4, 32),
+    "v4": _chip(275, 1200, 269, 2, 8, 4),
+    "v5e": _chip(197, 819, 200, 1, 4, 16),
+    "v5p": _chip(459, 2765, 600, 1, 8, 4),
+    "v6e": _chip(918, 1638, 400, 1, None, 16),
+    "tpu7x": _chip(2307, 7380, 600, 2, None, 4),
 }
 
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -89,6 +92,11 @@ class Topology:
         """JAX devices in the slice."""
         return self.chips * self.chip.devices
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Chips along each side."""
+        return tuple(int(side) for side in self.name.partition(":")[2].split("x"))
+
 
 def parse(name: str) -> Topology:
     """A slice by its name.
@@ -99,7 +107,7 @@ def parse(name: str) -> Topology:
     generation, _, shape = name.partition(":")
     if shape not in SHAPES.get(generation, ()):
         raise ConfigError(f"--topology={name}: must be one of {describe_all()}")
-    chips = math.prod(int(side) for side in shape.split("x"))
+    chips = math.prod(map(int, shape.split("x")))
     return Topology(name, CHIPS[generation], chips)
 
 

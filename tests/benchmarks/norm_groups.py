@@ -5,12 +5,15 @@
 XLA partitions the step of ResNet-50 for virtual CPU devices; nothing runs. The messages
 are those of the program before a TPU's compiler joins small ones, which
 `python -m simclr_jax.plan --config.batch.norm_group=...` shows for a slice. They do not
-depend on the size of the images, so small ones are used.
+depend on the size of the images, so small ones are used. The last column is `plan`'s
+latency for all of them on a v5e slice of as many chips.
 """
 
 import argparse
 import os
 from collections.abc import Sequence
+
+SLICES = {256: "v5e:16x16", 64: "v5e:8x8", 16: "v5e:4x4"}
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -25,7 +28,7 @@ def measure(devices: int, group: int, depth: int) -> list[str]:
     from simclr_jax.config import resolve
     from simclr_jax.configs import imagenet
     from simclr_jax.models import convolutions
-    from simclr_jax.plan import lowering, program
+    from simclr_jax.plan import lowering, program, roofline, topologies
 
     # Those of accelerators: the forms for CPUs sum gradients chunk by chunk.
     convolutions._by_platform = lambda *arrays, cpu, direct, gpu=None: direct(*arrays)
@@ -45,13 +48,15 @@ def measure(devices: int, group: int, depth: int) -> list[str]:
         count = sum(c.count for c in chosen)
         megabytes = sum(c.count * c.bytes for c in chosen) / 1e6
         row += [str(count), f"{megabytes:.2f}"]
-    return row
+    slice_ = topologies.parse(SLICES[devices])
+    latency = sum(c.count * roofline.latency(c.kind, c.devices, slice_) for c in found)
+    return [*row, f"{latency * 1e3:.2f}"]
 
 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, default=256)
+    parser.add_argument("--devices", type=int, default=256, choices=SLICES)
     parser.add_argument("--groups", default="256,64,16,4,1")
     parser.add_argument("--depth", type=int, default=50)
     arguments = parser.parse_args()
@@ -60,6 +65,7 @@ def main() -> None:
     # The program is read, not run.
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     columns = ["devices in a group", "messages in groups", "MB", "among all", "MB"]
+    columns.append("latency ms")
     print(table([columns, ["---"] * len(columns)]))
     for group in map(int, arguments.groups.split(",")):
         row = measure(arguments.devices, group, arguments.depth)

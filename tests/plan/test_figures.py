@@ -82,6 +82,27 @@ def test_collectives_take_what_their_best_algorithm_sends(kind, devices, shares)
     assert times.high == times.collectives
 
 
+@pytest.mark.parametrize(
+    ("slice_", "kind", "devices", "hops"),
+    [
+        ("v5e:16x16", "all-reduce", 256, 2 * (8 + 8)),  # two rings of 16
+        ("v5e:16x16", "all-gather", 256, 8 + 8),
+        ("v5e:16x16", "all-reduce", 16, 2 * (3 + 3)),  # rows of 4
+        ("v5e:8x16", "all-reduce", 128, 2 * (7 + 8)),
+        ("v5e:4x4", "all-reduce", 1, 0),
+        ("v5p:4x4x4", "all-reduce", 64, 2 * (2 + 2 + 2)),
+        ("v5p:2x2x4", "collective-permute", 16, 1 + 1 + 2),
+        ("v3:8x8", "all-reduce", 128, 2 * (7 + 7)),  # two devices in a chip
+        ("v3:8x8", "all-reduce", 2, 0),
+    ],
+)
+def test_latency_is_a_microsecond_a_hop(slice_, kind, devices, hops):
+    moved = Collective(kind, "f32", 3, 1.0, devices, (1,))
+    times = roofline.roofline(a_program(moved), topologies.parse(slice_))
+    assert times.latency == pytest.approx(3 * hops * 1e-6)
+    assert times.high < times.latency or hops == 0
+
+
 def test_devices_of_one_chip_need_no_links():
     moved = Collective("all-reduce", "f32", 1, 332e9, 2, (1,))
     times = roofline.roofline(a_program(moved), topologies.parse("v3:1x1"))

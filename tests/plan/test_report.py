@@ -48,7 +48,7 @@ def a_plan(**changes) -> plans.Plan:
         "reported": {"flops": 1.0, "bytes": 2.0},
         "moves_images": False,
         "model_flops": 2e14,
-        "roofline": Roofline(0.064, 0.160, 0.185, 0.001),
+        "roofline": Roofline(0.064, 0.160, 0.185, 0.001, 0.002),
         "step_seconds": (0.16, 0.186),
         "estimated_seconds": 0.3512,
         "training": plans.Training(
