@@ -67,8 +67,19 @@ class Forms:
             raise NotHere(f"TensorFlow is not installed, nor compiled views: {why_not}")
         # Imported here, since it needs TensorFlow.
         host = importlib.import_module("simclr_jax.data.views.host")
+        tf = importlib.import_module("simclr_jax.data.tf_cpu").tf
         views = host.compose(composition, compiled=why_not is None)
-        return lambda image, boxes, uniform: views(image, boxes, uniform).numpy()
+        # The compiled operations run in graphs alone.
+        in_graph = tf.function(
+            views,
+            input_signature=[
+                tf.TensorSpec([None, None, 3], tf.uint8),
+                tf.TensorSpec([None, 4], tf.int32),
+                tf.TensorSpec([None, composition.num_draws], tf.float32),
+            ],
+            autograph=False,
+        )
+        return lambda image, boxes, uniform: in_graph(image, boxes, uniform).numpy()
 
     def device(self, composition: Composition) -> Form:
         """On the default device of JAX; raises NotHere."""

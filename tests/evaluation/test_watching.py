@@ -64,7 +64,7 @@ def make_config(data, **changes):
             "evaluation.test_split": "test",
             "evaluation.batch_size": 16,
             "evaluation.knn_k": (5, 1),
-            "log.tensorboard": False,
+            "log.writers": (),
             "log.every_steps": 4,
             "checkpoint.every_steps": 100,
             "checkpoint.keep_last": 1,
@@ -249,7 +249,7 @@ def test_a_measurement_is_logged_with_its_cost_and_not_as_time_of_steps(
     config = base.get_config()
     config.log.every_steps, config.evaluation.every_steps = 10, 2
     config.schedule.train_steps, config.batch.batch_size = 50, 8
-    writer = MetricsWriter(str(tmp_path), resume_step=0, tensorboard=False)
+    writer = MetricsWriter(str(tmp_path), resume_step=0)
     guard = types.SimpleNamespace(
         check=lambda done, metrics: {"loss": 1.0, "learning_rate": 0.1}
     )
