@@ -38,15 +38,10 @@ def write_preview(
     input_pipeline.use_compiled_views(config)  # raises where training could not
     source = input_pipeline.open_source(config, config.data.split, to_train=True)
     source = input_pipeline.hold_in_memory(config, source)
-    preprocessing = Preprocessing(
-        image_size=config.image_size,
-        crop_proportion=config.evaluation.crop_proportion,
-        resize=config.evaluation.resize,
-    )
     sample = sections.sample(
         source,
         make_composition(config),
-        preprocessing,
+        evaluation_preprocessing(config),
         seed=config.seed,
         num_images=num_images,
         num_views=max(num_views, 2),  # a pair has two
@@ -62,6 +57,15 @@ def write_preview(
         layout.draw(parts).save(path)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"--output={path}: cannot be written ({error})") from error
+
+
+def evaluation_preprocessing(config: config_dict.ConfigDict) -> Preprocessing:
+    """That of the config's evaluations."""
+    return Preprocessing(
+        image_size=config.image_size,
+        crop_proportion=config.evaluation.crop_proportion,
+        resize=config.evaluation.resize,
+    )
 
 
 def check_show(show: Sequence[str]) -> None:

@@ -219,7 +219,7 @@ def _compared(
 ) -> Row:
     """Some of the views of both, and the largest difference of them all."""
     apart = np.abs(host.astype(np.int16) - device)
-    words = f"at most {apart.max()} of 255 apart"
+    words = f"at most {apart.max()} of 255 apart" if apart.any() else "equal"
     if draws.OWN_NUMBERS & {*operations}:
         words = "draws differ: noise\nof each one's own"
     shown = np.unique(np.linspace(0, len(host) - 1, _COMPARED).round().astype(int))

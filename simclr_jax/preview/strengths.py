@@ -81,7 +81,7 @@ def of_crop(shape: tuple[int, int], settings: Settings, num: int) -> list[Sweep]
         Sweep("crop", title, labels, none, _central(sizes, shape))
         for title, labels, sizes in (
             ("crop: area", [f"{100 * area:.0f} %" for area in areas], by_area),
-            ("crop: ratio", [f"{r:.2f} : 1" for r in ratios], by_ratio),
+            ("crop: width / height", [f"{r:.2f}" for r in ratios], by_ratio),
         )
     ]
 
