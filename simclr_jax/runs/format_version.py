@@ -8,7 +8,7 @@ against `configs/base.py` and a recorded run of version 1.
 
 from typing import Any
 
-from simclr_jax.config import renamed
+from simclr_jax.config import identity, renamed
 from simclr_jax.errors import ConfigError
 
 # 1 had no `format_version`; 2 renamed the values in `config/renamed.py`. No version
@@ -74,8 +74,8 @@ def upgrade(stored: dict[str, Any], *, file: str) -> dict[str, Any]:
             f"simclr_jax, and this one reads up to {VERSION}; upgrade simclr_jax"
         )
     for old, new in renamed.KEYS.items():
-        group, name = _parent(stored, old)
-        if name in group:
+        if old in identity.flatten(stored):
+            group, name = _parent(stored, old)
             new_group, new_name = _parent(stored, new)
             meaning = renamed.MEANINGS.get(new, lambda value: value)
             new_group[new_name] = meaning(group.pop(name))

@@ -3,10 +3,12 @@
 import dataclasses
 import types
 
+import event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from pretraining import pretrain
 
 from simclr_jax import load, parallel
@@ -134,6 +136,34 @@ def test_a_watched_run_is_the_same_run_and_resumes_with_the_same_figures(
 
 
 @pytest.mark.slow
+def test_writers_change_no_bit_and_get_pictures_and_points(data, tmp_path):
+    settings = {"evaluation.every_steps": 3}
+    plain = pretrain(make_config(data, **settings), str(tmp_path / "plain"))
+    run = tmp_path / "run"
+    config = make_config(data, **settings, **{"log.writers": ("tensorboard",)})
+    pretrain(config, str(run), last_step=3)
+    assert not (run / "projector").exists()
+    state = pretrain(config, str(run))
+    for got, expected in zip(leaves(state), leaves(plain), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    # One picture, at the start of the run and not of the second start.
+    assert [step for step, _ in event_files.values_of(run, "views")] == [0]
+    knn = [step for step, _ in event_files.values_of(run, "held_out_knn")]
+    assert knn == [3, 5]
+    assert len(event_files.values_of(run, "_hparams_/session_start_info")) == 2
+    # The points are h of the test images, as `load` has it.
+    held_out = np.load(data / "test.npz")
+    h = load(str(run)).encode(held_out["images"])
+    vectors = np.loadtxt(run / "projector" / "tensors.tsv", delimiter="\t")
+    np.testing.assert_allclose(vectors, h, rtol=1e-3, atol=1e-4)
+    header, *lines = (run / "projector" / "metadata.tsv").read_text().splitlines()
+    assert header == "label\timage"
+    assert lines == [f"{label}\t{n}" for n, label in enumerate(held_out["labels"])]
+    sprite = np.asarray(Image.open(run / "projector" / "sprite.png"))
+    np.testing.assert_array_equal(sprite[:SIZE, :SIZE], held_out["images"][0])
+
+
+@pytest.mark.slow
 def test_the_best_checkpoint_stays_through_a_kill(data, tmp_path, monkeypatch):
     # The first of equals, between regular saves.
     scripted(monkeypatch, {1: 0.2, 2: 0.6, 3: 0.4, 4: 0.6, 5: 0.3})
@@ -206,7 +236,7 @@ def train(workdir, values, *, first=1, finite=True, **settings):
         state = make_state(done)
         measure = watch.measurement(done, state)
         if measure is not None and finite:
-            measure()
+            measure.figures()
         if done % 5 == 0 or watch.is_best():
             store.save(done, state, {"config_hash": "0"} | watch.describe())
             saved.append(done)
@@ -257,13 +287,18 @@ def test_a_measurement_is_logged_with_its_cost_and_not_as_time_of_steps(
         config, writer, start_step=0, chance=None, health=None, guard=guard
     )
 
-    def measure():
+    def figures():
         now[0] += 30
         return {"held_out_knn": 0.25, "held_out_probe": 0.5}
 
-    for done in range(1, 5):
-        with found.waiting_for_input():
+    def batches():
+        while True:
             now[0] += 5
+            yield {}
+
+    measure, inputs = training_watching.Measurement(figures), batches()
+    for done in range(1, 5):
+        found.next_batch(inputs)
         metrics = {"learning_rate": jnp.float32(0.1)}
         found.report(done, metrics, measure if done % 2 == 0 else None)
     writer.close()
