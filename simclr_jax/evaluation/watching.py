@@ -152,7 +152,7 @@ class _Measurement:
         names = test.class_names or range(test.num_classes or 0)
         return Points(
             h=rows,
-            labels=[str(names[label]) for label in h.labels],
+            labels=[str(names[n]) if n >= 0 else "" for n in h.labels],
             images=images.tolist(),
             thumbnails=self._thumbnails(images, context.preprocessing),
         )

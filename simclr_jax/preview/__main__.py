@@ -17,7 +17,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _SHOW = flags.DEFINE_list(
     "show",
-    ["operations", "views", "pairs", "host_and_device"],
+    None,
     "The sections: operations, views, pairs, host_and_device; by default all.",
 )
 _NUM_IMAGES = flags.DEFINE_integer(
@@ -36,14 +36,14 @@ def main() -> None:
     """Runs the command."""
     # Imported here, so that --help and bad flags do not wait for TensorFlow.
     from simclr_jax.config import rules
-    from simclr_jax.preview import picture
+    from simclr_jax.preview import picture, sections
 
     config = _CONFIG.value
     rules.validate(config)
     picture.write_preview(
         config,
         _OUTPUT.value or "",
-        show=_SHOW.value,
+        show=_SHOW.value or tuple(sections.SECTIONS),
         num_images=_NUM_IMAGES.value,
         num_views=_NUM_VIEWS.value,
     )

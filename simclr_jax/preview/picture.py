@@ -16,7 +16,7 @@ def write_preview(
     config: config_dict.ConfigDict,
     path: str,
     *,
-    show: Sequence[str] = tuple(sections.SECTIONS),
+    show: Sequence[str],
     num_images: int,
     num_views: int,
 ) -> None:

@@ -181,7 +181,8 @@ def test_without_a_way_to_views_on_the_host_the_device_shows_its_own(
         }
     )
     path = tmp_path / "views.png"
-    picture.write_preview(config, str(path), num_images=4, num_views=2)
+    show = tuple(sections.SECTIONS)
+    picture.write_preview(config, str(path), show=show, num_images=4, num_views=2)
     section = sections.host_and_device(sample_of(config), forms_of(config), 2)
     assert "host makes no views here: TensorFlow is not installed" in section.note
     assert not section.rows
