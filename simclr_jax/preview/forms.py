@@ -56,15 +56,20 @@ class Forms:
 
     def host(self, composition: Composition) -> Form:
         """On the host, in the form that the config asks for; raises NotHere."""
-        why_not = "" if self.host_views == "graph" else host_form.unavailable()
+        if self.host_views == "graph":
+            why_not: str | None = "config.augment.host_views='graph' asks for it"
+        else:
+            why_not = host_form.unavailable()
         if why_not is None:
             # Imported here, since it needs Numba.
             host_program = importlib.import_module("simclr_jax.data.views.host_program")
-            if not host_program.not_compiled(composition):
+            missing = host_program.not_compiled(composition)
+            if not missing:
                 compiled = host_program.compose(composition)
                 return functools.partial(_compiled, compiled, composition.image_size)
         if not optional.is_installed("tensorflow"):
-            raise NotHere(f"TensorFlow is not installed, nor compiled views: {why_not}")
+            why_not = why_not or f"{missing[0]!r} has no compiled form"
+            raise NotHere(f"TensorFlow is not installed, and {why_not}")
         # Imported here, since it needs TensorFlow.
         host = importlib.import_module("simclr_jax.data.views.host")
         tf = importlib.import_module("simclr_jax.data.tf_cpu").tf
