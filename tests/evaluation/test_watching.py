@@ -152,15 +152,18 @@ def test_writers_change_no_bit_and_get_pictures_and_points(data, tmp_path):
     assert knn == [3, 5]
     assert len(event_files.values_of(run, "_hparams_/session_start_info")) == 2
     # The points are h of the test images, as `load` has it.
-    held_out = np.load(data / "test.npz")
-    h = load(str(run)).encode(held_out["images"])
+    with np.load(data / "test.npz") as held_out:
+        images, classes = held_out["images"], held_out["labels"]
+    encoder = load(str(run))
+    h = encoder.encode(images)
     vectors = np.loadtxt(run / "projector" / "tensors.tsv", delimiter="\t")
     np.testing.assert_allclose(vectors, h, rtol=1e-3, atol=1e-4)
     header, *lines = (run / "projector" / "metadata.tsv").read_text().splitlines()
     assert header == "label\timage"
-    assert lines == [f"{label}\t{n}" for n, label in enumerate(held_out["labels"])]
+    assert lines == [f"{label}\t{n}" for n, label in enumerate(classes)]
     sprite = np.asarray(Image.open(run / "projector" / "sprite.png"))
-    np.testing.assert_array_equal(sprite[:SIZE, :SIZE], held_out["images"][0])
+    (first,) = encoder.preprocessing(images[:1])
+    np.testing.assert_array_equal(sprite[:SIZE, :SIZE], np.rint(first * 255))
 
 
 @pytest.mark.slow
