@@ -184,7 +184,9 @@ def get_config() -> config_dict.ConfigDict:
     # has no influence on the encoder.
     config.probe = config_dict.create(enabled=True)
 
-    config.log = config_dict.create(every_steps=50, tensorboard=True)
+    config.log = log = config_dict.create(every_steps=50)
+    # Where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow.
+    log.writers = ("tensorboard",)
 
     config.checkpoint = checkpoint = config_dict.ConfigDict()
     checkpoint.every_steps = 1000

@@ -123,6 +123,7 @@ VALUES = [
     _value(_PLAIN, schedule__train_steps=2**40),
     _value(_PLAIN, schedule__train_epochs=1e300),
     _value(_PLAIN, log__every_steps=0),
+    _value(_PLAIN, log__writers=("tensorbord",)),
     _value(_PLAIN, checkpoint__every_secs=0.0),
     _value(_PLAIN, evaluation__knn_k=(20, 0)),
     _value(_PLAIN, evaluation__l2_penalties=(_NAN,)),

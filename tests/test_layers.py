@@ -65,6 +65,9 @@ RESERVED = {
     },
     "orbax": {"runs"},
     "apache_beam": {"prepare"},
+    "tensorboardX": {"runs"},
+    "wandb": {"runs"},
+    "mlflow": {"runs"},
     # No dependencies: only to compare exports with, where they are installed.
     "torch": {"weights"},
     "torchvision": {"weights"},

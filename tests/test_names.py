@@ -197,9 +197,7 @@ def test_names_in_json(name, tmp_path):
     directory.write_config(str(tmp_path), config)
     found = directory.read_config(str(tmp_path))
     assert found["data"]["dataset"] == f"folder:{name}"
-    writer = metrics_writer.MetricsWriter(
-        str(tmp_path), resume_step=0, tensorboard=False
-    )
+    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0)
     writer.write(1, {"verdict": name})
     writer.write(2, {"verdict": name})
     writer.close()

@@ -86,6 +86,11 @@ def test_other_configs_are_refused(value, words, tmp_path, monkeypatch):
 def test_old_keys_are_refused_with_the_new_one(text, named):
     expected = "config.augment.device is now called config.augment.placement"
     assert renamed.hint(text) == (expected if named else "")
+    text = text.replace("augment.device", "log.tensorboard").replace(
+        '"device"', '"tensorboard"'
+    )
+    expected = "config.log.tensorboard is now called config.log.writers"
+    assert renamed.hint(text) == (expected if named else "")
 
 
 def test_an_unknown_name_is_refused_in_one_line(tmp_path):

@@ -1,9 +1,17 @@
 """Renamed config keys and values, for old runs and for error messages."""
 
+from collections.abc import Callable
 from typing import Any
 
 # Old key -> new key.
-KEYS = {"augment.device": "augment.placement"}
+KEYS = {
+    "augment.device": "augment.placement",
+    "log.tensorboard": "log.writers",
+}
+# New key -> what an old value means, where it has another type.
+MEANINGS: dict[str, Callable[[Any], Any]] = {
+    "log.writers": lambda is_on: ["tensorboard"] if is_on else [],
+}
 # New key -> {old value: new value}.
 VALUES: dict[str, dict[Any, Any]] = {
     "augment.placement": {"split": "host_crop"},

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
-from simclr_jax.config import identity, renamed
+from simclr_jax.config import identity, log_writers, renamed
 from simclr_jax.data import preprocessing
 from simclr_jax.data.sampling import draws
 from simclr_jax.data.views import composition
@@ -207,7 +207,7 @@ _RULES: list[Rule] = [
     ),
     *_one_of("optimizer.scaling", optim.SCALING_RULES),
     *_between(0, 1, "optimizer.weight_decay"),
-    *_flag("optimizer.nesterov", "probe.enabled", "log.tensorboard"),
+    *_flag("optimizer.nesterov", "probe.enabled"),
     *_decay("optimizer.momentum", "optimizer.b1", "optimizer.b2"),
     *_between(1e-30, 1e30, "optimizer.clip_norm", none=True),
     *_one_of("optimizer.on_nonfinite", ("stop", "skip")),
@@ -239,6 +239,7 @@ _RULES: list[Rule] = [
         lambda v: v is None or (_is_number(v) and 0 < v <= MOST_STEPS),
         f"must be None, or positive and at most {MOST_STEPS}",
     ),
+    ("log.writers", log_writers.are_names, log_writers.RULE),
     *_text("evaluation.train_split", "evaluation.test_split"),
     *_between(0.01, 1, "evaluation.crop_proportion"),
     *_one_of("evaluation.resize", preprocessing.RESIZES),

@@ -8,9 +8,11 @@ import importlib.util
 def is_installed(package: str) -> bool:
     """Whether a package can be imported; does not import it."""
     try:
-        return importlib.util.find_spec(package) is not None
+        spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return False
+    # A mere folder of that name, as `wandb` makes one where it runs, has no origin.
+    return spec is not None and spec.origin is not None
 
 
 def install_hint(what: str, package: str, *, extra: str = "input") -> str:

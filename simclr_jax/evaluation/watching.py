@@ -8,11 +8,13 @@ import dataclasses
 import hashlib
 import json
 
+import numpy as np
 from ml_collections import config_dict
 
+from simclr_jax import parallel
 from simclr_jax.config import identity, rules
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.sources import bad_records, in_memory, subsets
+from simclr_jax.data.sources import bad_records, in_memory, pixels, subsets
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.evaluation import datasets, finetune_protocols, protocols
@@ -20,6 +22,7 @@ from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.parallel import processes
 from simclr_jax.runs import checkpoints
+from simclr_jax.runs.writers import Points
 from simclr_jax.training import build
 from simclr_jax.training.loop import TrainingJob
 from simclr_jax.training.step import TrainState
@@ -27,6 +30,8 @@ from simclr_jax.training.watching import PREFIX, Figures, HeldOut
 from simclr_jax.weights.encoder import PretrainedEncoder
 
 _MOST_CHARACTERS = 200  # of `HeldOut.of`
+# Of maps of embeddings: images, pixels of their thumbnails, images read at a time.
+_MOST_POINTS, _MOST_THUMBNAIL, _AT_ONCE = 1000, 48, 64
 
 
 def watched(job: TrainingJob) -> TrainingJob:
@@ -47,7 +52,10 @@ def watched(job: TrainingJob) -> TrainingJob:
     with processes.all_or_none():
         rules.check_devices(config, job.mesh.size, "evaluation")
         dataset = _open(config)
-    held_out = HeldOut(_Measurement(job, dataset), "knn", _describe(config, dataset))
+    measurement = _Measurement(job, dataset)
+    held_out = HeldOut(
+        measurement, "knn", _describe(config, dataset), measurement.points
+    )
     return dataclasses.replace(job, held_out=held_out)
 
 
@@ -130,6 +138,38 @@ class _Measurement:
             figures[PREFIX + "probe"] = finetune_protocols.classifier(context).value
         # Near ties may turn on another machine, and all must save the same steps.
         return json.loads(processes.gather_texts(json.dumps(figures))[0])
+
+    def points(self, state: TrainState) -> Points:
+        """See `HeldOut.points`: of images at even distances in the split."""
+        test = self.dataset.test
+        count = min(test.num_examples, _MOST_POINTS)
+        images = np.linspace(0, test.num_examples - 1, count).round().astype(np.int64)
+        some = subsets.Subset(test, images, name=f"{count} images of {test.name}")
+        context = self._context(state)
+        context = context.with_dataset(dataclasses.replace(self.dataset, test=some))
+        h = context.test_features
+        rows = h.by_image(parallel.fetch(h.mesh, h.x))
+        names = test.class_names or range(test.num_classes or 0)
+        return Points(
+            h=rows,
+            labels=[str(names[n]) if n >= 0 else "" for n in h.labels],
+            images=images.tolist(),
+            thumbnails=self._thumbnails(images, context.preprocessing),
+        )
+
+    def _thumbnails(
+        self, images: np.ndarray, preprocessing: Preprocessing
+    ) -> np.ndarray:
+        """Small images uint8 [N, s, s, 3], for process 0, which writes them."""
+        side = min(preprocessing.image_size, _MOST_THUMBNAIL)
+        small = dataclasses.replace(preprocessing, image_size=side)
+        if not processes.is_main():
+            return np.zeros((0, side, side, 3), np.uint8)
+        parts = [
+            small(pixels.read(self.dataset.test, part)[0])
+            for part in np.array_split(images, -(-len(images) // _AT_ONCE))
+        ]
+        return np.rint(np.concatenate(parts) * 255).astype(np.uint8)
 
     def _has_probe(self) -> bool:
         return self.job.parts.model.num_classes == self.dataset.test.num_classes

@@ -1,90 +1,76 @@
-"""A picture of training images and their views, one image per row."""
+"""A picture of training images, their augmentations and their views."""
 
-import numpy as np
+from collections.abc import Sequence
+
 from ml_collections import config_dict
-from PIL import Image
 
-from simclr_jax.data import pipeline
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.sampling import order
-from simclr_jax.data.sources import bad_records, pixels
-from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import InvalidInput
+from simclr_jax.errors import ConfigError, InvalidInput
+from simclr_jax.preview import layout, sections
+from simclr_jax.preview.forms import Forms, NotHere
 from simclr_jax.training import input_pipeline
 from simclr_jax.training.device_views import make_composition
 
-_GAP = 2  # white pixels between tiles
-_MIN_TILE = 64  # smaller views are enlarged
-
 
 def write_preview(
-    config: config_dict.ConfigDict, path: str, *, num_images: int, num_views: int
+    config: config_dict.ConfigDict,
+    path: str,
+    *,
+    show: Sequence[str],
+    num_images: int,
+    num_views: int,
 ) -> None:
-    """Draws images and their training views, one image per row.
+    """Draws the images of a training and what its augmentations make of them.
 
     Args:
       config: valid.
       path: of the picture; its suffix is the format.
-      num_images: rows.
+      show: names in `sections.SECTIONS`.
+      num_images: that are shown.
       num_views: views in a row, after the image as evaluation sees it.
 
     Raises:
+      ConfigError: `show` names no section, or views cannot be made here.
       DataError: the dataset cannot be read, or has fewer images.
       InvalidInput: the picture cannot be written to `path`.
     """
+    check_show(show)
+    input_pipeline.use_compiled_views(config)  # raises where training could not
     source = input_pipeline.open_source(config, config.data.split, to_train=True)
     source = input_pipeline.hold_in_memory(config, source)
-    views = _training_views(config, source, num_images, num_views)
-    originals = _evaluation_images(config, source, num_images)
-    tiles = np.concatenate([originals[:, None], views], axis=1)
-    picture = _arrange(tiles, scale=-(-_MIN_TILE // config.image_size))
+    sample = sections.sample(
+        source,
+        make_composition(config),
+        evaluation_preprocessing(config),
+        seed=config.seed,
+        num_images=num_images,
+        num_views=max(num_views, 2),  # a pair has two
+    )
+    forms = Forms(config.augment.placement, config.augment.host_views)
     try:
-        Image.fromarray(picture).save(path)
+        parts = [sections.SECTIONS[name](sample, forms, num_views) for name in show]
+    except NotHere as why:
+        raise ConfigError(
+            f"config.augment.placement={config.augment.placement!r}: {why}"
+        ) from why
+    try:
+        layout.draw(parts).save(path)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"--output={path}: cannot be written ({error})") from error
 
 
-def _training_views(
-    config: config_dict.ConfigDict, source: Source, num_images: int, num_views: int
-) -> np.ndarray:
-    """The views of the first training step: (images, views, height, width, 3)."""
-    batches = pipeline.train_batches(
-        source,
-        make_composition(config),
-        seed=config.seed,
-        batch_size=num_images,
-        num_views=num_views,
-        stop_step=1,
-        compiled=input_pipeline.use_compiled_views(config),
-        on_bad_record=bad_records.refuse,
-        buffers=input_pipeline.make_buffers(
-            config, batch_size=num_images, num_views=num_views
-        ),
-    )
-    return next(batches)["images"]
-
-
-def _evaluation_images(
-    config: config_dict.ConfigDict, source: Source, num_images: int
-) -> np.ndarray:
-    """The images of the first training step, as evaluation sees them."""
-    indices, _ = order.batch_indices(
-        0, seed=config.seed, num_examples=source.num_examples, batch_size=num_images
-    )
-    preprocess = Preprocessing(
+def evaluation_preprocessing(config: config_dict.ConfigDict) -> Preprocessing:
+    """That of the config's evaluations."""
+    return Preprocessing(
         image_size=config.image_size,
         crop_proportion=config.evaluation.crop_proportion,
         resize=config.evaluation.resize,
     )
-    images, _ = pixels.read(source, indices)
-    return np.rint(preprocess(images) * 255).astype(np.uint8)
 
 
-def _arrange(tiles: np.ndarray, *, scale: int) -> np.ndarray:
-    """One picture of (rows, columns, height, width, 3) tiles, enlarged by `scale`."""
-    tiles = tiles.repeat(scale, axis=2).repeat(scale, axis=3)
-    gaps = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    tiles = np.pad(tiles, gaps, constant_values=255)
-    rows, columns, height, width, _ = tiles.shape
-    picture = tiles.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
-    return picture[:-_GAP, :-_GAP]
+def check_show(show: Sequence[str]) -> None:
+    """Raises ConfigError unless all names are of sections."""
+    for name in show:
+        if name not in sections.SECTIONS:
+            known = ", ".join(sections.SECTIONS)
+            raise ConfigError(f"--show={name}: must be one or more of {known}")

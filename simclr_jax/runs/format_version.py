@@ -8,12 +8,12 @@ against `configs/base.py` and a recorded run of version 1.
 
 from typing import Any
 
-from simclr_jax.config import renamed
+from simclr_jax.config import identity, renamed
 from simclr_jax.errors import ConfigError
 
-# 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; later
-# ones only added keys.
-VERSION = 6
+# 1 had no `format_version`; 2 renamed the values in `config/renamed.py`. No version
+# gives the old name of a key another meaning.
+VERSION = 7
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
@@ -44,6 +44,7 @@ _ADDED: dict[int, dict[str, Any]] = {
         "finetune.class_weights": "none",
         "finetune.sampling": "shuffled",
     },
+    7: {"log.writers": ["tensorboard"]},
 }
 # Groups that only some configs have.
 _GROUPS_OF_SOME = ("finetune", "distill")
@@ -72,12 +73,13 @@ def upgrade(stored: dict[str, Any], *, file: str) -> dict[str, Any]:
             f"file {file}: {_KEY}={version}: was written by a later version of "
             f"simclr_jax, and this one reads up to {VERSION}; upgrade simclr_jax"
         )
-    if version < 2:
-        for old, new in renamed.KEYS.items():
+    for old, new in renamed.KEYS.items():
+        if old in identity.flatten(stored):
             group, name = _parent(stored, old)
-            if name in group:
-                new_group, new_name = _parent(stored, new)
-                new_group[new_name] = group.pop(name)
+            new_group, new_name = _parent(stored, new)
+            meaning = renamed.MEANINGS.get(new, lambda value: value)
+            new_group[new_name] = meaning(group.pop(name))
+    if version < 2:
         for key, values in renamed.VALUES.items():
             group, name = _parent(stored, key)
             if name in group:

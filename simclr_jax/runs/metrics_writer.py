@@ -1,6 +1,5 @@
 """Metrics to files and to the terminal; process 0 writes, the others do nothing."""
 
-import contextlib
 import io
 import json
 import logging
@@ -9,15 +8,16 @@ import operator
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from simclr_jax import paths
-from simclr_jax.errors import RunFailed, first_line
+from simclr_jax.errors import RunFailed
 from simclr_jax.runs.atomic import write_file
 from simclr_jax.runs.mirror import Mirror
+from simclr_jax.runs.writers import Writers
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,40 +34,45 @@ _SHARES = (
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and, optionally, to TensorBoard event files.
+    """Appends to `metrics.jsonl` and hands numbers to the writers of `log.writers`.
 
     On a local disk each line is written at once. On a store or a mounted bucket the
     files grow in a temporary folder and are copied every half minute and when
     `copy_soon` is called, see `Mirror`.
 
     A training does not end because its log cannot be written: that is one warning, and
-    lines are kept until they can be. TensorBoard's files are given up at their first
-    failure.
+    lines are kept until they can be. A writer is given up at its first failure.
 
     Attributes:
+      writers: for pictures, hyper-parameters and embeddings; none where nothing writes.
       skipped_steps: that the last line of an earlier start has counted.
     """
 
     def __init__(
-        self, workdir: str, *, resume_step: int, tensorboard: bool, active: bool = True
+        self,
+        workdir: str,
+        *,
+        resume_step: int,
+        writers: Sequence[str] = (),
+        active: bool = True,
     ) -> None:
         """Opens the files, and drops steps after `resume_step` of an earlier start.
 
         Args:
           workdir: the run directory.
           resume_step: number of updates so far; each step is in the file once.
-          tensorboard: write event files too.
+          writers: names of further ones; see `writers.Writers`.
           active: False writes nothing, for processes other than 0.
         """
         self._file: io.FileIO | None = None
         self._unwritten = b""
         self._is_failing = False
-        self._events: Any = None
         self._mirror = None
         self.skipped_steps = 0
-        if not active:
-            return
         folder = paths.as_path(workdir)
+        if not active:
+            self.writers = Writers((), folder, pathlib.Path(), resume_step=resume_step)
+            return
         lines = _lines_up_to(folder / FILE_NAME, resume_step)
         if lines:
             skipped = json.loads(lines.splitlines()[-1]).get("skipped_steps")
@@ -80,14 +85,7 @@ class MetricsWriter:
         write_file(local / FILE_NAME, lines)
         # Unbuffered, so that it is known what was written when a disk is full.
         self._file = (local / FILE_NAME).open("ab", buffering=0)
-        if tensorboard:
-            # Imported here: not needed where `tensorboard` is False.
-            import tensorboardX
-
-            with self._giving_up_events():
-                self._events = tensorboardX.SummaryWriter(
-                    str(local), purge_step=resume_step + 1
-                )
+        self.writers = Writers(writers, folder, local, resume_step=resume_step)
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
         """Writes one object, with its step, at once."""
@@ -95,12 +93,8 @@ class MetricsWriter:
             return
         self._unwritten += (json.dumps({"step": step, **metrics}) + "\n").encode()
         self._flush(self._file)
-        if self._events is not None:
-            with self._giving_up_events():
-                for name, value in metrics.items():
-                    if not isinstance(value, str):
-                        self._events.add_scalar(name, value, step)
-                self._events.flush()
+        numbers = {k: v for k, v in metrics.items() if not isinstance(v, str)}
+        self.writers.scalars(step, numbers)
 
     def _flush(self, file: io.RawIOBase) -> None:
         try:
@@ -118,21 +112,6 @@ class MetricsWriter:
         else:
             self._is_failing = False
 
-    @contextlib.contextmanager
-    def _giving_up_events(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            events, self._events = self._events, None
-            with contextlib.suppress(Exception):
-                events.close()  # its thread
-            _LOG.warning(
-                "TensorBoard's event files cannot be written (%s) and end here; %s "
-                "goes on.",
-                first_line(error),
-                FILE_NAME,
-            )
-
     def copy_soon(self) -> None:
         """Starts to copy what was written to a store or a mounted bucket."""
         if self._mirror is not None:
@@ -147,9 +126,7 @@ class MetricsWriter:
         if self._file is not None:
             self._flush(self._file)
             self._file.close()
-        if self._events is not None:
-            with self._giving_up_events():
-                self._events.close()
+        self.writers.close()
         if self._mirror is not None:
             self._mirror.close()
             shutil.rmtree(self._mirror.source, ignore_errors=True)

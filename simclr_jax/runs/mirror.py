@@ -5,6 +5,7 @@ kept open for the whole run would be lost with the machine.
 """
 
 import logging
+import os
 import pathlib
 import threading
 
@@ -24,13 +25,13 @@ class Mirror:
         """Starts the thread.
 
         Args:
-          source: a local folder of files that grow; sub-folders are not copied.
+          source: a local folder of files that grow, and of folders of such.
           target: the folder that gets the copies.
           every_secs: how often.
         """
         self.source, self._target = source, target
         self._every_secs = every_secs
-        self._copied: dict[str, int] = {}
+        self._copied: dict[str, tuple[int, int]] = {}
         self._failure = ""
         self._wake, self._closing = threading.Event(), False
         self._thread = threading.Thread(target=self._run, daemon=True, name="mirror")
@@ -59,19 +60,41 @@ class Mirror:
             self._copy_changed()
 
     def _copy_changed(self) -> None:
-        for path in sorted(self.source.iterdir()):
-            content = path.read_bytes()
-            if self._copied.get(path.name) == len(content):
-                continue
-            target = self._target / path.name
+        for path in self._files():
             try:
-                target.write_bytes(content)
+                self._copy(path)
             # Of the disk or of a store's library. The run goes on: the next copy has
             # what this one lacks.
             except Exception as error:
+                if not path.exists():  # a temporary file of a writer
+                    continue
+                target = self._target / self._name(path)
                 reason = first_line(error)
                 self._failure = f"file {target}: cannot be written ({reason})"
                 _LOG.warning("%s; retries in %g s", self._failure, self._every_secs)
                 return
-            self._copied[path.name] = len(content)
         self._failure = ""
+
+    def _files(self) -> list[pathlib.Path]:
+        # `os.walk` passes over folders that vanish meanwhile.
+        found = [
+            pathlib.Path(folder, name)
+            for folder, _, names in os.walk(self.source)
+            for name in names
+        ]
+        return sorted(p for p in found if p.is_file() and not p.is_symlink())
+
+    def _name(self, path: pathlib.Path) -> str:
+        return path.relative_to(self.source).as_posix()
+
+    def _copy(self, path: pathlib.Path) -> None:
+        name, status = self._name(path), path.stat()
+        # Of the time before it is read: what grows meanwhile is copied again.
+        state = (status.st_size, status.st_mtime_ns)
+        if self._copied.get(name) == state:
+            return
+        target = self._target / name
+        if path.parent != self.source:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        self._copied[name] = state

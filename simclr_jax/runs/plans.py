@@ -20,7 +20,8 @@ from simclr_jax.runs import atomic, orbax_paths
 _LOG = logging.getLogger(__name__)
 FIRST = "checkpoints"
 _NAME = re.compile(rf"{FIRST}(?:_(\d+))?")
-_LOGS = ("metrics.jsonl*", "events.out.tfevents.*")
+# Writers that continue by an identifier begin a new run: their steps cannot fall.
+_LOGS = ("metrics.jsonl*", "events.out.tfevents.*", "writers.json")
 
 
 def is_folder(name: str) -> bool:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, parallel
-from simclr_jax.config import rules
+from simclr_jax.config import log_writers, rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
 from simclr_jax.parallel import processes
@@ -123,6 +123,7 @@ def run(
     config = job.config
     with processes.all_or_none():
         watching.check(config, job.held_out)
+        log_writers.check_installed(config)
         rules.check_devices(config, jax.device_count(), "batch")
         listing = dataset_record.check(workdir, job.source, allow_data_change)
         directory.check(workdir, config, listing, allow_config_change)
@@ -148,7 +149,7 @@ def run(
             config, job.source, start_step, job.mesh, num_views, compiled, quarantine
         )
         opened = open_reporter(
-            config, workdir, state, chance, job.health, quarantine.collect
+            config, workdir, state, chance, job.health, quarantine.collect, num_views
         )
         reporter = stack.enter_context(opened)
         requests = Requests(checkpoints, save_every_secs=config.checkpoint.every_secs)
@@ -193,8 +194,7 @@ def _run_steps(
     if reporter.start_step < total_steps:
         _LOG.info("Compiling the train step ...")
     for done in range(reporter.start_step + 1, last_step + 1):
-        with reporter.waiting_for_input():
-            batch = next(batches)
+        batch = reporter.next_batch(batches)
         state, metrics, outputs = profiler.run(done, train_step, state, batch, *teacher)
         if reporter.is_logged(done):
             metrics |= diagnose(outputs)

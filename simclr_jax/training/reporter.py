@@ -1,6 +1,7 @@
 """Checks the metrics of each step and logs them, with rates and a verdict."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -8,11 +9,12 @@ from collections.abc import Callable, Iterator
 import jax
 from ml_collections import config_dict
 
+from simclr_jax.config import identity
 from simclr_jax.parallel import processes
 from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.runs.metrics_writer import MetricsWriter, progress_line
-from simclr_jax.training import bottleneck, divergence, watching
-from simclr_jax.training.objectives import Metrics
+from simclr_jax.training import bottleneck, divergence, shown_views, watching
+from simclr_jax.training.objectives import Batch, Metrics
 from simclr_jax.training.step import TrainState
 from simclr_jax.training.step_clock import Interval, StepClock
 
@@ -27,16 +29,23 @@ def open_reporter(
     chance: float | None,
     health: HealthMonitor | None,
     bad_records: Callable[[], int],
+    num_views: int,
 ) -> Iterator["Reporter"]:
     """A context with the `Reporter` of a run that begins, or resumes, with a state."""
     start_step = int(state.step)
     writer = MetricsWriter(
         workdir,
         resume_step=start_step,
-        tensorboard=config.log.tensorboard,
+        writers=config.log.writers,
         active=processes.is_main(),
     )
     with contextlib.closing(writer):
+        writer.writers.hparams(identity.flatten(identity.as_json(config)))
+        show = None
+        if start_step == 0 and writer.writers:
+            show = functools.partial(
+                shown_views.write, config, writer.writers, num_views
+            )
         yield Reporter(
             config,
             writer,
@@ -45,6 +54,7 @@ def open_reporter(
             health=health,
             guard=divergence.Guard(config, state, writer.skipped_steps),
             bad_records=bad_records,
+            show=show,
         )
 
 
@@ -61,6 +71,7 @@ class Reporter:
         health: HealthMonitor | None,
         guard: divergence.Guard,
         bad_records: Callable[[], int] = lambda: 0,
+        show: Callable[[Batch], None] | None = None,
     ) -> None:
         """Starts the clock.
 
@@ -73,6 +84,7 @@ class Reporter:
           guard: looks for values that are not finite.
           bad_records: how many images cannot be read; called at steps that are logged
             or saved.
+          show: takes the first batch, for a picture of it.
         """
         self.start_step = start_step
         self._every_steps = config.log.every_steps
@@ -85,10 +97,19 @@ class Reporter:
         self._health = health
         self._guard = guard
         self._bad_records = bad_records
+        self._show = show
         self._verdict = ""
         self._bottleneck = bottleneck.DEVICE  # not worth a line
         self._clock = StepClock(start_step)
-        self.waiting_for_input = self._clock.waiting_for_input
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; its time counts as waiting for input."""
+        with self._clock.waiting_for_input():
+            batch = next(batches)
+        if self._show is not None:
+            self._show(batch)
+            self._show = None
+        return batch
 
     def is_logged(self, done: int) -> bool:
         """Whether update number `done`, from 1, is logged: with its diagnostics."""
@@ -101,7 +122,7 @@ class Reporter:
         self,
         done: int,
         metrics: Metrics,
-        measure: Callable[[], watching.Figures] | None = None,
+        measure: watching.Measurement | None = None,
     ) -> None:
         """Takes the metrics of update number `done`, from 1.
 
@@ -120,17 +141,19 @@ class Reporter:
         values = self._guard.check(done, jax.device_get(metrics))
         if values is not None and self.is_logged(done):
             interval = self._clock.read(done, was_ready=was_ready)
-            self._log(done, values | self._measured(measure), interval)
+            self._log(done, values | self._measured(done, measure), interval)
 
     def _measured(
-        self, measure: Callable[[], watching.Figures] | None
+        self, done: int, measure: watching.Measurement | None
     ) -> dict[str, float]:
         """Held-out figures, with what they cost; none where nothing measures."""
         if measure is None:
             return {}
         start = time.monotonic()
         with self._clock.saving():
-            figures = measure()
+            figures = measure.figures()
+            if measure.points is not None:
+                self._writer.writers.embeddings(done, measure.points())
         secs = time.monotonic() - start
         self._measuring_secs += secs
         share = self._measuring_secs / (time.monotonic() - self._started_at)

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from simclr_jax.errors import ConfigError
 from simclr_jax.runs import best
 from simclr_jax.runs.checkpoints import Checkpoints
+from simclr_jax.runs.writers import Points
 from simclr_jax.training.step import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -28,11 +29,27 @@ class HeldOut:
         on all processes.
       main: the name of the figure by which checkpoints are compared.
       of: what it is a figure of; see `best.Best`.
+      points: a collective, too: representations of some held-out images.
     """
 
     measure: Callable[[TrainState], Figures]
     main: str
     of: str
+    points: Callable[[TrainState], Points] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A measurement that is due.
+
+    Attributes:
+      figures: measures the state.
+      points: its representations, where the log's writers take them: after the last
+        step.
+    """
+
+    figures: Callable[[], Figures]
+    points: Callable[[], Points] | None = None
 
 
 def check(config: config_dict.ConfigDict, held_out: HeldOut | None) -> None:
@@ -73,12 +90,16 @@ class Watch:
         every_steps = self._config.evaluation.every_steps
         return done % every_steps == 0 or done == self._config.schedule.train_steps
 
-    def measurement(self, done: int, state: TrainState) -> Callable[[], Figures] | None:
-        """Measures the state when it is called; None where that is not due."""
+    def measurement(self, done: int, state: TrainState) -> Measurement | None:
+        """How the state is measured; None where that is not due."""
         self._newest = {}
-        if not self.is_due(done):
+        if self._held_out is None or not self.is_due(done):
             return None
-        return functools.partial(self._measure, state)
+        points = None
+        is_last = done == self._config.schedule.train_steps
+        if self._held_out.points and is_last and self._config.log.writers:
+            points = functools.partial(self._held_out.points, state)
+        return Measurement(functools.partial(self._measure, state), points)
 
     def _measure(self, state: TrainState) -> Figures:
         assert self._held_out is not None

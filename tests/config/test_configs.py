@@ -334,6 +334,7 @@ BAD_VALUES = {
     "checkpoint.every_steps": 0,
     "checkpoint.every_secs": 0.0,
     "log.every_steps": 0,
+    "log.writers": ("tensorbord",),
     "evaluation.crop_proportion": 0.0,
     "evaluation.l2_penalties": (-1.0,),
     "evaluation.resize": "bilinear",

@@ -3,10 +3,12 @@
 import dataclasses
 import types
 
+import event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from pretraining import pretrain
 
 from simclr_jax import load, parallel
@@ -64,7 +66,7 @@ def make_config(data, **changes):
             "evaluation.test_split": "test",
             "evaluation.batch_size": 16,
             "evaluation.knn_k": (5, 1),
-            "log.tensorboard": False,
+            "log.writers": (),
             "log.every_steps": 4,
             "checkpoint.every_steps": 100,
             "checkpoint.keep_last": 1,
@@ -131,6 +133,37 @@ def test_a_watched_run_is_the_same_run_and_resumes_with_the_same_figures(
     assert figures_of(tmp_path / "again") == figures
     for got, expected in zip(leaves(resumed), leaves(plain), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.slow
+def test_writers_change_no_bit_and_get_pictures_and_points(data, tmp_path):
+    settings = {"evaluation.every_steps": 3}
+    plain = pretrain(make_config(data, **settings), str(tmp_path / "plain"))
+    run = tmp_path / "run"
+    config = make_config(data, **settings, **{"log.writers": ("tensorboard",)})
+    pretrain(config, str(run), last_step=3)
+    assert not (run / "projector").exists()
+    state = pretrain(config, str(run))
+    for got, expected in zip(leaves(state), leaves(plain), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    # One picture, at the start of the run and not of the second start.
+    assert [step for step, _ in event_files.values_of(run, "views")] == [0]
+    knn = [step for step, _ in event_files.values_of(run, "held_out_knn")]
+    assert knn == [3, 5]
+    assert len(event_files.values_of(run, "_hparams_/session_start_info")) == 2
+    # The points are h of the test images, as `load` has it.
+    with np.load(data / "test.npz") as held_out:
+        images, classes = held_out["images"], held_out["labels"]
+    encoder = load(str(run))
+    h = encoder.encode(images)
+    vectors = np.loadtxt(run / "projector" / "tensors.tsv", delimiter="\t")
+    np.testing.assert_allclose(vectors, h, rtol=1e-3, atol=1e-4)
+    header, *lines = (run / "projector" / "metadata.tsv").read_text().splitlines()
+    assert header == "label\timage"
+    assert lines == [f"{label}\t{n}" for n, label in enumerate(classes)]
+    sprite = np.asarray(Image.open(run / "projector" / "sprite.png"))
+    (first,) = encoder.preprocessing(images[:1])
+    np.testing.assert_array_equal(sprite[:SIZE, :SIZE], np.rint(first * 255))
 
 
 @pytest.mark.slow
@@ -206,7 +239,7 @@ def train(workdir, values, *, first=1, finite=True, **settings):
         state = make_state(done)
         measure = watch.measurement(done, state)
         if measure is not None and finite:
-            measure()
+            measure.figures()
         if done % 5 == 0 or watch.is_best():
             store.save(done, state, {"config_hash": "0"} | watch.describe())
             saved.append(done)
@@ -249,7 +282,7 @@ def test_a_measurement_is_logged_with_its_cost_and_not_as_time_of_steps(
     config = base.get_config()
     config.log.every_steps, config.evaluation.every_steps = 10, 2
     config.schedule.train_steps, config.batch.batch_size = 50, 8
-    writer = MetricsWriter(str(tmp_path), resume_step=0, tensorboard=False)
+    writer = MetricsWriter(str(tmp_path), resume_step=0)
     guard = types.SimpleNamespace(
         check=lambda done, metrics: {"loss": 1.0, "learning_rate": 0.1}
     )
@@ -257,13 +290,18 @@ def test_a_measurement_is_logged_with_its_cost_and_not_as_time_of_steps(
         config, writer, start_step=0, chance=None, health=None, guard=guard
     )
 
-    def measure():
+    def figures():
         now[0] += 30
         return {"held_out_knn": 0.25, "held_out_probe": 0.5}
 
-    for done in range(1, 5):
-        with found.waiting_for_input():
+    def batches():
+        while True:
             now[0] += 5
+            yield {}
+
+    measure, inputs = training_watching.Measurement(figures), batches()
+    for done in range(1, 5):
+        found.next_batch(inputs)
         metrics = {"learning_rate": jnp.float32(0.1)}
         found.report(done, metrics, measure if done % 2 == 0 else None)
     writer.close()

@@ -380,9 +380,7 @@ def test_metrics(run, tmp_path):
         path.write_bytes(content)
         for record in metrics_writer.read_metrics(path):
             assert isinstance(record["step"], int)
-        writer = metrics_writer.MetricsWriter(
-            str(tmp_path), resume_step=3, tensorboard=False
-        )
+        writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=3)
         writer.write(4, {"loss": 1.0})
         writer.close()
         records = metrics_writer.read_metrics(path)

@@ -108,6 +108,23 @@ def test_renamed_keys_and_values_keep_their_meaning():
     assert "device" not in upgraded["augment"]
 
 
+@pytest.mark.parametrize(
+    ("version", "log", "writers"),
+    [
+        (6, {"tensorboard": True}, ["tensorboard"]),
+        (6, {"tensorboard": False}, []),
+        (3, {"tensorboard": False, "every_steps": 5}, []),
+        (6, {"every_steps": 5}, ["tensorboard"]),
+        (format_version.VERSION, {"writers": ["mlflow"]}, ["mlflow"]),
+    ],
+)
+def test_runs_keep_their_choice_of_tensorboard(version, log, writers):
+    stored = {"format_version": version, "log": dict(log)}
+    upgraded = format_version.upgrade(stored, file="config.json")
+    assert upgraded["log"].pop("writers") == writers
+    assert "tensorboard" not in upgraded["log"]
+
+
 def test_renamed_keys_are_those_of_base():
     keys = set(identity.flatten(base.get_config()))
     assert set(renamed.KEYS.values()) <= keys

@@ -57,14 +57,14 @@ def test_the_last_copy_must_succeed(tmp_path):
 def test_metrics_on_a_store_grow_and_resume(gcs):
     run = f"{gcs}/run"
     folder = paths.as_path(run)
-    writer = MetricsWriter(run, resume_step=0, tensorboard=True)
+    writer = MetricsWriter(run, resume_step=0, writers=("tensorboard",))
     writer.write(1, {"loss": 1.0})
     writer.write(2, {"loss": 2.0})
     writer.copy_soon()
     path = folder / FILE_NAME
     wait_for(lambda: path.exists() and len(read_metrics(path)) == 2)
     writer.close()
-    writer = MetricsWriter(run, resume_step=1, tensorboard=False)
+    writer = MetricsWriter(run, resume_step=1)
     writer.write(2, {"loss": 3.0})
     writer.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -76,7 +76,7 @@ def test_metrics_on_a_store_grow_and_resume(gcs):
 
 def test_metrics_on_a_mounted_bucket_are_closed_files(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "is_mounted_bucket", lambda path: True)
-    writer = MetricsWriter(str(tmp_path), resume_step=0, tensorboard=True)
+    writer = MetricsWriter(str(tmp_path), resume_step=0, writers=("tensorboard",))
     writer.write(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())
     writer.close()

@@ -271,25 +271,19 @@ def test_skipped_steps_are_counted_and_limited_in_a_row(caplog):
 
 
 def test_the_count_goes_on_after_a_resume(tmp_path):
-    writer = metrics_writer.MetricsWriter(
-        str(tmp_path), resume_step=0, tensorboard=False
-    )
+    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0)
     assert writer.skipped_steps == 0
     for number, skipped in ((1, 0), (2, 3), (3, 4)):
         writer.write(number, {"loss": 1.0, "skipped_steps": skipped})
     writer.close()
-    resumed = metrics_writer.MetricsWriter(
-        str(tmp_path), resume_step=2, tensorboard=False
-    )
+    resumed = metrics_writer.MetricsWriter(str(tmp_path), resume_step=2)
     assert resumed.skipped_steps == 3
     resumed.close()
 
 
 def test_a_skipped_step_has_no_line_in_the_log(tmp_path):
     config = make_config(**{"schedule.train_steps": 3, "log.every_steps": 1})
-    writer = metrics_writer.MetricsWriter(
-        str(tmp_path), resume_step=0, tensorboard=False
-    )
+    writer = metrics_writer.MetricsWriter(str(tmp_path), resume_step=0)
     found = reporter.Reporter(
         config,
         writer,

@@ -37,7 +37,7 @@ def tiny_config(**overrides):
             "schedule.warmup_steps": 0,
             "checkpoint.every_steps": 2,
             "log.every_steps": 1,
-            "log.tensorboard": False,
+            "log.writers": (),
             **overrides,
         }
     )

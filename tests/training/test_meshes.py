@@ -154,7 +154,7 @@ def go_on(workdir, batches, *, num_processes, devices_each, die_at=None):
         **LARS,
         "checkpoint.every_steps": 10,
         "log.every_steps": 1,
-        "log.tensorboard": False,
+        "log.writers": (),
     }
     command = [
         str(pathlib.Path(JOB).with_name("resume_job.py")),

@@ -83,9 +83,7 @@ def start(workdir, config):
         state = opened.restore_newest(like, sharding, "hash")
         state = replanning.resume(config, parts, None, opened, state, workdir)
         directory.write_config(workdir, config)
-        writer = metrics_writer.MetricsWriter(
-            workdir, resume_step=int(state.step), tensorboard=False
-        )
+        writer = metrics_writer.MetricsWriter(workdir, resume_step=int(state.step))
         writer.write(int(state.step) + 1, {"loss": float(config.batch.batch_size)})
         writer.close()
         return state

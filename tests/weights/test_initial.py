@@ -29,7 +29,7 @@ def tiny_config(**changes):
             "schedule.train_steps": 4,
             "schedule.warmup_steps": 0,
             "checkpoint.every_steps": 2,
-            "log.tensorboard": False,
+            "log.writers": (),
             **changes,
         }
     )

@@ -179,6 +179,16 @@ class BoxDraws:
             ratio,
         )
 
+    @property
+    def areas(self) -> tuple[float, float]:
+        """Smallest and largest crop of images of one size, as shares of the image."""
+        limits = self._limits
+        smallest = limits.area_min
+        if self._sampler is _SAMPLERS["reference"]:
+            smallest = limits.smallest
+        area = float(limits.height * limits.width)
+        return float(smallest) / area, float(limits.area_max) / area
+
     def attempt(
         self, key: order.Key, numbers: Array, xp: Any, images: Any = ...
     ) -> tuple[Array, Array]:

@@ -29,6 +29,9 @@ COUNTS = {
     "sobel": 1,
 }
 _LARGEST_COUNT = 16  # counters set aside for an operation
+# Their draws seed generators that hosts and accelerators do not share: the pixels are
+# each one's own.
+OWN_NUMBERS = frozenset({"noise"})
 
 
 def count(operations: Sequence[str]) -> int:

@@ -38,7 +38,7 @@ def _command(
         f"--workdir={workdir}",
         f"--config.data.dataset={settings.data()}",
         "--config.augment.placement=accelerator",
-        "--config.log.tensorboard=False",
+        "--config.log.writers=()",
         *(TINY if settings.toy else ()),
         *more,
     ]

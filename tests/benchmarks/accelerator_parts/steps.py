@@ -328,7 +328,7 @@ def _train(net: Net, placement: str, row: str, settings: Settings) -> dict[str, 
     if net.side > 32:
         config.data.dataset = f"npz:{_photograph_sized(settings)}"
     config.log.every_steps = net.train_steps // 2
-    config.log.tensorboard = False
+    config.log.writers = ()
     config.checkpoint.every_steps = net.train_steps
     workdir = settings.workdir / row.replace(", ", "-")
     shutil.rmtree(workdir, ignore_errors=True)
