@@ -1,5 +1,7 @@
 """The nearest images of some images by the cosine similarity of h."""
 
+from typing import Any
+
 import numpy as np
 
 from simclr_jax.report import thumbnails
@@ -15,7 +17,7 @@ def section(sample: Sample) -> Section:
     """Queries of different classes with their nearest images in a sample."""
     queries = choose(sample.labels if sample.has_labels else None, len(sample.h))
     found, similarities = nearest(sample.h, queries, k=_NUM_NEIGHBOURS)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "query": _image(sample, query),
             "neighbours": [

@@ -118,7 +118,7 @@ def _on_device(sampler: StepSampler, step: int) -> np.ndarray:
         shapes = np.array([image.shape[:2] for image in images])
         boxes = sampler.composition.boxes_of_files(boxes, shapes)
     views = jax.jit(resident.in_parts(sampler.composition, 1))
-    return np.asarray(views(np.stack(images), uniform, boxes))
+    return np.asarray(views(np.stack([*images]), uniform, boxes))
 
 
 def as_evaluated(config: config_dict.ConfigDict, images: pixels.Images) -> np.ndarray:

@@ -27,7 +27,7 @@ def judge(predicted, labels, names):
     return Judged(tuple(names), pairs, "a test")
 
 
-@pytest.mark.parametrize("sizes", [(30, 5, 20), (4,), (0, 9, 3, 0), (7,) * 30])
+@pytest.mark.parametrize("sizes", [(30, 5, 20), (4, 1), (0, 9, 3, 0), (7,) * 30])
 def test_shares_and_matrix_are_scikit_learns(sizes):
     predicted, labels = draw(sizes)
     class_names = [f"class {i}" for i in range(len(sizes))]
@@ -69,10 +69,12 @@ def test_a_thousand_classes_show_those_that_are_confused_the_most():
     predicted[::97] = (predicted[::97] + 1) % 1000
     judged = judge(predicted, labels, [f"class {i}" for i in range(1000)])
     chosen = classes.in_matrix(judged)
-    assert len(chosen) <= 30 and {17, 900, 5, 6} <= {*chosen}
+    assert len(chosen) <= 30
+    assert {17, 900, 5, 6} <= {*chosen}
     assert classes.in_matrix(judged, most=2) == [17, 900]  # 9 images in both directions
     section = classes.section(judged)
-    assert len(section.data["rows"]) == 1000 and len(section.data["confusions"]) == 20
+    assert len(section.data["rows"]) == 1000
+    assert len(section.data["confusions"]) == 20
     assert section.data["confusions"][0]["label"] == "class 5"
     page = render(section)
     assert len(page) < 1_000_000
@@ -119,7 +121,8 @@ def test_one_class_has_no_confusions():
     h, labels = clusters((6,))
     judged = classes.of_sample(make_sample(h, labels, ("only",)), smoke.get_config())
     text = Page(render(classes.section(judged))).text
-    assert "None." in text and "100.0 %" in text
+    assert "None." in text
+    assert "100.0 %" in text
 
 
 def write_receipt(folder, predicted, labels, class_names, protocol="linear"):
@@ -143,10 +146,12 @@ def test_receipts_are_read_as_they_were_written(tmp_path, sizes):
     write_receipt(tmp_path / "eval", predicted, labels, class_names[: len(sizes)])
     write_receipt(tmp_path / "eval", labels, labels, class_names, protocol="knn")
     judged = class_receipts.read(str(tmp_path))
-    assert judged is not None and judged.names == tuple(class_names)
+    assert judged is not None
+    assert judged.names == tuple(class_names)
     expected = classes.count_pairs(predicted, labels)
     np.testing.assert_array_equal(judged.pairs, expected)
-    assert "linear evaluation" in judged.origin and "step 12" in judged.origin
+    assert "linear evaluation" in judged.origin
+    assert "step 12" in judged.origin
 
 
 def test_numbers_take_the_names_that_the_run_recorded(tmp_path):
@@ -161,7 +166,8 @@ def test_numbers_take_the_names_that_the_run_recorded(tmp_path):
     }
     (tmp_path / "dataset.json").write_text(json.dumps(listing))
     judged = class_receipts.read(str(tmp_path))
-    assert judged is not None and judged.names == ("cat", "dog")
+    assert judged is not None
+    assert judged.names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"by_class": 3}', '{"by_class": [1]}'])
@@ -170,7 +176,8 @@ def test_a_damaged_receipt_is_passed_over(tmp_path, damage):
     write_receipt(tmp_path / "eval", predicted, labels, "ab", protocol="knn")
     (tmp_path / "eval" / "linear.json").write_text(damage)
     judged = class_receipts.read(str(tmp_path))
-    assert judged is not None and "knn" in judged.origin
+    assert judged is not None
+    assert "knn" in judged.origin
     # The matrix of an evaluation that is being written over.
     (tmp_path / "eval" / "knn.confusion.csv").write_text("label / predicted,a,b\n")
     assert class_receipts.read(str(tmp_path)) is None
@@ -195,7 +202,8 @@ def test_hostile_names_show_as_text(monkeypatch):
         assert not [name for name, _ in page.attributes if name.startswith("on")]
         scripts = 2 if section.name == "map" else 0
         assert page.tags.count("script") == scripts
-        assert "b" not in page.tags and "br" not in page.tags
+        assert "b" not in page.tags
+        assert "br" not in page.tags
         assert shown[0] in page.text
         assert not any(c in page.text for c in "\u202e\x1b\udce9")
     page = Page(render(classes.section(judge(predicted, of, shown))))

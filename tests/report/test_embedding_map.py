@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ def test_the_map_depends_on_the_seed_alone_and_keeps_clusters_apart():
     points, method = embedding_map.place(h, seed=3)
     again, _ = embedding_map.place(h.copy(), seed=3)
     np.testing.assert_array_equal(points, again)
-    assert "t-SNE" in method and "seed 3" in method
-    assert points.shape == (90, 2) and np.abs(points).max() == pytest.approx(1)
+    assert "t-SNE" in method
+    assert "seed 3" in method
+    assert points.shape == (90, 2)
+    assert np.abs(points).max() == pytest.approx(1)
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (labels[distances.argmin(axis=1)] == labels).mean() > 0.95
@@ -28,7 +31,8 @@ def test_the_map_depends_on_the_seed_alone_and_keeps_clusters_apart():
 def test_a_few_images_are_placed_too(count):
     h = np.random.default_rng(count).normal(size=(count, 6))
     points, method = embedding_map.place(h, seed=0)
-    assert points.shape == (count, 2) and np.isfinite(points).all()
+    assert points.shape == (count, 2)
+    assert np.isfinite(points).all()
     assert method == "the first two principal components"
     if count > 2:
         x = h / np.linalg.norm(h, axis=1, keepdims=True)
@@ -41,15 +45,18 @@ def test_a_few_images_are_placed_too(count):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e-4])
 def test_a_collapsed_encoder_is_named(scale):
     h = np.ones((40, 4)) * np.linspace(1, 2, 40)[:, None] * scale
-    with pytest.raises(RunFailed, match="all 40 images .* collapsed"):
+    with pytest.raises(RunFailed, match=r"all 40 images .* collapsed"):
         embedding_map.place(h, seed=0)
 
 
-@pytest.mark.parametrize("count, columns, rows", [(1, 1, 1), (5, 3, 2), (6, 3, 2)])
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"), [(1, 1, 1), (5, 3, 2), (6, 3, 2)]
+)
 def test_pictures_lie_in_the_sheet_row_by_row(count, columns, rows):
     pictures = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), np.uint8)
     sheet, found = thumbnails.sheet(pictures)
-    assert found == columns and sheet.shape == (rows * 4, columns * 4, 3)
+    assert found == columns
+    assert sheet.shape == (rows * 4, columns * 4, 3)
     for i in range(count):
         row, column = divmod(i, columns)
         tile = sheet[row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
@@ -81,7 +88,8 @@ def test_points_carry_the_number_class_and_colour_of_their_image():
     groups = section.data["plot"]["groups"]
     assert [group["name"] for group in groups] == ["a", "b", None]
     assert [group["legend"] for group in groups] == [True] * 3
-    assert groups[2]["colour"] is None and groups[2]["images"] == [0]
+    assert groups[2]["colour"] is None
+    assert groups[2]["images"] == [0]
     points, _ = embedding_map.place(h, seed=0)
     for group in groups:
         placed = np.stack([group["x"], group["y"]], axis=1)
@@ -96,10 +104,11 @@ def test_a_thousand_classes_have_hues_and_no_legend(monkeypatch):
     sample = make_sample(np.ones((1000, 2)), np.arange(1000), names)
     section = embedding_map.section(sample, seed=0)
     groups = section.data["plot"]["groups"]
-    assert len(groups) == 1000 and not any(group["legend"] for group in groups)
+    assert len(groups) == 1000
+    assert not any(group["legend"] for group in groups)
     colours = [embedding_map.colour(i, 1000) for i in range(1000)]
     assert len({*colours}) > 500
-    assert all(a != b for a, b in zip(colours, colours[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(colours))
     assert len({embedding_map.colour(i, 10) for i in range(10)}) == 10
     # With a page's Plotly, 4.7 MB, it must stay below 8 MB.
     assert len(render(section)) < 2_000_000

@@ -7,7 +7,7 @@ from report_samples import Page, clusters, make_sample, render
 from simclr_jax.report import neighbours
 
 
-@pytest.mark.parametrize("n, d, k", [(40, 5, 6), (7, 3, 6), (4, 9, 6), (2, 2, 6)])
+@pytest.mark.parametrize(("n", "d", "k"), [(40, 5, 6), (7, 3, 6), (4, 9, 6), (2, 2, 6)])
 def test_neighbours_are_those_of_the_definition(n, d, k):
     h = np.random.default_rng(n).normal(size=(n, d)).astype(np.float32)
     queries = np.arange(0, n, 2)
@@ -44,7 +44,8 @@ def test_queries_are_spread_over_the_classes():
     assert sorted(labels[chosen].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2]
     many = neighbours.choose(np.repeat(np.arange(1000), 2), 2000, number=8)
     assert len({*many // 2}) == 8
-    assert many[0] // 2 == 0 and many[-1] // 2 == 999
+    assert many[0] // 2 == 0
+    assert many[-1] // 2 == 999
     assert neighbours.choose(np.zeros(3, int), 3).tolist() == [0, 1, 2]
     assert neighbours.choose(None, 5).tolist() == [0, 1, 2, 3, 4]
 
@@ -56,12 +57,14 @@ def test_agreement_is_counted_where_both_classes_are_known():
     section = neighbours.section(sample)
     assert section.data["num_agreeing"] == section.data["num_known"] == 8 * 6
     page = render(section)
-    assert page.count('class="agrees"') == 48 and "48 of 48 neighbours" in page
+    assert page.count('class="agrees"') == 48
+    assert "48 of 48 neighbours" in page
     assert 'class="differs"' not in page
 
 
 def test_without_labels_nothing_agrees_or_differs():
     section = neighbours.section(make_sample(clusters((9, 9))[0]))
     page = render(section)
-    assert 'class="agrees"' not in page and 'class="differs"' not in page
+    assert 'class="agrees"' not in page
+    assert 'class="differs"' not in page
     assert "no labels" in Page(page).text

@@ -41,7 +41,7 @@ def shown_views(section):
     return [pair["name"] for pair in found], [pair["views"] for pair in found]
 
 
-@pytest.mark.parametrize("step, num_images", [(0, 6), (4, 4), (4, 6)])
+@pytest.mark.parametrize(("step", "num_images"), [(0, 6), (4, 4), (4, 6)])
 def test_pairs_are_those_of_a_step_of_training(tmp_path, step, num_images):
     config = make_config(tmp_path)
     section = pairs.section(str(tmp_path), config, step=step, num_images=num_images)
@@ -153,7 +153,9 @@ def test_a_sample_keeps_images_and_h_together(
     again = sample.take(str(tmp_path), config, num_images=num_images, seed=1)
     assert taken.image_names == again.image_names
     assert len(taken.h) == num_images == len({*taken.image_names})
-    assert taken.split == "test" and taken.note == "" and taken.step == 3
+    assert taken.split == "test"
+    assert taken.note == ""
+    assert taken.step == 3
     images = np.load(tmp_path / "test.npz")["images"]
     source = input_pipeline.open_source(config, "test")
     number = {source.describe(i): i for i in range(300)}
@@ -171,8 +173,10 @@ def test_training_images_stand_in_where_there_are_no_others(tmp_path, mean_colou
     config = make_config(tmp_path, labels=False)
     (tmp_path / "test.npz").unlink()
     taken = sample.take(str(tmp_path), config, num_images=9, seed=0)
-    assert taken.split == "train" and "training images" in taken.note
-    assert taken.class_names is None and not taken.has_labels
+    assert taken.split == "train"
+    assert "training images" in taken.note
+    assert taken.class_names is None
+    assert not taken.has_labels
 
 
 def test_one_failure_does_not_take_the_other_parts(tmp_path):
@@ -190,7 +194,8 @@ def test_one_failure_does_not_take_the_other_parts(tmp_path):
         assert "holds no checkpoint" in Page(render(section)).text
     (tmp_path / "train.npz").unlink()
     (first, *_) = representation.sections(str(tmp_path / "run"), config.to_dict())
-    assert first.template == "missing.html" and "train.npz" in first.data["reason"]
+    assert first.template == "missing.html"
+    assert "train.npz" in first.data["reason"]
 
 
 def test_bad_images_are_left_out_of_a_sample(tmp_path, mean_colour):
@@ -207,7 +212,8 @@ def test_bad_images_are_left_out_of_a_sample(tmp_path, mean_colour):
     config = make_config(tmp_path)
     config.data.dataset = f"folder:{folder}"
     taken = sample.take(str(tmp_path), config, num_images=60, seed=0)
-    assert taken.num_bad == 1 and len(taken.h) == len(taken.image_names) == 59
+    assert taken.num_bad == 1
+    assert len(taken.h) == len(taken.image_names) == 59
     assert "\u202e" not in "".join(taken.class_names)
     assert {taken.class_of(i) for i in range(59)} == {*taken.class_names}
 
