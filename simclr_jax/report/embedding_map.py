@@ -83,6 +83,7 @@ def place(h: np.ndarray, *, seed: int) -> tuple[np.ndarray, str]:
         what = "the map of h"
         raise ConfigError(optional.install_hint(what, "scikit-learn", extra="report"))
     # Imported here, since it takes a while, and only the report needs it.
+    import threadpoolctl
     from sklearn import manifold
 
     x = unit(h)
@@ -97,9 +98,12 @@ def place(h: np.ndarray, *, seed: int) -> tuple[np.ndarray, str]:
         points, method = _principal(x, 2), "the first two principal components"
     else:
         perplexity = min(_PERPLEXITY, (len(h) - 1) / 3)
-        points = manifold.TSNE(
-            init="pca", perplexity=perplexity, random_state=seed
-        ).fit_transform(reduced)
+        # One thread: the order of sums is that of every other time, and threads that
+        # wait for each other would be slow beside a training.
+        with threadpoolctl.threadpool_limits(1):
+            points = manifold.TSNE(
+                init="pca", perplexity=perplexity, random_state=seed
+            ).fit_transform(reduced)
         method = (
             f"t-SNE (perplexity {perplexity:g}, seed {seed}) of the first "
             f"{reduced.shape[1]} principal components"
