@@ -87,7 +87,7 @@ def _names(found: Sequence[str], workdir: str) -> tuple[str, ...]:
     """Those of the receipt; for numbers, those that the run recorded."""
     numbers = [str(number) for number in range(len(found))]
     recorded = names.recorded(workdir, len(found)) if [*found] == numbers else None
-    return recorded or tuple(map(names.shown, found))
+    return recorded or names.named(found, len(found)) or ()
 
 
 def _origin(receipt: dict[str, Any]) -> str:

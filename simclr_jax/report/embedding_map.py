@@ -15,6 +15,7 @@ from simclr_jax.report.sections import Section
 NAME, TITLE = "map", "Map of h"
 _COMPONENTS = 50  # that t-SNE takes
 _PERPLEXITY = 30.0
+_ITERATIONS = 600  # enough for a few thousand images
 _FEWEST = 10  # images for t-SNE; fewer are placed by their principal components
 _SAME = 1e-6  # standard deviation of directions that are one
 _THUMBNAIL = 32
@@ -102,7 +103,10 @@ def place(h: np.ndarray, *, seed: int) -> tuple[np.ndarray, str]:
         # wait for each other would be slow beside a training.
         with threadpoolctl.threadpool_limits(1):
             points = manifold.TSNE(
-                init="pca", perplexity=perplexity, random_state=seed
+                init="pca",
+                perplexity=perplexity,
+                max_iter=_ITERATIONS,
+                random_state=seed,
             ).fit_transform(reduced)
         method = (
             f"t-SNE (perplexity {perplexity:g}, seed {seed}) of the first "
@@ -145,7 +149,7 @@ def _groups(sample: Sample, points: np.ndarray) -> list[dict[str, Any]]:
         name = sample.class_of(int(images[0])) if label >= 0 else None
         groups.append(
             {
-                "label": names.plotly_label(name or "no label"),
+                "label": names.plotly_label("no label" if name is None else name),
                 "name": name,
                 "colour": colour(number, len(present)) if label >= 0 else None,
                 "legend": in_legend,

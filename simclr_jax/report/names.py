@@ -55,4 +55,6 @@ def recorded(workdir: str, count: int) -> tuple[str, ...] | None:
 
 def named(names: Sequence[str], count: int) -> tuple[str, ...] | None:
     """`shown` names, if there are as many as classes."""
-    return tuple(map(shown, names)) if len(names) == count else None
+    # A class without a name is still one.
+    found = tuple(shown(name) or "''" for name in names)
+    return found if len(names) == count else None

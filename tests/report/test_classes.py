@@ -185,7 +185,9 @@ def test_a_damaged_receipt_is_passed_over(tmp_path, damage):
 
 
 def test_hostile_names_show_as_text(monkeypatch):
-    shown = tuple(map(names.shown, HOSTILE))
+    shown = names.named(HOSTILE, len(HOSTILE))
+    assert shown is not None
+    assert shown[-1] == "''"
     count = len(HOSTILE)
     h, labels = clusters((3,) * count)
     placed = np.zeros((len(h), 2)), "no method"

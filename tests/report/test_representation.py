@@ -24,7 +24,7 @@ def make_config(tmp_path, *, num_images=20, labels=True, **changes):
     config.update_from_flattened_dict(
         {
             "image_size": 8,
-            "batch.batch_size": 6,
+            "batch.batch_size": 8,
             "schedule.train_steps": 6,
             # Nothing that takes long to compile.
             "augment.operations": ("crop", "flip"),
