@@ -62,7 +62,7 @@ def classify(
         images = positions[:, start : start + size].reshape(-1)
         filled = images >= 0
         for k in ks:
-            predicted[k][images[filled]] = _vote(
+            predicted[k][images[filled]] = vote(
                 similarities[filled, :k], labels[filled, :k], num_classes, temperature
             )
         if time.monotonic() - last_line > _SECS_BETWEEN_LINES:
@@ -72,10 +72,10 @@ def classify(
     return predicted
 
 
-def _vote(
+def vote(
     similarities: np.ndarray, labels: np.ndarray, num_classes: int, temperature: float
 ) -> np.ndarray:
-    """The classes [Q] that neighbours [Q, k] vote for."""
+    """The classes [Q] that neighbours [Q, k], nearest first, vote for."""
     scores = np.zeros((len(labels), num_classes), np.float64)
     votes = np.exp((similarities - similarities[:, :1]) / temperature)
     np.add.at(scores, (np.arange(len(labels))[:, None], labels), votes)

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from ml_collections import config_dict
 
-from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.errors import ConfigError, InvalidInput
 from simclr_jax.preview import layout, sections
 from simclr_jax.preview.forms import Forms, NotHere
-from simclr_jax.training import input_pipeline
+from simclr_jax.training import input_pipeline, step_views
 from simclr_jax.training.device_views import make_composition
 
 
@@ -41,7 +40,7 @@ def write_preview(
     sample = sections.sample(
         source,
         make_composition(config),
-        evaluation_preprocessing(config),
+        step_views.evaluation_preprocessing(config),
         seed=config.seed,
         num_images=num_images,
         num_views=max(num_views, 2),  # a pair has two
@@ -57,15 +56,6 @@ def write_preview(
         layout.draw(parts).save(path)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"--output={path}: cannot be written ({error})") from error
-
-
-def evaluation_preprocessing(config: config_dict.ConfigDict) -> Preprocessing:
-    """That of the config's evaluations."""
-    return Preprocessing(
-        image_size=config.image_size,
-        crop_proportion=config.evaluation.crop_proportion,
-        resize=config.evaluation.resize,
-    )
 
 
 def check_show(show: Sequence[str]) -> None:
