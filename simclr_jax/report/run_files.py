@@ -88,6 +88,14 @@ class RunFiles:
     holder: tuple[str, bool] | None
     notes: Sequence[str]
 
+    @property
+    def restarts(self) -> list[int]:
+        """Steps after which the run was resumed, as far as the log tells.
+
+        A start logs the first step after the checkpoint that it resumes from.
+        """
+        return [step - 1 for step in self.metrics.starts if step > 1]
+
 
 def read(workdir: str, *, name: str | None = None) -> RunFiles:
     """Reads a run directory, which a training may be writing.
