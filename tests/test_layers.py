@@ -59,6 +59,7 @@ RESERVED = {
         "plan",
         "preview",
         "rehearse",
+        "report",
         "runs",
         "training",
         "weights",

@@ -28,7 +28,7 @@ class Chart:
       series: (metric, words), the first one drawn solid and the others dashed.
       form: of values, in d3's notation; '%' makes an axis of percent.
       note: how to read it.
-      log: whether the axis is logarithmic where all values are positive.
+      log: whether the axis is logarithmic, where no value is negative.
     """
 
     name: str
@@ -166,9 +166,15 @@ def groups(runs: Sequence[RunFiles]) -> list[Group]:
 
 
 def _with_curves(charts: Sequence[Chart], logged: set[str]) -> list[Chart]:
-    return [
-        chart for chart in charts if any(metric in logged for metric, _ in chart.series)
+    """The charts, and of each the series, of what was logged."""
+    kept = [
+        dataclasses.replace(
+            chart,
+            series=tuple(one for one in chart.series if one[0] in logged),
+        )
+        for chart in charts
     ]
+    return [chart for chart in kept if chart.series]
 
 
 def _varies(runs: Sequence[RunFiles], name: str) -> bool:
@@ -190,11 +196,14 @@ def as_json(runs: Sequence[RunFiles], found: Sequence[Group]) -> dict[str, Any]:
 
 def _chart(chart: Chart, runs: Sequence[RunFiles], most: int) -> dict[str, Any]:
     series = list(_series(chart, runs, most))
-    is_positive = all(y is None or y > 0 for one in series for y in one["y"])
+    # A 0, as of the first update, is left out of a logarithmic axis.
+    is_logarithmic = chart.log and all(
+        y is None or y >= 0 for one in series for y in one["y"]
+    )
     return {
         "id": f"chart-{chart.name}",
         "form": chart.form,
-        "log": chart.log and is_positive,
+        "log": is_logarithmic,
         "series": series,
     }
 

@@ -76,7 +76,9 @@ def context(
         "differences": comparison.differences(runs) if several else [],
         "groups": found,
         "plots": charts.as_json(runs, found),
-        "parts": _by_title([_sections(run) for run in runs], image_sections),
+        "parts": _by_title(
+            [_sections(run, several=several) for run in runs], image_sections
+        ),
     }
 
 
@@ -107,7 +109,7 @@ def _image_sections(run: RunFiles) -> list[Section]:
     return sections
 
 
-def _sections(run: RunFiles) -> list[Section]:
+def _sections(run: RunFiles, *, several: bool) -> list[Section]:
     """The parts of the page about one run that need neither images nor encoder."""
     sections = [
         Section(
@@ -130,6 +132,7 @@ def _sections(run: RunFiles) -> list[Section]:
         "run": run,
         "from_base": comparison.from_base(run),
         "whole": comparison.whole(run),
+        "is_open": not several,
     }
     return [*sections, Section("config", "Config", "config.html", data)]
 

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from simclr_jax.data import optional
 from simclr_jax.errors import ConfigError, printable, printable_lines
 from simclr_jax.report.sections import Section
 
@@ -32,7 +33,7 @@ def render(context: Mapping[str, Any]) -> str:
     Raises:
       ConfigError: Jinja2 or Plotly is not installed.
     """
-    _, plotly_js = _libraries()
+    check_libraries()
     markup = _markup()
     return (
         _environment()
@@ -41,7 +42,7 @@ def render(context: Mapping[str, Any]) -> str:
             **context,
             styles=markup(_joined(_STYLES)),
             scripts=markup(_joined(_SCRIPTS)),
-            plotly_js=markup(plotly_js),
+            plotly_js=markup(_plotly_js()),
         )
     )
 
@@ -82,23 +83,19 @@ def plot_label(name: str) -> str:
 
 def check_libraries() -> None:
     """Raises ConfigError unless all that a page needs is installed."""
-    _libraries()
+    for package in ("jinja2", "plotly"):
+        if not optional.is_installed(package):
+            raise ConfigError(
+                optional.install_hint("the report", package, extra="report")
+            )
 
 
-@functools.cache
-def _libraries() -> tuple[Any, str]:
-    """(the module jinja2, the source of Plotly's script)."""
-    # Imported here: only this command needs them.
-    try:
-        import jinja2
-        from plotly import offline
-    except ImportError as error:
-        raise ConfigError(
-            f"the report needs the package {error.name}, which is not installed; "
-            "install it with `pip install simclr_jax[report]`"
-        ) from error
+def _plotly_js() -> str:
+    """The source of Plotly's script."""
+    from plotly import offline  # only this command needs it
+
     # Nothing in it may end the tag that it is in.
-    return jinja2, offline.get_plotlyjs().replace("</script", "<\\/script")
+    return offline.get_plotlyjs().replace("</script", "<\\/script")
 
 
 def _markup() -> Any:
@@ -110,7 +107,8 @@ def _markup() -> Any:
 
 @functools.cache
 def _environment() -> Any:
-    jinja2, _ = _libraries()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,

@@ -129,13 +129,14 @@ def read(workdir: str, *, name: str | None = None) -> RunFiles:
             "and left out"
         )
     listing = unless_damaged(lambda: dataset_record.read(workdir), None)
+    names = unless_damaged(lambda: dataset_record.class_names(workdir), None)
     return RunFiles(
         workdir=workdir,
         name=name or folder_name(workdir),
         config=config_dict.ConfigDict(config),
         metrics=metrics,
         num_examples=listing and listing.num_examples,
-        class_names=unless_damaged(lambda: dataset_record.class_names(workdir), None),
+        class_names=names,
         checkpoints=unless_damaged(
             lambda: _checkpoints(workdir), Checkpoints(plans.FIRST)
         ),
@@ -144,7 +145,7 @@ def read(workdir: str, *, name: str | None = None) -> RunFiles:
             lambda: _bad_images(folder / quarantine.FILE_NAME), BadImages(0, ())
         ),
         holder=holder,
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),  # a file may be read twice
     )
 
 

@@ -157,7 +157,7 @@ def _rates(run: RunFiles) -> list[Figure]:
     if secs is not None:
         starts = len(run.metrics.starts)
         detail = f"{starts} starts" if starts > 1 else ""
-        figures.append(Figure("Time in steps", f"{format_secs(secs[-1])} h", detail))
+        figures.append(Figure("Training time", format_secs(secs[-1]), detail))
     return figures
 
 

@@ -52,7 +52,7 @@
     const tint = (name) => several ? css(`--run-${number % 8}`) : css(name);
     const saved = run.mark_checkpoints && !several ? run.checkpoints : [];
     return [
-      ...saved.map((step) => line(step, {color: css("--line"), width: 1})),
+      ...saved.map((step) => line(step, {color: css("--saved"), width: 1})),
       ...run.restarts.map((step) => line(step, {color: tint("--restart"), width: 1.2, dash: "dot"})),
     ];
   });
@@ -73,7 +73,7 @@
   const xaxis = () => ({
     ...grid(), showgrid: false, ticks: "outside", tickcolor: css("--line"), nticks: 6,
     hoverformat: axis === "steps" ? ",d" : ".3f", tickformat: axis === "steps" ? "~s" : "",
-    title: {text: axis, standoff: 6, font: {size: 11}},
+    title: {text: axis === "steps" ? "steps" : "training hours", standoff: 6, font: {size: 11}},
     rangemode: "normal",
   });
 
@@ -86,8 +86,8 @@
       tickformat: chart.form.endsWith("%") ? ".3~p" : chart.log ? ".1~g" : "",
     },
     hovermode: "x unified",
-    showlegend: plots.runs.length === 1 && chart.series.length > 1 ||
-      new Set(chart.series.map((one) => one.place)).size > 1 && plots.runs.length <= 3,
+    // Of several runs, the page says what solid and dashed lines are.
+    showlegend: plots.runs.length === 1 && chart.series.length > 1,
     legend: {orientation: "h", x: 0, y: 1, yanchor: "bottom", font: {size: 11, color: css("--fg")}},
     shapes: lines(),
   });
