@@ -6,6 +6,21 @@ import pathlib
 from simclr_jax.configs import smoke
 from simclr_jax.runs import directory, metrics_writer
 
+# Names as classes, files and runs may have them.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(2)>",
+    "\"'><svg/onload=alert(3)>",
+    "<b>bold</b> <a href='javascript:alert(4)'>link</a>",
+    "{{ 7 * 7 }} {% raw %} ${8*8} %{x}",
+    "&lt;i&gt; &amp;amp;",
+    "\u202egnp.exe \u2028 \x1b[2J",
+    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "\U0001f600 \U0001f469\u200d\U0001f52c",
+    "long " * 60,
+    "surrogate \udcff",
+]
+
 
 def write(
     folder: pathlib.Path, *, steps: int, total: int, labels: bool = True, **config

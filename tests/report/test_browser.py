@@ -9,10 +9,9 @@ import pathlib
 import shutil
 
 import pytest
+import report_runs
 
 from simclr_jax.report import job
-from tests.report import report_runs
-from tests.report.test_page import HOSTILE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -74,7 +73,7 @@ class Opened:
         self.page.mouse.move(at[0] - 5, at[1])
         self.page.mouse.move(*at)
         self.page.wait_for_selector(f"#{chart} .hoverlayer text", timeout=10_000)
-        return self.page.locator(f"#{chart} .hoverlayer").inner_text()
+        return self.page.locator(f"#{chart} .hoverlayer").text_content()
 
 
 def drawn(page) -> dict[str, int]:
@@ -148,7 +147,7 @@ def test_axis_zoom_and_colours_can_change(browser, tmp_path):
 def test_hostile_names_run_nothing(browser, size, tmp_path):
     folders = [
         tmp_path / name.replace("/", "_")[:60]
-        for name in HOSTILE[:5]
+        for name in report_runs.HOSTILE[:5]
         if "," not in name
     ]
     for folder in folders:
@@ -156,13 +155,13 @@ def test_hostile_names_run_nothing(browser, size, tmp_path):
             folder, steps=60, total=60, evaluation__test_split=os.fspath(folder)
         )
         with report_runs.log(folder).open("a") as log:
-            hostile = dict.fromkeys(HOSTILE, 1.0)
+            hostile = dict.fromkeys(report_runs.HOSTILE, 1.0)
             log.write(json.dumps(report_runs.line(61, **hostile)) + "\n")
     path = tmp_path / "page.html"
     job.write([*map(str, folders)], str(path), images=False)
     opened = Opened(browser, path, size)
     shown = opened.hover("chart-loss")
-    assert HOSTILE[3][:20].replace("/", "_") in shown  # tags as text
+    assert report_runs.HOSTILE[3][:20].replace("/", "_") in shown  # tags as text
     assert opened.page.locator("main img, main svg[onload]").count() == 0
     links = opened.page.locator("a").evaluate_all("all => all.map((a) => a.href)")
     assert all(link.startswith(path.as_uri() + "#") for link in links)

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import report_runs
 from etils import epath
 
 from simclr_jax.report import metrics_log
 from simclr_jax.report.metrics_log import Curve
 from simclr_jax.runs import metrics_writer
-from tests.report import report_runs
 
 
 def parse(*lines):

@@ -8,26 +8,12 @@ import re
 
 import numpy as np
 import pytest
+import report_runs
 
 from simclr_jax.errors import ConfigError
 from simclr_jax.report import comparison, job, page, run_files, status
 from simclr_jax.report.sections import Section
 from simclr_jax.runs import ownership, quarantine
-from tests.report import report_runs
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror=alert(2)>",
-    "\"'><svg/onload=alert(3)>",
-    "<b>bold</b> <a href='javascript:alert(4)'>link</a>",
-    "{{ 7 * 7 }} {% raw %} ${8*8} %{x}",
-    "&lt;i&gt; &amp;amp;",
-    "\u202egnp.exe \u2028 \x1b[2J",
-    "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
-    "\U0001f600 \U0001f469\u200d\U0001f52c",
-    "long " * 60,
-    "surrogate \udcff",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -147,9 +133,9 @@ def test_checkpoints_and_restarts_are_marked(tmp_path):
     assert "plan_1/" in body(run)
 
 
-@pytest.mark.parametrize("number", range(len(HOSTILE)))
+@pytest.mark.parametrize("number", range(len(report_runs.HOSTILE)))
 def test_hostile_names_are_text(number, tmp_path):
-    name = HOSTILE[number]
+    name = report_runs.HOSTILE[number]
     run = report_runs.write(
         tmp_path / "run", steps=3, total=3, evaluation__test_split=name
     )

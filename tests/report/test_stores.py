@@ -3,16 +3,16 @@
 import pathlib
 
 import pytest
+import report_runs
 
 from simclr_jax import paths
 from simclr_jax.errors import ConfigError
 from simclr_jax.report import job
-from tests.report import report_runs
-
-pytest_plugins = ("tests.stores",)
 
 
 @pytest.mark.slow
+# Of aiohttp, for objects of more than 1 MB.
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_a_run_on_a_store(gcs, tmp_path):
     run = report_runs.write(tmp_path / "run", steps=30, total=30)
     (run / "checkpoints" / "20").mkdir(parents=True)
