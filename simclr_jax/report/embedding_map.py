@@ -149,7 +149,7 @@ def _groups(sample: Sample, points: np.ndarray) -> list[dict[str, Any]]:
         name = sample.class_of(int(images[0])) if label >= 0 else None
         groups.append(
             {
-                "label": names.plotly_label("no label" if name is None else name),
+                "label": names.plot_label("no label" if name is None else name, 24),
                 "name": name,
                 "colour": colour(number, len(present)) if label >= 0 else None,
                 "legend": in_legend,

@@ -26,9 +26,12 @@ def short(name: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def plotly_label(name: str) -> str:
-    """A short name for a label of Plotly, which parses tags and entities in labels."""
-    return html.escape(short(name), quote=False)
+def plot_label(name: str, length: int = 60) -> str:
+    """A name for a label of Plotly, which would obey tags and entities in it.
+
+    It must not be a part of a `hovertemplate`, which has a language of its own.
+    """
+    return html.escape(short(name, length), quote=False)
 
 
 def of_classes(source: Source, workdir: str) -> tuple[str, ...] | None:

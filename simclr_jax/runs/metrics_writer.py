@@ -22,6 +22,8 @@ from simclr_jax.runs.writers import Writers
 _LOG = logging.getLogger(__name__)
 
 FILE_NAME = "metrics.jsonl"
+# `bottleneck` of the first step of every start, whose time is mostly compilation.
+FIRST_OF_A_START = "too early to tell"
 # Metrics of the progress line, by its words for them.
 _SHARES = (
     ("contrastive_accuracy", "accuracy"),

@@ -67,6 +67,26 @@ def owned(workdir: str) -> Iterator["Ownership"]:
         owner.release()
 
 
+def holder(workdir: str) -> tuple[str, bool] | None:
+    """Who is named in the lease, in words, and whether it still runs; None if nobody.
+
+    It does not wait: of a process on another machine only the age of the file is known,
+    by this machine's clock.
+
+    Raises:
+      ConfigError: the lease cannot be read.
+    """
+    path = paths.as_path(workdir) / FILE_NAME
+    owner = _read(path)
+    if owner is None:
+        return None
+    if owner["machine"] == _machine():
+        return _described(owner), _started(owner["process"]) == owner["started"]
+    with atomic.one_line(f"file {path}: cannot be read"):
+        age_secs = time.time() - path.stat().mtime
+    return _described(owner), age_secs < EXPIRY_SECS
+
+
 class Ownership:
     """The lease of one process on a run directory, from `acquire` to `release`."""
 

@@ -12,7 +12,11 @@ from ml_collections import config_dict
 from simclr_jax.config import identity
 from simclr_jax.parallel import processes
 from simclr_jax.runs.health import HealthMonitor
-from simclr_jax.runs.metrics_writer import MetricsWriter, progress_line
+from simclr_jax.runs.metrics_writer import (
+    FIRST_OF_A_START,
+    MetricsWriter,
+    progress_line,
+)
 from simclr_jax.training import bottleneck, divergence, shown_views, watching
 from simclr_jax.training.objectives import Batch, Metrics
 from simclr_jax.training.step import TrainState
@@ -194,7 +198,7 @@ class Reporter:
         first = done == self.start_step + 1
         wait_share = values["input_wait_share"]
         side = "" if first else bottleneck.of_wait(wait_share)
-        words = {"bottleneck": side or "too early to tell"}
+        words = {"bottleneck": side or FIRST_OF_A_START}
         if verdict:
             words["health"] = verdict
         self._writer.write(done, {**values, **words})

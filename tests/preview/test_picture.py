@@ -16,7 +16,7 @@ from simclr_jax.errors import ConfigError, DataError, InvalidInput
 from simclr_jax.preview import layout, picture, sections
 from simclr_jax.preview.forms import Forms
 from simclr_jax.preview.layout import Row, Section
-from simclr_jax.training import input_pipeline
+from simclr_jax.training import input_pipeline, step_views
 from simclr_jax.training.device_views import make_composition
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 10, 12, 3), np.uint8)
@@ -43,7 +43,7 @@ def sample_of(config, num_views=2, source=SOURCE):
     return sections.sample(
         source,
         make_composition(config),
-        picture.evaluation_preprocessing(config),
+        step_views.evaluation_preprocessing(config),
         seed=config.seed,
         num_images=8,
         num_views=num_views,

@@ -213,7 +213,7 @@ def test_hostile_names_show_as_text(monkeypatch):
 
 
 def test_labels_of_plotly_have_no_tags():
-    labels = [names.plotly_label(name) for name in HOSTILE]
+    labels = [names.plot_label(name, 24) for name in HOSTILE]
     assert not any(c in label for label in labels for c in "<>")
     assert labels[3] == "&lt;b&gt;bold&lt;/b&gt;&lt;br&gt;&amp;amp;"
-    assert names.plotly_label("x" * 300) == "x" * 23 + "…"
+    assert names.plot_label("x" * 300, 24) == "x" * 23 + "…"
