@@ -60,6 +60,7 @@ RESERVED = {
         "preview",
         "rehearse",
         "runs",
+        "study",
         "training",
         "weights",
     },
