@@ -49,9 +49,9 @@ def main() -> None:
 
     for line in command.run(
         command.Request(
-            study=_STUDY.value,
+            study=_STUDY.value or "",
             scale=_SCALE.value,
-            workdir=_WORKDIR.value,
+            workdir=_WORKDIR.value or "",
             overrides=_SET.value,
             num_seeds=_SEEDS.value,
             chosen=_CELL.value,

@@ -246,7 +246,7 @@ def _points(study: Study, results: Results, figure: Any, axes: Any) -> None:
     """A point for each cell over the encoder's parameters, as Figure 7."""
     depth, width = study.figure.series
     means = summary(results, _first_metric(study), (depth, width))
-    sizes = {
+    sizes: dict[tuple[str, ...], float] = {
         (cell.point[depth], cell.point[width]): result["parameters"] / 1e6
         for cell, result in results
         if result and result["parameters"]
@@ -272,7 +272,7 @@ def _points(study: Study, results: Results, figure: Any, axes: Any) -> None:
                 fontsize=8,
             )
     axes.set_xscale("log")
-    axes.margins(x=0.2)
+    axes.margins(x=0.3)
     axes.set_xlabel("Parameters of the encoder (millions)")
     _finish(study, axes, with_legend=True)
 
