@@ -37,6 +37,7 @@ from simclr_jax.evaluation import overrides
 from simclr_jax.parallel import processes
 from simclr_jax.prepare import build
 from simclr_jax.runs import atomic, directory
+from simclr_jax.study import cells
 from simclr_jax.training import profiling
 from simclr_jax.weights import convert, descriptions, export, load
 
@@ -676,11 +677,45 @@ RUNS = [
     ),
 ]
 
+
+def _study(given: str, names: str, *arguments: Any) -> Case:
+    return Case("Studies", given, names, lambda _: cells.open_study(*arguments))
+
+
+STUDIES = [
+    _study("--study=temprature", "--study=temprature", "temprature", "minutes"),
+    _study("--scale=hours", "--scale=hours", "objectives", "hours"),
+    _study(
+        "--study=temperature --set=loss.temperature=1",
+        "sets loss.temperature",
+        *("temperature", "gpu", ["loss.temperature=1"]),
+    ),
+    Case(
+        "Studies",
+        "--study=batch_size_epochs --set=batch.micro_batch_size=96",
+        "cell 3-64-seed0: config.batch.micro_batch_size=96",
+        lambda _: cells.expand(
+            cells.open_study(
+                "batch_size_epochs", "minutes", ["batch.micro_batch_size=96"]
+            )
+        ),
+    ),
+    Case(
+        "Studies",
+        "--workdir=DIR of another study",
+        "--workdir=DIR: holds --study=objectives",
+        lambda folder: [
+            cells.Folder(str(folder)).claim(name, "minutes")
+            for name in ("objectives", "temperature")
+        ],
+    ),
+]
+
 CASES = {
     f"{case.group}: {case.given}": case
     for case in (
         *(*VALUES, *CONFIG_FILES, *COMMAND_LINES, *IMAGES),
-        *(*ARCHIVES, *PREPARED, *WEIGHTS, *RUNS),
+        *(*ARCHIVES, *PREPARED, *WEIGHTS, *RUNS, *STUDIES),
     )
 }
 

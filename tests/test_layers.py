@@ -61,6 +61,7 @@ RESERVED = {
         "rehearse",
         "report",
         "runs",
+        "study",
         "training",
         "weights",
     },

@@ -33,6 +33,15 @@ def with_training_overrides(
     return _apply(config, overrides, _TRAINING, {})
 
 
+def with_any_overrides(
+    config: config_dict.ConfigDict, overrides: Sequence[str]
+) -> config_dict.ConfigDict:
+    """A copy of a config with overrides of any of its keys; raises ConfigError."""
+    first = identity.as_json(config).items()
+    settable = [f"{key}." if isinstance(value, dict) else key for key, value in first]
+    return _apply(config, overrides, tuple(settable), {}).lock()
+
+
 def with_overrides(
     config: dict[str, Any], overrides: Sequence[str]
 ) -> config_dict.ConfigDict:

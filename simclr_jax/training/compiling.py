@@ -36,6 +36,8 @@ def state_sharding(parts: StepParts, mesh: Mesh) -> Any:
     return jax.tree.map(lambda _: parallel.replicated(mesh), like)
 
 
+# The programs of equal parts are compiled once, for trainings one after the other.
+@functools.lru_cache(maxsize=2)
 def compile_init(
     parts: StepParts, mesh: Mesh, *, image_size: int
 ) -> Callable[[jax.Array], TrainState]:
@@ -46,6 +48,7 @@ def compile_init(
     )
 
 
+@functools.lru_cache(maxsize=2)
 def compile_step(
     parts: StepParts,
     mesh: Mesh,
@@ -79,6 +82,7 @@ def compile_step(
     )
 
 
+@functools.lru_cache(maxsize=2)
 def compile_diagnostics(parts: StepParts, mesh: Mesh) -> Callable[[Outputs], Metrics]:
     """The objective's diagnostics of a step's outputs, jitted; replicated.
 

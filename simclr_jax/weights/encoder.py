@@ -164,7 +164,7 @@ class PretrainedEncoder:
           ValueError: the head has no such layer.
         """
         head = self._head(layer)
-        encode = functools.partial(_encode, self.model, layer)
+        encode = _function_of(_encode, self.model, int(layer))
         return jax.tree_util.Partial(encode, self.variables, head)
 
     def layer_of_h(self, layer: int) -> jax.tree_util.Partial:
@@ -178,7 +178,7 @@ class PretrainedEncoder:
         """
         head = self._head(layer)
         return jax.tree_util.Partial(
-            functools.partial(_apply_head, self.model, layer), head
+            _function_of(_apply_head, self.model, int(layer)), head
         )
 
     def _head(self, layer: int) -> Tree:
@@ -259,6 +259,14 @@ def _on_devices(tree: Any, mesh: Mesh) -> Any:
         return jax.device_put(np.asarray(leaf), sharding)
 
     return jax.tree.map(one, tree)
+
+
+@functools.lru_cache(maxsize=32)
+def _function_of(
+    function: Callable[..., jax.Array], model: SimCLR, layer: int
+) -> Callable[..., jax.Array]:
+    """The same object for equal models: programs are compiled once for all of them."""
+    return functools.partial(function, model, layer)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
