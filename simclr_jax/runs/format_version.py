@@ -13,7 +13,7 @@ from simclr_jax.errors import ConfigError
 
 # 1 had no `format_version`; 2 renamed the keys and values in `config/renamed.py`; later
 # ones only added keys.
-VERSION = 6
+VERSION = 7
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
@@ -43,6 +43,11 @@ _ADDED: dict[int, dict[str, Any]] = {
         "evaluation.bank_images": None,
         "finetune.class_weights": "none",
         "finetune.sampling": "shuffled",
+    },
+    7: {
+        "encoder.zero_init_residual": True,
+        "head.kernel_init": "normal",
+        "optimizer.decayed": "kernels",
     },
 }
 # Groups that only some configs have.
