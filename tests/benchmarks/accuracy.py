@@ -22,6 +22,7 @@ import pathlib
 import platform
 import queue
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -258,8 +259,13 @@ def run_all(
             for future in futures:
                 future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            measured.stop()
             raise
+
+
+def _stop_on_signal(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def _lanes(text: str) -> list[list[int]]:
@@ -325,6 +331,7 @@ def main() -> None:
     if arguments.check:
         benchmark.check(arguments.cores[0])
         return
+    signal.signal(signal.SIGTERM, _stop_on_signal)
     first = arguments.first_seed
     seeds = range(first, first + arguments.seeds)
     run_all(benchmark, variants, seeds, arguments.cores)

@@ -49,7 +49,7 @@ def test_kernels_have_the_spread_of_their_initialiser(kernel_init, width, std):
 
 
 def test_an_unknown_initialiser_is_refused():
-    with pytest.raises(ValueError, match="^kernel_init='torch': must"):
+    with pytest.raises(ValueError, match=r"^kernel_init='torch': must"):
         create_projection_head(kernel_init="torch")
 
 

@@ -183,7 +183,7 @@ def test_all_of_encoder_and_head_may_decay(make):
 
 
 def test_what_decays_has_a_name():
-    with pytest.raises(ValueError, match="^decayed='biases': must"):
+    with pytest.raises(ValueError, match=r"^decayed='biases': must"):
         sgd(0.1, weight_decay=0.5, decayed="biases")
 
 

@@ -4,13 +4,16 @@ Processor time is that of the process and of all that it waited for. What is use
 the end of the first step, with imports and compilation, is told apart.
 """
 
+import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
 
 _POLL_SECS = 0.05
+_running: set[subprocess.Popen] = set()
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -39,6 +42,8 @@ def run(
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": str(len(cores)),
     }
+    # Of this thread alone; the process that it starts inherits it.
+    os.sched_setaffinity(0, set(cores))
     start = time.monotonic()
     with open(log, "w") as output:
         process = subprocess.Popen(
@@ -46,8 +51,10 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, set(cores)),
+            # A group of its own, with the workers that it starts.
+            process_group=0,
         )
+        _running.add(process)
         times: dict[str, float] = {}
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -58,12 +65,20 @@ def run(
                 times["first_step_cpu_secs"] = _cpu_secs(process.pid)
             time.sleep(_POLL_SECS)
         process.returncode = os.waitstatus_to_exitcode(status)
+        _running.discard(process)
     if process.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise SystemExit(f"{' '.join(command)}\nfailed; the end of {log}:\n{tail}")
     times["secs"] = time.monotonic() - start
     times["cpu_secs"] = usage.ru_utime + usage.ru_stime
     return times
+
+
+def stop() -> None:
+    """Ends what runs, in any thread."""
+    for process in tuple(_running):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _has_content(path: pathlib.Path) -> bool:

@@ -29,8 +29,12 @@ def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(a) - np.mean(b))
     if min(len(a), len(b)) < 2:
         return mean, float("nan")
-    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    return mean, float(interval.high - interval.low) / 2
+    errors = [float(np.var(x, ddof=1)) / len(x) for x in (a, b)]
+    if not sum(errors):
+        return mean, 0.0
+    parts = zip(errors, (a, b), strict=True)
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(x) - 1) for e, x in parts)
+    return mean, float(stats.t.ppf(0.975, freedom)) * sum(errors) ** 0.5
 
 
 def _percent(values: Sequence[float]) -> str:
