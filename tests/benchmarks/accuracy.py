@@ -282,6 +282,14 @@ def _machine(lanes: Sequence[Sequence[int]]) -> str:
     return f"{number} core{'s' * (number > 1)} a run, {model}"
 
 
+def _command(arguments: Sequence[str]) -> str:
+    """The command for the page, without this machine's paths."""
+    paths = ("--data_dir", "--workdir", "--torch_python", "--env", "--page", "--json")
+    kept = [x for x in arguments if not x.startswith((*paths, "--first_seed"))]
+    own = ["--data_dir=TFDS_DIR", "--workdir=runs/accuracy", "--page=docs/accuracy.md"]
+    return " ".join(["python tests/benchmarks/accuracy.py", *own, *kept])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -338,9 +346,7 @@ def main() -> None:
     results, machine = benchmark.results(), _machine(arguments.cores)
     print(page.accuracies(results), page.times(results), sep="\n\n")
     if arguments.page:
-        command = "python tests/benchmarks/accuracy.py " + " ".join(
-            argument for argument in sys.argv[1:] if not argument.startswith("--torch")
-        )
+        command = _command(sys.argv[1:])
         arguments.page.write_text(
             page.page(benchmark.setting, machine, command, results)
         )
