@@ -181,7 +181,7 @@ def _command(folder, *more):
     return [
         *(sys.executable, str(HERE / "accuracy.py"), f"--workdir={folder}"),
         *(f"--torch_python={TORCH}", "--images=96", "--test_images=40", "--epochs=1"),
-        *("--batch_size=32", "--width=0.0625", "--seeds=1", *more),
+        *("--batch_size=32", "--seeds=1", *more),
     ]
 
 
