@@ -126,6 +126,9 @@ def get_config() -> config_dict.ConfigDict:
     # 0.5,0.5,0.5/0.2,0.2,0.2; or dataset: measured once from the training images.
     encoder.normalization = "none"
     encoder.kernel_init = "truncated_normal"  # std 1/sqrt(fan_in); or he_normal
+    # The last BatchNorm of a block starts with scale 0, so that the block starts as its
+    # shortcut; False: with 1, the default of torchvision's ResNets.
+    encoder.zero_init_residual = True
     encoder.batch_norm_momentum = 0.9
     encoder.batch_norm_epsilon = 1e-5
     # Dtype of convolutions and their outputs; weights, statistics and loss are float32.
@@ -137,6 +140,9 @@ def get_config() -> config_dict.ConfigDict:
     head.num_layers = 3  # the paper's text has 2, its code and SimCLR v2 have 3
     head.hidden_dim = config_dict.placeholder(int)  # None: as wide as h
     head.output_dim = 128
+    # Of its dense layers. normal: std 0.01, the reference's; uniform: up to
+    # 1/sqrt(fan_in), the default of PyTorch's.
+    head.kernel_init = "normal"
 
     config.loss = loss = config_dict.ConfigDict()
     # nt_xent, nt_logistic, margin_triplet (paper Table 2), dcl, dclw, or sup_con (which
@@ -155,7 +161,8 @@ def get_config() -> config_dict.ConfigDict:
     optimizer.name = "lars"  # lars, sgd or adamw
     optimizer.learning_rate = 0.075  # before scaling: 0.075 * sqrt(4096) = 4.8
     optimizer.scaling = "sqrt"  # base * sqrt(B); linear: base * B / 256; or none
-    optimizer.weight_decay = 1e-4  # of kernels, the probe's too; not BatchNorm, biases
+    optimizer.weight_decay = 1e-4  # of the probe's kernel too
+    optimizer.decayed = "kernels"  # all: BatchNorm and biases too, as by PyTorch's
     optimizer.momentum = 0.9  # lars, sgd
     optimizer.nesterov = False  # lars, sgd
     optimizer.trust_coefficient = 0.001  # lars

@@ -168,7 +168,7 @@ _RULES: list[Rule] = [
     # One filter in the first layer, or 1,024.
     *_between(1 / 64, 16, "encoder.width"),
     *_one_of("encoder.stem", ("auto", *models.STEMS)),
-    *_flag("encoder.first_group_projection"),
+    *_flag("encoder.first_group_projection", "encoder.zero_init_residual"),
     *_one_of("encoder.max_pool_padding", resnet.MAX_POOL_PADDINGS),
     (
         "encoder.normalization",
@@ -180,6 +180,7 @@ _RULES: list[Rule] = [
     *_between(1e-12, 1, "encoder.batch_norm_epsilon"),
     *_one_of("encoder.compute_dtype", ("float32", "bfloat16")),
     *_one_of("head.kind", models.HEAD_KINDS),
+    *_one_of("head.kernel_init", models.HEAD_KERNEL_INITS),
     *_whole(1, 100, "head.num_layers"),
     *_whole(1, _MOST_CHANNELS, "head.output_dim"),
     *_whole(1, _MOST_CHANNELS, "head.hidden_dim", none=True),
@@ -207,6 +208,7 @@ _RULES: list[Rule] = [
     ),
     *_one_of("optimizer.scaling", optim.SCALING_RULES),
     *_between(0, 1, "optimizer.weight_decay"),
+    *_one_of("optimizer.decayed", optim.DECAYED),
     *_flag("optimizer.nesterov", "probe.enabled"),
     *_decay("optimizer.momentum", "optimizer.b1", "optimizer.b2"),
     *_between(1e-30, 1e30, "optimizer.clip_norm", none=True),

@@ -163,6 +163,7 @@ class ResidualBlock(nn.Module):
     convolution: Convolution
     norm: Norm
     lazy_convolution: Callable[..., LazyConvolution] | None = None
+    zero_init_residual: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -204,7 +205,9 @@ class ResidualBlock(nn.Module):
             x = self.convolution(width, size, stride=stride, name=f"conv{i}")(x)
             x = checkpoint_name(x, NARROW)
             x = nn.relu(norm(name=f"bn{i}")(x))
-        last_norm = norm(name=f"bn{last}", scale_init=nn.initializers.zeros)
+        init = nn.initializers
+        scale_init = init.zeros if self.zero_init_residual else init.ones
+        last_norm = norm(name=f"bn{last}", scale_init=scale_init)
         if train and self.bottleneck and self.lazy_convolution:
             x = last_norm(self.lazy_convolution(widths[-1], name=f"conv{last}")(x))
         else:

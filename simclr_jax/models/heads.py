@@ -9,7 +9,11 @@ from flax import linen as nn
 from simclr_jax.models.batch_norm import BatchNorm
 
 HEAD_KINDS = ("none", "linear", "nonlinear")
-_KERNEL_INIT = nn.initializers.normal(0.01)
+KERNEL_INITS = {
+    "normal": nn.initializers.normal(0.01),
+    # Up to 1/sqrt(fan_in): the default of PyTorch's linear layers.
+    "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
 
 
 class ProjectionHead(nn.Module):
@@ -24,6 +28,7 @@ class ProjectionHead(nn.Module):
     num_layers: int = 3
     output_dim: int = 128
     hidden_dim: int | None = None
+    kernel_init: str = "normal"
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
     batch_norm_groups: int = 1
@@ -62,7 +67,7 @@ class ProjectionHead(nn.Module):
                 width,
                 use_bias=False,
                 dtype=self.dtype,
-                kernel_init=_KERNEL_INIT,
+                kernel_init=KERNEL_INITS[self.kernel_init],
                 name=f"dense{i}",
             )(x)
             x = BatchNorm(
@@ -87,6 +92,7 @@ def create_projection_head(
     num_layers: int = 3,
     output_dim: int = 128,
     hidden_dim: int | None = None,
+    kernel_init: str = "normal",
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
     batch_norm_groups: int = 1,
@@ -101,6 +107,8 @@ def create_projection_head(
       num_layers: dense layers of a nonlinear head (paper: 2; reference code: 3).
       output_dim: K, the width of z.
       hidden_dim: width of the hidden layers; D when None, as in the paper.
+      kernel_init: 'normal' (std 0.01, as the reference's) or 'uniform' (as PyTorch's
+        linear layers: up to 1 / sqrt(inputs)).
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       batch_norm_groups: parts of the batch with statistics of their own in training.
@@ -117,6 +125,10 @@ def create_projection_head(
     """
     if kind not in HEAD_KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(HEAD_KINDS)}")
+    if kernel_init not in KERNEL_INITS:
+        raise ValueError(
+            f"kernel_init={kernel_init!r}: must be one of {', '.join(KERNEL_INITS)}"
+        )
     for name, value in (
         ("num_layers", num_layers),
         ("output_dim", output_dim),
@@ -131,6 +143,7 @@ def create_projection_head(
         num_layers=num_layers,
         output_dim=output_dim,
         hidden_dim=hidden_dim,
+        kernel_init=kernel_init,
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_groups=batch_norm_groups,

@@ -2,7 +2,8 @@
 
 Post-activation ResNets (He et al., 2016) as SimCLR uses them: the width multiplier
 scales every layer including the stem, bottleneck blocks stride on the 3x3 convolution,
-and the last BatchNorm of each block starts at zero so that a fresh network is shallow.
+and the last BatchNorm of each block starts at zero so that a fresh network is shallow
+(unless `zero_init_residual` is False).
 SimCLRv2's largest nets add selective kernels and ResNet-D's stem and shortcuts.
 """
 
@@ -103,6 +104,7 @@ class Group(nn.Module):
     convolution: Convolution
     norm: Norm
     lazy_convolution: Callable[..., LazyConvolution] | None = None
+    zero_init_residual: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -121,6 +123,7 @@ class Group(nn.Module):
                 convolution=self.convolution,
                 norm=self.norm,
                 lazy_convolution=self.lazy_convolution,
+                zero_init_residual=self.zero_init_residual,
                 name=f"block{i + 1}",
             )(x, train)
         return x
@@ -138,6 +141,7 @@ class ResNet(nn.Module):
     max_pool_padding: str = "torch"
     normalization: str = "none"
     kernel_init: str = "truncated_normal"
+    zero_init_residual: bool = True
     batch_norm_momentum: float = 0.9
     batch_norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32
@@ -220,6 +224,7 @@ class ResNet(nn.Module):
                 convolution=convolution,
                 norm=norm,
                 lazy_convolution=lazy if self.pointwise_norm else None,
+                zero_init_residual=self.zero_init_residual,
                 name=f"group{group + 1}",
             )(x, adapts and self.frozen_through <= group)
         if self.frozen_through == len(blocks):
@@ -271,6 +276,7 @@ def create_encoder(
     max_pool_padding: str = "torch",
     normalization: Any = "none",
     kernel_init: str = "truncated_normal",
+    zero_init_residual: bool = True,
     batch_norm_momentum: float = 0.9,
     batch_norm_epsilon: float = 1e-5,
     batch_norm_groups: int = 1,
@@ -299,6 +305,8 @@ def create_encoder(
         and divides by its standard deviation, as torchvision's weights expect; or
         others, as in `normalization.moments`. Images are in [0, 1] with any.
       kernel_init: a name in `KERNEL_INITS`.
+      zero_init_residual: the last BatchNorm of a block starts with scale 0 (Goyal et
+        al., 2017), so that the block starts as its shortcut; False: with 1.
       batch_norm_momentum: share of the running statistics kept at each step.
       batch_norm_epsilon: added to the variance.
       batch_norm_groups: parts of the batch with statistics of their own in training.
@@ -358,6 +366,7 @@ def create_encoder(
         max_pool_padding=max_pool_padding,
         normalization=normalization,
         kernel_init=kernel_init,
+        zero_init_residual=zero_init_residual,
         batch_norm_momentum=batch_norm_momentum,
         batch_norm_epsilon=batch_norm_epsilon,
         batch_norm_groups=batch_norm_groups,

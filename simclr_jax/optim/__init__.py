@@ -1,7 +1,7 @@
 """Optimisers with masks by parameter role, and learning-rate schedules."""
 
 from simclr_jax.optim.optimizers import adamw, clipped, freeze, lars, sgd
-from simclr_jax.optim.roles import parameter_role, role_table
+from simclr_jax.optim.roles import DECAYED, parameter_role, role_table
 from simclr_jax.optim.schedules import (
     EXTENSIONS,
     SCALING_RULES,
@@ -15,6 +15,7 @@ from simclr_jax.optim.schedules import (
 OPTIMIZERS = ("lars", "sgd", "adamw")
 
 __all__ = [
+    "DECAYED",
     "EXTENSIONS",
     "OPTIMIZERS",
     "SCALING_RULES",

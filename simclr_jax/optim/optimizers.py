@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from simclr_jax.optim.roles import kernels_only
+from simclr_jax.optim.roles import decay_mask, kernels_only
 
 
 def lars(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float,
+    decayed: str = "kernels",
     momentum: float = 0.9,
     trust_coefficient: float = 0.001,
     nesterov: bool = False,
@@ -28,6 +29,7 @@ def lars(
     Args:
       learning_rate: a number, or a schedule step -> rate.
       weight_decay: coefficient of w in the gradient.
+      decayed: what decays: 'kernels', or 'all' parameters of encoder and head.
       momentum: decay of the buffer.
       trust_coefficient: eta of the trust ratio.
       nesterov: look ahead along the buffer.
@@ -37,7 +39,7 @@ def lars(
     """
     # The chain of `optax.lars`, and its state.
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernels_only),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask(decayed)),
         optax.masked(_scale_by_trust_ratio(trust_coefficient), kernels_only),
         optax.scale_by_learning_rate(learning_rate),
         optax.trace(decay=momentum, nesterov=nesterov),
@@ -66,12 +68,13 @@ def sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float,
+    decayed: str = "kernels",
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay is added to the gradient of kernels only."""
+    """SGD with momentum, weight decay in the gradient; `decayed` as in `lars`."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernels_only),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask(decayed)),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
 
@@ -80,12 +83,17 @@ def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float,
+    decayed: str = "kernels",
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW; decoupled weight decay of kernels only."""
+    """AdamW; decoupled weight decay; `decayed` as in `lars`."""
     return optax.adamw(
-        learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels_only
+        learning_rate,
+        b1=b1,
+        b2=b2,
+        weight_decay=weight_decay,
+        mask=decay_mask(decayed),
     )
 
 

@@ -2,11 +2,12 @@
 
 `optax.lars` by default decays and adapts every leaf, BatchNorm scales and biases
 included, which costs several points of accuracy. Here only kernels of the encoder and
-the head are decayed and adapted (paper appendix B.6; the reference's exclusion list).
+the head are adapted and, unless all parameters are asked for, decayed (paper appendix
+B.6; the reference's exclusion list).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,12 +43,42 @@ def kernels_only(params: Any) -> Any:
     )
 
 
-def role_table(params: Any, *, adapts: bool) -> str:
+def _all_but_probe(params: Any) -> Any:
+    """A mask, True at all parameters of encoder and head; the probe decays itself."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: parameter_role(path) != "probe", params
+    )
+
+
+# name -> mask of the parameters that weight decay takes.
+_DECAY_MASKS: dict[str, Callable[[Any], Any]] = {
+    "kernels": kernels_only,
+    "all": _all_but_probe,
+}
+DECAYED = tuple(_DECAY_MASKS)
+
+
+def decay_mask(decayed: str) -> Callable[[Any], Any]:
+    """The mask of weight decay, for optax's `mask` arguments.
+
+    Args:
+      decayed: 'kernels' of encoder and head, or 'all' parameters of the two.
+
+    Raises:
+      ValueError: another name.
+    """
+    if decayed not in _DECAY_MASKS:
+        raise ValueError(f"decayed={decayed!r}: must be one of {', '.join(DECAYED)}")
+    return _DECAY_MASKS[decayed]
+
+
+def role_table(params: Any, *, adapts: bool, decayed: str = "kernels") -> str:
     """A printable table: parameters by part and role, and how each is treated.
 
     Args:
       params: the parameter tree, of arrays or shapes.
       adapts: whether the optimiser scales updates by a trust ratio (LARS).
+      decayed: as in `decay_mask`.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -60,11 +91,11 @@ def role_table(params: Any, *, adapts: bool) -> str:
         f"{'weight decay':<14}{'layer adaptation'}"
     ]
     for (part, role), (leaves, size) in counts.items():
-        decayed = "yes" if role == "kernel" else "no"
+        decays = "yes" if role == "kernel" or decayed == "all" else "no"
         if role == "probe":
-            decayed = "in its loss"
+            decays = "in its loss"
         adapted = "yes" if adapts and role == "kernel" else "no"
         lines.append(
-            f"{part:<10}{role:<10}{leaves:>8}{size:>14,}  {decayed:<14}{adapted}"
+            f"{part:<10}{role:<10}{leaves:>8}{size:>14,}  {decays:<14}{adapted}"
         )
     return "\n".join(lines)

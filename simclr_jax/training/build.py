@@ -30,6 +30,7 @@ def encoder_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
         "max_pool_padding": encoder.max_pool_padding,
         "normalization": encoder.normalization,
         "kernel_init": encoder.kernel_init,
+        "zero_init_residual": encoder.zero_init_residual,
         "batch_norm_momentum": encoder.batch_norm_momentum,
         "batch_norm_epsilon": encoder.batch_norm_epsilon,
         "dtype": encoder.compute_dtype,
@@ -55,6 +56,7 @@ def head_settings(config: config_dict.ConfigDict) -> dict[str, Any]:
         "num_layers": head.num_layers,
         "hidden_dim": head.hidden_dim,
         "output_dim": head.output_dim,
+        "kernel_init": head.kernel_init,
         "batch_norm_momentum": encoder.batch_norm_momentum,
         "batch_norm_epsilon": encoder.batch_norm_epsilon,
         # The head has 0.1 % of the FLOPs: it stays in float32, and so does the
@@ -170,28 +172,18 @@ def make_optimizer(
 def _unclipped(
     optimizer: config_dict.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformation:
-    if optimizer.name == "lars":
-        return optim.lars(
-            schedule,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-            trust_coefficient=optimizer.trust_coefficient,
-            nesterov=optimizer.nesterov,
-        )
-    if optimizer.name == "sgd":
-        return optim.sgd(
-            schedule,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.nesterov,
-        )
+    decay: dict[str, Any] = {
+        "weight_decay": optimizer.weight_decay,
+        "decayed": optimizer.decayed,
+    }
     if optimizer.name == "adamw":
-        return optim.adamw(
-            schedule,
-            weight_decay=optimizer.weight_decay,
-            b1=optimizer.b1,
-            b2=optimizer.b2,
-        )
+        return optim.adamw(schedule, **decay, b1=optimizer.b1, b2=optimizer.b2)
+    trace = {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+    if optimizer.name == "sgd":
+        return optim.sgd(schedule, **decay, **trace)
+    if optimizer.name == "lars":
+        coefficient = optimizer.trust_coefficient
+        return optim.lars(schedule, **decay, **trace, trust_coefficient=coefficient)
     raise ValueError(
         f"optimizer.name={optimizer.name!r}: must be one of {optim.OPTIMIZERS}"
     )

@@ -104,5 +104,9 @@ def log(config: config_dict.ConfigDict, source: Source, state: TrainState) -> No
         source.num_examples,
         config.batch.batch_size,
     )
-    adapts = config.optimizer.name == "lars"
-    _LOG.info("Parameters:\n%s", optim.role_table(state.params, adapts=adapts))
+    table = optim.role_table(
+        state.params,
+        adapts=config.optimizer.name == "lars",
+        decayed=config.optimizer.decayed,
+    )
+    _LOG.info("Parameters:\n%s", table)

@@ -1,5 +1,7 @@
 """Projection heads, and the model that joins encoder, head and probe."""
 
+import math
+
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,31 @@ def head_shapes(width=32, **settings):
     h = jax.ShapeDtypeStruct((4, width), jnp.float32)
     variables = jax.eval_shape(head.init, jax.random.key(0), h)
     return variables, jax.eval_shape(head.apply, variables, h)
+
+
+@pytest.mark.parametrize(
+    ("kernel_init", "width", "std"),
+    [
+        ("normal", 300, 0.01),
+        # PyTorch's bound of a linear layer with so many inputs, over sqrt(3).
+        ("uniform", 300, 1 / math.sqrt(3 * 300)),
+        ("uniform", 75, 1 / math.sqrt(3 * 75)),
+    ],
+)
+def test_kernels_have_the_spread_of_their_initialiser(kernel_init, width, std):
+    head = create_projection_head(kernel_init=kernel_init, num_layers=2)
+    params = head.init(jax.random.key(0), jnp.zeros((2, width)))["params"]
+    for name in ("dense1", "dense2"):
+        kernel = np.asarray(params[name]["kernel"])
+        assert np.std(kernel) == pytest.approx(std, rel=0.02)
+        if kernel_init == "uniform":
+            bound = 1 / math.sqrt(width)
+            assert 0.99 * bound < np.abs(kernel).max() <= bound * (1 + 1e-6)
+
+
+def test_an_unknown_initialiser_is_refused():
+    with pytest.raises(ValueError, match=r"^kernel_init='torch': must"):
+        create_projection_head(kernel_init="torch")
 
 
 def in_training(head, variables, h):

@@ -305,6 +305,15 @@ def test_blocks_start_as_their_shortcut(depth, sk_ratio, last):
         assert (scale == (0 if name in ends else 1)).all(), name
 
 
+@pytest.mark.parametrize("depth", first(1, [18, 50]))
+def test_blocks_may_start_with_their_residual(depth):
+    encoder = create_encoder(depth=depth, width=0.1, zero_init_residual=False)
+    scales = fresh_parameters(encoder, lambda path: path[-1] == "scale")
+    assert len(scales) == {18: 20, 50: 53}[depth]
+    for name, scale in scales.items():
+        assert (scale == 1).all(), name
+
+
 @pytest.mark.parametrize(
     ("kernel_init", "gain", "fan"), [("truncated_normal", 1, 2), ("he_normal", 2, 3)]
 )

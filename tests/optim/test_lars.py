@@ -157,21 +157,34 @@ def test_roles_of_a_model(simclr_params):
     assert sorted(got.values()).count("kernel") == 53 + 3
 
 
-@pytest.mark.parametrize("make", [lars, sgd, adamw])
-def test_only_kernels_of_encoder_and_head_decay(make):
+def decayed_leaves(make, **settings):
     """With zero gradients all that moves is what decays."""
     module = {"kernel": jnp.ones((2, 2)), "scale": jnp.ones(2), "bias": jnp.ones(2)}
     params = {"encoder": {"m": module}, "head": {"m": module}, "probe": module}
-    optimizer = make(0.1, weight_decay=0.5)
+    optimizer = make(0.1, weight_decay=0.5, **settings)
     after = one_step(optimizer, params, jax.tree.map(jnp.zeros_like, params))
     moved = jax.tree_util.tree_leaves_with_path(
         jax.tree.map(lambda a, b: bool((a != b).any()), after, params)
     )
     names = {jax.tree_util.keystr(p, simple=True, separator="/"): m for p, m in moved}
-    assert {name for name, m in names.items() if m} == {
-        "encoder/m/kernel",
-        "head/m/kernel",
-    }
+    return {name for name, m in names.items() if m}
+
+
+@pytest.mark.parametrize("make", [lars, sgd, adamw])
+def test_only_kernels_of_encoder_and_head_decay(make):
+    assert decayed_leaves(make) == {"encoder/m/kernel", "head/m/kernel"}
+
+
+@pytest.mark.parametrize("make", [lars, sgd, adamw])
+def test_all_of_encoder_and_head_may_decay(make):
+    leaves = ("kernel", "scale", "bias")
+    want = {f"{part}/m/{leaf}" for part in ("encoder", "head") for leaf in leaves}
+    assert decayed_leaves(make, decayed="all") == want
+
+
+def test_what_decays_has_a_name():
+    with pytest.raises(ValueError, match=r"^decayed='biases': must"):
+        sgd(0.1, weight_decay=0.5, decayed="biases")
 
 
 def test_sgd_by_hand():
@@ -211,5 +224,9 @@ def test_role_table_shows_each_part(simclr_params):
     assert rows["head", "kernel"][2:] == ["yes", "yes"]
     assert rows["head", "norm"][2:] == ["no", "no"]
     assert rows["probe", "probe"] == ["2", "20,490", "in", "its", "loss", "no"]
+    everything = role_table(simclr_params, adapts=True, decayed="all")
+    decays = {tuple(x.split()[:2]): x.split()[4] for x in everything.splitlines()[1:]}
+    assert decays.pop(("probe", "probe")) == "in"  # its loss
+    assert set(decays.values()) == {"yes"}
     without = role_table(simclr_params, adapts=False)
     assert [line.split()[-1] for line in without.splitlines()[1:]] == ["no"] * 7

@@ -1,0 +1,1 @@
+"""The sides of accuracy.py, what it varies, and how results are compared."""
