@@ -134,15 +134,15 @@ def _sections(run: RunFiles, *, several: bool) -> list[Section]:
         ),
     ]
     if run.bad_images.count:
-        data = {"bad": run.bad_images}
-        sections.append(Section("bad-images", "Images not read", "bad.html", data))
-    data = {
+        bad = {"bad": run.bad_images}
+        sections.append(Section("bad-images", "Images not read", "bad.html", bad))
+    config = {
         "run": run,
         "from_base": comparison.from_base(run),
         "whole": comparison.whole(run),
         "is_open": not several,
     }
-    return [*sections, Section("config", "Config", "config.html", data)]
+    return [*sections, Section("config", "Config", "config.html", config)]
 
 
 def _checkpoints(run: RunFiles) -> dict[str, Any]:

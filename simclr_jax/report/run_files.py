@@ -135,7 +135,7 @@ def read(workdir: str, *, name: str | None = None) -> RunFiles:
         name=name or folder_name(workdir),
         config=config_dict.ConfigDict(config),
         metrics=metrics,
-        num_examples=listing and listing.num_examples,
+        num_examples=listing.num_examples if listing else None,
         class_names=names,
         checkpoints=unless_damaged(
             lambda: _checkpoints(workdir), Checkpoints(plans.FIRST)
