@@ -194,8 +194,9 @@ def _last_of_each(steps: np.ndarray) -> np.ndarray:
     """Places of the last of equal steps, in the order of the steps."""
     order = np.argsort(steps, kind="stable")
     ordered = steps[order]
-    is_last = np.append(ordered[1:] != ordered[:-1], True) if len(steps) else []
-    return order[np.asarray(is_last, bool)]
+    is_last = np.ones(len(steps), bool)
+    is_last[:-1] = ordered[1:] != ordered[:-1]
+    return order[is_last]
 
 
 def read(path: epath.Path) -> Metrics:

@@ -12,8 +12,8 @@ from simclr_jax.config import identity, renamed
 from simclr_jax.errors import ConfigError
 
 # 1 had no `format_version`; 2 renamed the values in `config/renamed.py`; later ones
-# added keys, and 7 has `log.writers` in place of `log.tensorboard`. No version gives the
-# old name of a key another meaning.
+# added keys, and 7 has `log.writers` for `log.tensorboard`. No version gives the old
+# name of a key another meaning.
 VERSION = 7
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
