@@ -42,7 +42,7 @@ def base_config(scale: str, **changes: Any) -> config_dict.ConfigDict:
     """
     config = {"minutes": _minutes, "gpu": _gpu, "paper": _paper}[scale]()
     with config.unlocked(), config.ignore_type():
-        config.log.tensorboard = False
+        config.log.writers = ()
         config.checkpoint.keep_last = 1
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         config.update_from_flattened_dict(dotted)

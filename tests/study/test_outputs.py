@@ -32,8 +32,8 @@ def test_all_files_are_written(tmp_path):
     diverged = {"metrics": {}, "diverged": "loss is nan", "secs": 1.0, "steps": 3}
     results[7] = (cell, diverged | {"parameters": None, "devices": "1 x cpu"})
     verdicts = tables.write(study, results, str(tmp_path / "out"), "COMMAND")
-    # Crop alone has all its seeds; crop with colour lacks one and diverged in another.
-    assert [verdict.num_seeds for verdict in verdicts] == [0, 0, 1, 1]
+    # Crop with cutout has seed 0 alone, crop with colour 0 and 2, and all others 3.
+    assert [verdict.num_seeds for verdict in verdicts] == [1, 1, 2, 2]
     with Image.open(tmp_path / "out" / "figure.png") as picture:
         assert picture.size == (960, 630)
         assert picture.convert("RGB").getextrema() != ((255, 255),) * 3

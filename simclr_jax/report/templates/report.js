@@ -136,7 +136,7 @@
 
   const draw = (chart) => {
     const element = document.getElementById(chart.id);
-    if (!element.offsetWidth) return;  // in details that are closed
+    if (element.closest("details:not([open])")) return;
     const isNew = !element.data;
     Plotly.react(element, traces(chart), layout(chart), options());
     if (isNew) element.on("plotly_relayout", (change) => follow(chart, change));
