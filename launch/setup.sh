@@ -50,7 +50,7 @@ wanted="$version $(cat requirements.txt pyproject.toml "$constraints" | cksum)"
 if [[ $venv == .venv && -f $stamp && "$(cat "$stamp")" == "$wanted" ]]; then
   exit 0
 fi
-echo "Installing into $venv (about 2.5 GB, a minute or two) ..."
+echo "Installing into $venv (about 3 GB, a minute or two) ..."
 if [[ ! -x $venv/bin/python ]]; then
   "$python" -m venv "$venv"
 fi

@@ -705,7 +705,7 @@ STUDIES = [
         "--workdir=DIR of another study",
         "--workdir=DIR: holds --study=objectives",
         lambda folder: [
-            cells.Folder(str(folder)).claim(name, "minutes")
+            cells.Folder(str(folder / "studies")).claim(name, "minutes")
             for name in ("objectives", "temperature")
         ],
     ),
