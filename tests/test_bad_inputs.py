@@ -702,8 +702,8 @@ STUDIES = [
     ),
     Case(
         "Studies",
-        "--workdir=DIR of another study",
-        "--workdir=DIR: holds --study=objectives",
+        "--workdir=DIR/studies of another study",
+        "--workdir=DIR/studies: holds --study=objectives",
         lambda folder: [
             cells.Folder(str(folder / "studies")).claim(name, "minutes")
             for name in ("objectives", "temperature")
