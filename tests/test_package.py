@@ -148,9 +148,17 @@ def test_wheel_and_source_archive_have_the_configs_and_no_tests(
     package = source / "simclr_jax"
     modules = {
         f"simclr_jax/{path.relative_to(package)}"
-        for path in (*package.rglob("*.py"), *package.glob("configs/*.py"))
+        for path in (
+            *package.rglob("*.py"),
+            *package.glob("configs/*.py"),
+            *package.glob("report/templates/*"),
+        )
     }
-    assert {"simclr_jax/configs/base.py", "simclr_jax/pretrain.py"} < modules
+    assert {
+        "simclr_jax/configs/base.py",
+        "simclr_jax/pretrain.py",
+        "simclr_jax/report/templates/page.html",
+    } < modules
     names = set(zipfile.ZipFile(wheel).namelist())
     metadata = {name for name in names if ".dist-info/" in name}
     assert names - metadata == modules
