@@ -130,7 +130,12 @@ def test_the_step_names_its_parts():
     """The names by which the estimate finds them are in the lowered program."""
     optimizer = build.make_optimizer(
         config_dict.create(
-            name="sgd", weight_decay=0.1, momentum=0.9, nesterov=False, clip_norm=None
+            name="sgd",
+            weight_decay=0.1,
+            decayed="kernels",
+            momentum=0.9,
+            nesterov=False,
+            clip_norm=None,
         ),
         lambda step: 0.1,
     )
