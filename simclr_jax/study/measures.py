@@ -208,11 +208,11 @@ def _fine_tuning(study: Study, context: Context) -> Metrics:
             changes.append(f"schedule.train_epochs={study.settings['epochs']}")
         # A folder for each layer: both train in eval/<protocol>.
         folder = f"{context.workdir}/layer{layer}"
-        context = dataclasses.replace(context, workdir=folder)
+        of_layer = dataclasses.replace(context, workdir=folder)
         functions = finetune_protocols.make_protocols(
             study.settings["shares"], finetune.adapt, changes
         )
-        results = evaluation.measure(functions, {context.name: context})
+        results = evaluation.measure(functions, {context.name: of_layer})
         for name, result in results.items():
             found[f"{name}_layer{layer}"] = result[context.name].value
     return found
