@@ -26,8 +26,11 @@ EARLIER = " (earlier)"
 NOTE_EARLIER = """
 Rows marked `(earlier)` have not been compiled again since the last BatchNorm of a
 bottleneck takes its statistics from the input of the convolution before it, and have
-`parallel.remat = "wide"`; those of the last three nets contain the diagnostics, which
-became a program of their own.
+`parallel.remat = "wide"`; those of ResNet-152 contain the diagnostics, which became a
+program of their own.
+"""
+NOTE_CRASHED = """
+Where a row says that it was not compiled, libtpu ended with a segmentation fault.
 """
 
 R50 = "imagenet.py:50x1"
@@ -271,6 +274,8 @@ def page(folder: pathlib.Path) -> str:
             if (row := diagnostics_row(folder, name))
         ],
     )
+    marks = {"not compiled": NOTE_CRASHED, EARLIER: NOTE_EARLIER}
+    notes = "".join(note for mark, note in marks.items() if mark in steps)
     return f"""# What the TPU compiler says
 
 Written by `python tests/benchmarks/compiled.py` (JAX {about["jax"]}, libtpu
@@ -288,7 +293,7 @@ the last column names. The estimate is the compiler's own, see
 memory.
 
 {steps}
-{NOTE_EARLIER if EARLIER in steps else ""}{growth(folder)}
+{notes}{growth(folder)}
 {OF_DIAGNOSTICS}
 
 A program of its own, run after every `log.every_steps`-th step, with ResNet-50's
