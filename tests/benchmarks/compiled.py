@@ -26,8 +26,8 @@ EARLIER = " (earlier)"
 NOTE_EARLIER = """
 Rows marked `(earlier)` have not been compiled again since the last BatchNorm of a
 bottleneck takes its statistics from the input of the convolution before it, and have
-`parallel.remat = "wide"`; those of ResNet-152 contain the diagnostics, which became a
-program of their own.
+`parallel.remat = "wide"`; they contain the diagnostics, which became a program of
+their own.
 """
 NOTE_CRASHED = """
 Where a row says that it was not compiled, libtpu ended with a segmentation fault.
