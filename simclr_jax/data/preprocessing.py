@@ -127,6 +127,10 @@ class Preprocessing:
             "resize": self.resize,
         }
 
+    def levels(self, images: Any) -> np.ndarray:
+        """What the encoder sees, as a picture: uint8 [N, image_size, image_size, 3]."""
+        return np.rint(self(images) * 255).astype(np.uint8)
+
     def __call__(self, images: Any) -> np.ndarray:
         """Prepares images for the encoder.
 

@@ -1,6 +1,7 @@
 """A representation of a labelled dataset, which a protocol measures."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -8,7 +9,7 @@ from ml_collections import config_dict
 
 from simclr_jax.data import pipeline
 from simclr_jax.data.preprocessing import Preprocessing
-from simclr_jax.data.sources.base import Source
+from simclr_jax.data.sources.base import Batch, Source
 from simclr_jax.data.sources.subsets import Subset
 from simclr_jax.errors import ConfigError
 from simclr_jax.evaluation import features
@@ -98,14 +99,24 @@ class Context:
         if self.kept is not None:
             found = self.kept.read(source)
             if found is None:
-                found = self._extract(source)
+                found = self.extract(source)
                 self.kept.write(source, found)
             self.cache[source] = found
         else:
-            self.cache[source] = self._extract(source)
+            self.cache[source] = self.extract(source)
         return self.cache[source]
 
-    def _extract(self, source: Source) -> Features:
+    def extract(
+        self,
+        source: Source,
+        change: Callable[[Iterator[Batch]], Iterator[Batch]] | None = None,
+    ) -> Features:
+        """Features h of a source, computed anew.
+
+        Args:
+          source: of images.
+          change: what is done to the batches of `pipeline.eval_batches` before.
+        """
         batches = pipeline.eval_batches(
             source,
             self.preprocessing,
@@ -117,7 +128,7 @@ class Context:
         )
         return features.extract(
             self.encode,
-            batches,
+            change(batches) if change else batches,
             self.mesh,
             num_examples=source.num_examples,
             name=f"{self.name}, {source.name}",

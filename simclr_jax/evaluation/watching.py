@@ -166,10 +166,10 @@ class _Measurement:
         if not processes.is_main():
             return np.zeros((0, side, side, 3), np.uint8)
         parts = [
-            small(pixels.read(self.dataset.test, part)[0])
+            small.levels(pixels.read(self.dataset.test, part)[0])
             for part in np.array_split(images, -(-len(images) // _AT_ONCE))
         ]
-        return np.rint(np.concatenate(parts) * 255).astype(np.uint8)
+        return np.concatenate(parts)
 
     def _has_probe(self) -> bool:
         return self.job.parts.model.num_classes == self.dataset.test.num_classes

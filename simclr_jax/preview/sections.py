@@ -53,8 +53,7 @@ class Sample:
 
     def unchanged(self, number: int) -> np.ndarray:
         """An image as evaluation sees it, uint8 [S, S, 3]."""
-        (image,) = self.preprocessing([self.images[number]])
-        return np.rint(image * 255).astype(np.uint8)
+        return self.preprocessing.levels([self.images[number]])[0]
 
     def most_telling(self) -> int:
         """The image with the most contrast and colour, on which operations show."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -20,17 +20,11 @@ from simclr_jax.report import (
     status,
 )
 from simclr_jax.report.run_files import RunFiles
-from simclr_jax.report.sections import Section
+from simclr_jax.report.sections import MISSING, Section
 from simclr_jax.runs import atomic, plans
 
 _LOG = logging.getLogger(__name__)
 FILE_NAME = "report.html"
-MISSING = "missing.html"
-
-# What makes the parts of the page that need images and the encoder.
-_IMAGE_PARTS: tuple[Callable[[str, dict[str, Any]], Sequence[Section]], ...] = (
-    representation.sections,
-)
 
 
 def write(workdirs: Sequence[str], output: str | None, *, images: bool = True) -> str:
@@ -105,16 +99,13 @@ def _check_folder(output: str) -> None:
 
 
 def _image_sections(run: RunFiles) -> list[Section]:
-    sections: list[Section] = []
-    for make in _IMAGE_PARTS:
-        try:
-            sections += make(run.workdir, run.config.to_dict())
-        except Exception as error:  # the rest of the page is worth having
-            if not isinstance(error, InvalidInput | RunFailed):
-                _LOG.exception("A part of the report failed")
-            data = {"reason": first_line(error)}
-            sections.append(Section("images", "Images", MISSING, data))
-    return sections
+    try:
+        return representation.sections(run.workdir, run.config.to_dict())
+    except Exception as error:  # the rest of the page is worth having
+        if not isinstance(error, InvalidInput | RunFailed):
+            _LOG.exception("A part of the report failed")
+        data = {"reason": first_line(error)}
+        return [Section("images", "Images", MISSING, data)]
 
 
 def _sections(run: RunFiles, *, several: bool) -> list[Section]:

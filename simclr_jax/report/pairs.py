@@ -86,9 +86,10 @@ def _original(
     if isinstance(read, BadRecord):
         return {"original": None, "class": None, "reason": names.shown(read.reason)}
     image, label = read
+    as_evaluated = step_views.evaluation_preprocessing(config).levels([image])[0]
     known = class_names is not None and 0 <= label < len(class_names)
     return {
-        "original": _uri(step_views.as_evaluated(config, image[None])[0]),
+        "original": _uri(as_evaluated),
         "class": class_names[label] if class_names and known else None,
         "reason": None,
     }

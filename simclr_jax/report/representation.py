@@ -17,11 +17,10 @@ from simclr_jax.report import (
     sample,
 )
 from simclr_jax.report.sample import Sample
-from simclr_jax.report.sections import Section
+from simclr_jax.report.sections import MISSING, Section
 
 _LOG = logging.getLogger(__name__)
 _NUM_IMAGES = 1500
-MISSING = "missing.html"
 
 
 def sections(

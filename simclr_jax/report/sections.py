@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+# The template of a part that cannot be made; its data are the `reason`.
+MISSING = "missing.html"
+
 
 @dataclasses.dataclass(frozen=True)
 class Section:

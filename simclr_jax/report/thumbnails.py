@@ -7,6 +7,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from simclr_jax.runs.writers.pictures import grid
+
 _QUALITY = 80
 
 
@@ -43,10 +45,5 @@ def sheet(pictures: np.ndarray) -> tuple[np.ndarray, int]:
       (uint8 [rows * side, columns * side, 3], columns); picture i is in row
       i // columns and column i % columns, and the rest is black.
     """
-    count, side = pictures.shape[:2]
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    tiles = np.zeros((rows * columns, *pictures.shape[1:]), np.uint8)
-    tiles[:count] = pictures
-    tiles = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2)
-    return tiles.reshape(rows * side, columns * side, 3), columns
+    columns = math.ceil(math.sqrt(len(pictures)))
+    return grid(pictures, columns), columns

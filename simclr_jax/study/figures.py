@@ -128,16 +128,7 @@ def _heat_map(study: Study, results: Results, figure: Any, axes: Any) -> None:
 
 def _bars(study: Study, results: Results, figure: Any, axes: Any) -> None:
     """Groups of bars, as Figures 8 and 9."""
-    axis = _axis(study, study.figure.x)
-    names = (*study.figure.series, axis.name)
-    means = summary(results, _first_metric(study), names)
-    rows = [
-        (label, [means.get((*key, c.name)) for c in axis.choices])
-        for key, label in _series(study, study.figure.series)
-    ]
-    _grouped(axes, rows, [str(choice) for choice in axis.choices])
-    axes.set_xlabel(axis.label)
-    _finish(study, axes, with_legend=bool(study.figure.series))
+    _over_axis(study, results, axes, _grouped)
 
 
 def _metric_bars(study: Study, results: Results, figure: Any, axes: Any) -> None:
@@ -189,6 +180,13 @@ def _grouped(
 
 def _lines(study: Study, results: Results, figure: Any, axes: Any) -> None:
     """A line for each series over the choices of an axis."""
+    _over_axis(study, results, axes, _joined)
+
+
+def _over_axis(
+    study: Study, results: Results, axes: Any, draw_rows: Callable[..., None]
+) -> None:
+    """The first metric of each series over the choices of the figure's axis."""
     axis = _axis(study, study.figure.x)
     names = (*study.figure.series, axis.name)
     means = summary(results, _first_metric(study), names)
@@ -196,7 +194,7 @@ def _lines(study: Study, results: Results, figure: Any, axes: Any) -> None:
         (label, [means.get((*key, c.name)) for c in axis.choices])
         for key, label in _series(study, study.figure.series)
     ]
-    _joined(axes, rows, [str(choice) for choice in axis.choices])
+    draw_rows(axes, rows, [str(choice) for choice in axis.choices])
     axes.set_xlabel(axis.label)
     _finish(study, axes, with_legend=bool(study.figure.series))
 

@@ -9,15 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.configs import finetune
-from simclr_jax.data import augment_jax, pipeline
+from simclr_jax.data import augment_jax
 from simclr_jax.data.sources.base import Source
-from simclr_jax.evaluation import (
-    features,
-    finetune_protocols,
-    linear,
-    metrics,
-    overrides,
-)
+from simclr_jax.data.sources.subsets import Subset
+from simclr_jax.evaluation import finetune_protocols, linear, metrics, overrides
 from simclr_jax.evaluation import loop as evaluation
 from simclr_jax.evaluation.context import Context, make_contexts
 from simclr_jax.evaluation.features import Encode, Features
@@ -160,24 +155,9 @@ def _features_of(
     context: Context, source: Source, name: str, seed: int, most: int
 ) -> Features:
     """Features h of the first images of a source, transformed."""
-    count = min(most, source.num_examples)
-    batches = pipeline.eval_batches(
-        source,
-        context.preprocessing,
-        batch_size=context.config.evaluation.batch_size,
-        host_index=jax.process_index(),
-        num_hosts=jax.process_count(),
-        num_parts=context.mesh.size,
-        threads=context.config.data.threads,
-        images=np.arange(count),
-    )
-    return features.extract(
-        context.encode,
-        transformed(batches, name, seed),
-        context.mesh,
-        num_examples=count,
-        name=f"{name}, {source.name}",
-    )
+    images = np.arange(min(most, source.num_examples))
+    some = Subset(source, images, name=f"{name}, {source.name}")
+    return context.extract(some, lambda batches: transformed(batches, name, seed))
 
 
 def _fit(

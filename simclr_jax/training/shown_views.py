@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from simclr_jax.data.sampling import draws, order
-from simclr_jax.data.views import device
+from simclr_jax.data.views import resident
 from simclr_jax.errors import first_line
 from simclr_jax.runs.writers import Writers, pictures
 from simclr_jax.training.device_views import make_composition
@@ -58,30 +58,25 @@ def of_batch(
     if placement == "host":
         return np.asarray(images[:_IMAGES])
     composition = make_composition(config)
+    views = jax.jit(resident.in_parts(composition, 1))
     if placement == "host_crop":
         crops = np.asarray(images[:_IMAGES])
         uniform = np.asarray(batch["draws"].addressable_data(0)[:_IMAGES])
-        boxes = None
-    else:
-        count = min(_IMAGES, config.batch.batch_size)
-        indices, epochs = order.batch_indices(
-            0,
-            seed=config.seed,
-            num_examples=len(images),
-            batch_size=config.batch.batch_size,
-        )
-        key = order.view_keys(
-            indices[:count].astype(np.uint32),
-            epochs[:count].astype(np.uint32),
-            seed=config.seed,
-            num_views=num_views,
-        )
-        uniform = draws.view_draws(key, composition.operations)
-        height, width = images.shape[1:3]
-        boxes = composition.draw_boxes(key, (height, width)).reshape(-1, 4)
-        crops = np.asarray(images[indices[:count]])
-        crops = np.repeat(crops[:, None], num_views, axis=1)
-    flat = crops.reshape(-1, *crops.shape[2:])
-    numbers = uniform.reshape(len(flat), -1)
-    views = jax.jit(device.compose(composition))(flat, numbers, boxes)
-    return np.asarray(views).reshape(*crops.shape[:2], *views.shape[1:])
+        return np.asarray(views(crops, uniform, None))
+    indices, epochs = order.batch_indices(
+        0,
+        seed=config.seed,
+        num_examples=len(images),
+        batch_size=config.batch.batch_size,
+    )
+    first = indices[:_IMAGES]
+    key = order.view_keys(
+        first.astype(np.uint32),
+        epochs[:_IMAGES].astype(np.uint32),
+        seed=config.seed,
+        num_views=num_views,
+    )
+    uniform = draws.view_draws(key, composition.operations)
+    height, width = images.shape[1:3]
+    boxes = composition.draw_boxes(key, (height, width))
+    return np.asarray(views(np.asarray(images[first]), uniform, boxes))

@@ -121,17 +121,6 @@ def _on_device(sampler: StepSampler, step: int) -> np.ndarray:
     return np.asarray(views(np.stack([*images]), uniform, boxes))
 
 
-def as_evaluated(config: config_dict.ConfigDict, images: pixels.Images) -> np.ndarray:
-    """Images as evaluation sees them, uint8 [n, S, S, 3].
-
-    Args:
-      config: valid.
-      images: uint8, n images [H, W, 3].
-    """
-    preprocess = evaluation_preprocessing(config)
-    return np.rint(preprocess(images) * 255).astype(np.uint8)
-
-
 def evaluation_preprocessing(config: config_dict.ConfigDict) -> Preprocessing:
     """That of the config's evaluations."""
     return Preprocessing(

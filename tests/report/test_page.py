@@ -236,11 +236,12 @@ def test_a_part_that_fails_is_said_to_be_missing(tmp_path, monkeypatch):
     def works(workdir, config):
         return [Section("own", "Own part", "missing.html", {"reason": "none"})]
 
-    monkeypatch.setattr(job, "_IMAGE_PARTS", (fails, works))
+    monkeypatch.setattr(job.representation, "sections", fails)
     job.write([str(run)], None)
-    text = (run / "report.html").read_text()
-    assert "the data is &lt;gone&gt;" in text
-    assert "Own part" in text
+    assert "the data is &lt;gone&gt;" in (run / "report.html").read_text()
+    monkeypatch.setattr(job.representation, "sections", works)
+    job.write([str(run)], None)
+    assert "Own part" in (run / "report.html").read_text()
     job.write([str(run)], None, images=False)
     text = (run / "report.html").read_text()
     assert "Own part" not in text

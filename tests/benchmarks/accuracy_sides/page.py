@@ -93,7 +93,7 @@ def times(results: Results) -> str:
         }
     columns = ["side", "variant"]
     for name in ("wall", "processor"):
-        columns += [f"{name}, s", "behind the first step", "of lightly's"]
+        columns += [f"{name}, s", "after the first step", "of lightly's"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     base = medians.get(_base(LIGHTLY))
     for variant in VARIANTS:
