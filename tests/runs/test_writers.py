@@ -250,7 +250,8 @@ def history_of_wandb(path):
         }
         for key, value in items.items():
             history[record.history.step.num, key] = value
-        for item in record.config.update:
+        # In a record of its own, or in that of the run if it had not been sent yet.
+        for item in (*record.run.config.update, *record.config.update):
             config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
     return history, config
 
