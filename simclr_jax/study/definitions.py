@@ -1,7 +1,7 @@
 """What a study is: a grid of configs, what is measured, a figure, and findings.
 
-Everything here is data. `studies.py` has the studies; to add one, write a function that
-returns a `Study` and name it in `STUDIES`.
+Everything here is data. To add a study, write a function that returns a `Study` and
+name it in `STUDIES` (`studies.py`).
 """
 
 import dataclasses
@@ -45,6 +45,12 @@ class Axis:
     def choice(self, name: str) -> Choice:
         """The choice of a name."""
         return next(choice for choice in self.choices if choice.name == name)
+
+
+def key_axis(name: str, label: str, key: str, values: tuple[Any, ...]) -> Axis:
+    """An axis of one config key."""
+    choices = (Choice(f"{value:g}", {key: value}) for value in values)
+    return Axis(name, label, tuple(choices))
 
 
 @dataclasses.dataclass(frozen=True)

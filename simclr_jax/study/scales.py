@@ -33,6 +33,28 @@ CUT = {
 }
 
 
+def fields(
+    scale: str,
+    cut: tuple[str, ...] = (),
+    changes: dict[str, Any] | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """The fields of a `Study` that follow from its scale, and others.
+
+    Args:
+      scale: one of `SCALES`.
+      cut: what the study cuts against the paper, beyond what its scale does.
+      changes: of the scale's config, as for `base_config`.
+      **others: further fields.
+    """
+    return {
+        "base": base_config(scale, **(changes or {})),
+        "cut": (*CUT[scale], *cut),
+        "protocol": PROTOCOLS[scale],
+        **others,
+    }
+
+
 def base_config(scale: str, **changes: Any) -> config_dict.ConfigDict:
     """The config of a scale.
 
