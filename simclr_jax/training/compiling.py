@@ -45,6 +45,7 @@ def compile_init(
     return jax.jit(
         functools.partial(init_state, parts, image_size=image_size),
         out_shardings=state_sharding(parts, mesh),
+        compiler_options=xla_options.of_init(mesh),
     )
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import in_turn
 
-# name -> depth, stem, side of the images, images in the batch
-NETS: dict[str, tuple[int, str, int, int]] = {
-    "resnet18": (18, "cifar", 32, 64),
-    "resnet50": (50, "imagenet", 64, 16),
+# name -> depth, share of the filters, stem, side of the images, images in the batch
+NETS: dict[str, tuple[int, float, str, int, int]] = {
+    "resnet18": (18, 1.0, "cifar", 32, 64),
+    "resnet18_quarter": (18, 0.25, "cifar", 32, 256),
+    "resnet50": (50, 1.0, "imagenet", 64, 16),
 }
 SIDES = ("torch", "cpu", "direct")
 TEMPERATURE, MOMENTUM, LEARNING_RATE = 0.1, 0.9, 0.01
@@ -56,10 +57,10 @@ def jax_step(net: str, form: str) -> tuple[Step, int]:
             *arrays
         )
     cpu_memory.keep_freed_memory()  # as the commands do
-    depth, stem, side, batch_size = NETS[net]
+    depth, width, stem, side, batch_size = NETS[net]
     parts = step.StepParts(
         model=models.SimCLR(
-            encoder=models.create_encoder(depth=depth, stem=stem),
+            encoder=models.create_encoder(depth=depth, width=width, stem=stem),
             head=models.create_projection_head(
                 num_layers=HIDDEN_LAYERS + 1, output_dim=OUTPUT_DIM
             ),
@@ -97,23 +98,23 @@ def torch_step(net: str) -> tuple[Step, int]:
     """The same in PyTorch: torchvision's net in channels-last, lightly's NTXentLoss."""
     import torch
     import torchvision
+    from accuracy_sides import lightly_side
     from lightly.loss import NTXentLoss
     from torch import nn
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    depth, stem, side, batch_size = NETS[net]
+    depth, width, stem, side, batch_size = NETS[net]
     encoder = getattr(torchvision.models, f"resnet{depth}")()
-    width = encoder.fc.in_features
+    features = round(width * encoder.fc.in_features)
     encoder.fc = nn.Identity()
     if stem == "cifar":
-        encoder.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        encoder.maxpool = nn.Identity()
+        encoder = lightly_side.make_encoder(width, lightly_side.Options())
     layers: list[nn.Module] = []
     for _ in range(HIDDEN_LAYERS):
-        layers += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width)]
-        layers.append(nn.ReLU(inplace=True))
-    layers += [nn.Linear(width, OUTPUT_DIM, bias=False), nn.BatchNorm1d(OUTPUT_DIM)]
+        layers += [nn.Linear(features, features, bias=False)]
+        layers += [nn.BatchNorm1d(features), nn.ReLU(inplace=True)]
+    layers += [nn.Linear(features, OUTPUT_DIM, bias=False), nn.BatchNorm1d(OUTPUT_DIM)]
     # The last BatchNorm has no offset here.
     layers[-1].bias.requires_grad_(False)
     model = nn.Sequential(encoder, *layers).to(memory_format=torch.channels_last)
@@ -181,7 +182,7 @@ def compare(
     for process in sides.values():
         process.close()
 
-    _, _, image_side, batch_size = NETS[net]
+    *_, image_side, batch_size = NETS[net]
     print(
         f"\n{net}, {image_side} pixels, {batch_size} images of two views,"
         f" {counts['torch']:,} parameters;"

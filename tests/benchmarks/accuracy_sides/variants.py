@@ -97,6 +97,11 @@ VARIANTS = (
     Variant(PACKAGE, "pixels normalized", {"encoder.normalization": "imagenet"}),
     Variant(LIGHTLY, "both views in one pass", {"passes": 1}),
     Variant(PACKAGE, "BatchNorm over 256 views", {"batch.micro_batch_size": 0.5}),
+    Variant(
+        PACKAGE,
+        "lightly's start and decay, BatchNorm over 256 views",
+        {**_TORCH_NET, "batch.micro_batch_size": 0.5},
+    ),
     Variant(LIGHTLY, "no last offset", {"last_offset": False}),
     Variant(PACKAGE, "reference's crops", {"augment.crop.sampler": "reference"}),
     Variant(PACKAGE, "antialiased crops", {"augment.crop.antialias": True}),
