@@ -86,7 +86,7 @@ def test_variants_change_one_side_and_are_told_apart():
     assert [v.slug for v in chosen("base")] == ["package_as_it_is", "lightly_as_it_is"]
     assert chosen("all") == list(VARIANTS)
     with pytest.raises(ValueError, match="--variants=he: must be all, base or some of"):
-        chosen("package_he_normal,he")
+        chosen("package_truncated_normal,he")
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,15 @@ def test_the_page_has_a_row_for_each_variant_that_was_run():
     results = {
         "package_as_it_is": [result(0, 0.41), result(1, 0.43)],
         "lightly_as_it_is": [result(0, 0.43), result(1, 0.44)],
-        "package_he_normal": [result(0, 0.45)],
+        "package_truncated_normal": [result(0, 0.45)],
     }
     text = page.page(Setting(), "2 cores", "python accuracy.py", results)
     rows = [line for line in text.splitlines() if line.startswith("| package")]
     assert "| 42.00 (41.0, 43.0) |  | -1.50 ±" in rows[0]
-    assert rows[1].startswith("| package | he_normal | 45.0 | +3.00 | +1.50 |")
-    assert len(rows) == 2 * 2
-    assert "he_normal | 100 | 40 | 1.00, 0.99 | 200 | 100 | 1.00, 1.00 |" in rows[3]
+    assert rows[1].startswith("| package | truncated normal | 45.0 | +3.00 | +1.50 |")
+    # The times are those of both sides as they are.
+    assert len(rows) == 2 + 1
+    assert rows[2] == "| package | 100 | 40 | 1.00, 1.00 | 200 | 100 | 1.00, 1.00 |"
     assert "15,000 images of CIFAR-10, 15 epochs of batch\n256: 870 steps" in text
     stored = json.loads(page.as_json(Setting(), "2 cores", results))
     assert stored["results"] == results
@@ -195,7 +196,7 @@ def test_both_sides_run_from_end_to_end(tmp_path):
     assert checked.returncode == 0, checked.stderr
     assert "| steps | 3 | 3 |" in checked.stdout
 
-    names = ["package_as_it_is", "package_lightly_s_start_and_decay"]
+    names = ["package_as_it_is", "package_the_reference_s_start_and_decay"]
     names += [v.slug for v in VARIANTS if v.side == LIGHTLY]
     options = [f"--variants={','.join(names)}", f"--json={tmp_path / 'all.json'}"]
     first = subprocess.run(_command(tmp_path, *options), capture_output=True, text=True)

@@ -12,7 +12,14 @@ from accuracy_sides.evaluator import (
     LOGISTIC_C,
     LOGISTIC_STEPS,
 )
-from accuracy_sides.variants import BASE, LIGHTLY, VARIANTS, Setting, Variant
+from accuracy_sides.variants import (
+    BASE,
+    LIGHTLY,
+    PACKAGE,
+    VARIANTS,
+    Setting,
+    Variant,
+)
 
 # By slug: the results of its seeds.
 Results = dict[str, list[dict[str, Any]]]
@@ -79,10 +86,14 @@ def accuracies(results: Results) -> str:
 
 
 def times(results: Results) -> str:
-    """Seconds of training, medians over the seeds, and their ratio to lightly's."""
+    """Seconds of training of both sides as they are, and their ratio to lightly's.
+
+    Medians over the seeds.
+    """
     names = ("secs", "cpu_secs")
     medians = {}
-    for slug, of_seeds in results.items():
+    for slug in {_base(PACKAGE), _base(LIGHTLY)} & {*results}:
+        of_seeds = results[slug]
         trained = [result["times"]["train"] for result in of_seeds]
         medians[slug] = {
             name: (
@@ -91,17 +102,17 @@ def times(results: Results) -> str:
             )
             for name in names
         }
-    columns = ["side", "variant"]
+    columns = ["side"]
     for name in ("wall", "processor"):
         columns += [f"{name}, s", "after the first step", "of lightly's"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     base = medians.get(_base(LIGHTLY))
-    for variant in VARIANTS:
-        if variant.slug not in medians:
+    for side in (PACKAGE, LIGHTLY):
+        if _base(side) not in medians:
             continue
-        row = [variant.side, variant.name]
+        row = [side]
         for name in names:
-            whole, rest = medians[variant.slug][name]
+            whole, rest = medians[_base(side)][name]
             row += [f"{whole:,.0f}", f"{rest:,.0f}"]
             ratio = ""
             if base:
@@ -132,7 +143,7 @@ jitter of strength {setting.jitter:g}, greyscale, no blur. Everything else is as
 side has it: lightly's transform and head, torchvision's net, PyTorch's optimiser, two
 passes of the net, a loader with a process for each core.
 
-{machine}. Every run had the cores to itself.
+{machine}.
 
 ## Accuracy
 
@@ -147,9 +158,9 @@ as it is.
 
 ## Time
 
-Of a whole training, from the start of its process to its end, with imports, compilation
-and loading of data; and without all up to the end of the first step. Medians over
-seeds. Ratios to lightly's are of both.
+Of a whole training as each side has it, with its cores to itself, from the start of its
+process to its end, with imports, compilation and loading of data; and without all up to
+the end of the first step. Medians over seeds. Ratios to lightly's are of both.
 
 {times(results)}
 """

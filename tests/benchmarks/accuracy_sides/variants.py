@@ -57,54 +57,54 @@ class Variant:
 
 
 BASE = "as it is"
-_TORCH_NET = {
-    "encoder.zero_init_residual": False,
-    "encoder.kernel_init": "he_normal",
-    "head.kernel_init": "uniform",
-    "optimizer.decayed": "all",
+# As `configs/base.py` and Google's code have it.
+_REFERENCE = {
+    "encoder.zero_init_residual": True,
+    "encoder.kernel_init": "truncated_normal",
+    "head.kernel_init": "normal",
+    "optimizer.decayed": "kernels",
 }
-_PACKAGE_NET = {
+_REFERENCE_IN_PYTORCH = {
     "zero_init_residual": True,
     "conv_init": "truncated_normal",
     "head_init": "normal",
     "decayed": "kernels",
-    "passes": 1,
-    "last_offset": False,
 }
+_BATCH_NORM = {"passes": 1, "last_offset": False}  # as here
+# A rate that suits LARS; its start is what the folder config chooses.
+_LARS = {"optimizer.name": "lars", "optimizer.learning_rate": 1.0}
 
-# The most telling ones first: who is ahead; whether views or the net's start and decay
-# make the difference; then each thing alone.
+# The most telling ones first; then each thing alone.
 VARIANTS = (
     Variant(PACKAGE, BASE),
     Variant(LIGHTLY, BASE),
-    Variant(PACKAGE, "lightly's start and decay", _TORCH_NET),
+    Variant(PACKAGE, "the reference's start and decay", _REFERENCE),
+    Variant(LIGHTLY, "the reference's start and decay", _REFERENCE_IN_PYTORCH),
     Variant(LIGHTLY, "the package's views", {"views": "package"}),
-    Variant(LIGHTLY, "the package's start, decay and BatchNorm", _PACKAGE_NET),
-    Variant(
-        LIGHTLY, "all of the package's choices", {**_PACKAGE_NET, "views": "package"}
-    ),
-    Variant(PACKAGE, "last gammas at one", {"encoder.zero_init_residual": False}),
-    Variant(LIGHTLY, "last gammas at zero", {"zero_init_residual": True}),
-    Variant(PACKAGE, "BatchNorm and biases decay", {"optimizer.decayed": "all"}),
-    Variant(LIGHTLY, "kernels alone decay", {"decayed": "kernels"}),
-    Variant(PACKAGE, "he_normal", {"encoder.kernel_init": "he_normal"}),
-    Variant(LIGHTLY, "truncated normal", {"conv_init": "truncated_normal"}),
-    Variant(PACKAGE, "PyTorch's head", {"head.kernel_init": "uniform"}),
-    Variant(LIGHTLY, "the package's head", {"head_init": "normal"}),
-    Variant(LIGHTLY, "bicubic crops", {"interpolation": "bicubic"}),
-    Variant(LIGHTLY, "the package's colour operations", {"colours": "package"}),
-    Variant(LIGHTLY, "pixels not normalized", {"normalized": False}),
-    Variant(PACKAGE, "pixels normalized", {"encoder.normalization": "imagenet"}),
     Variant(LIGHTLY, "both views in one pass", {"passes": 1}),
     Variant(PACKAGE, "BatchNorm over 256 views", {"batch.micro_batch_size": 0.5}),
-    Variant(
-        PACKAGE,
-        "lightly's start and decay, BatchNorm over 256 views",
-        {**_TORCH_NET, "batch.micro_batch_size": 0.5},
-    ),
+    Variant(LIGHTLY, "pixels not normalized", {"normalized": False}),
+    Variant(PACKAGE, "pixels normalized", {"encoder.normalization": "imagenet"}),
+    Variant(PACKAGE, "last gammas at zero", {"encoder.zero_init_residual": True}),
+    Variant(LIGHTLY, "last gammas at zero", {"zero_init_residual": True}),
+    Variant(PACKAGE, "kernels alone decay", {"optimizer.decayed": "kernels"}),
+    Variant(LIGHTLY, "kernels alone decay", {"decayed": "kernels"}),
+    Variant(PACKAGE, "truncated normal", {"encoder.kernel_init": "truncated_normal"}),
+    Variant(LIGHTLY, "truncated normal", {"conv_init": "truncated_normal"}),
+    Variant(PACKAGE, "the reference's head", {"head.kernel_init": "normal"}),
+    Variant(LIGHTLY, "the reference's head", {"head_init": "normal"}),
     Variant(LIGHTLY, "no last offset", {"last_offset": False}),
+    Variant(
+        LIGHTLY,
+        "the package's views and BatchNorm",
+        {"views": "package", **_BATCH_NORM},
+    ),
+    Variant(LIGHTLY, "bicubic crops", {"interpolation": "bicubic"}),
+    Variant(LIGHTLY, "the package's colour operations", {"colours": "package"}),
     Variant(PACKAGE, "reference's crops", {"augment.crop.sampler": "reference"}),
     Variant(PACKAGE, "antialiased crops", {"augment.crop.antialias": True}),
+    Variant(PACKAGE, "LARS", _LARS),
+    Variant(PACKAGE, "LARS, the reference's start and decay", {**_LARS, **_REFERENCE}),
 )
 
 
