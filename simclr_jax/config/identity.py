@@ -33,6 +33,7 @@ _OPERATIONAL = (
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "augment.crop.antialias": (False,),
     "batch.norm_group": (None,),
+    "batch.norm_parts": (1,),
     "data.exif_orientation": (None, False),
     "data.white_level": (None, 65535),
     "encoder.zero_init_residual": (True,),

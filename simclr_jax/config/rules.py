@@ -127,6 +127,7 @@ _RULES: list[Rule] = [
     *_whole(2, _MOST_IMAGES, "batch.batch_size"),
     *_whole(2, _MOST_IMAGES, "batch.micro_batch_size", none=True),
     *_whole(1, _MOST_IMAGES, "batch.norm_group", none=True),
+    *_whole(1, _MOST_IMAGES, "batch.norm_parts"),
     *_flag("parallel.shard_state", "parallel.deterministic"),
     *_one_of("parallel.gradient_dtype", ("float32", "bfloat16")),
     *_one_of("parallel.remat", ("auto", *models.REMATERIALIZATIONS)),
@@ -439,7 +440,7 @@ def check_devices(config: config_dict.ConfigDict, num_devices: int, group: str) 
 
     Raises:
       ConfigError: a batch is not divisible by the devices, or they by
-        `batch.norm_group`.
+        `batch.norm_group`, or its images by the parts of `batch.norm_parts`.
     """
     size = config.batch.norm_group
     if group == "batch" and size is not None and num_devices % size:
@@ -452,3 +453,21 @@ def check_devices(config: config_dict.ConfigDict, num_devices: int, group: str) 
             raise ConfigError(
                 f"config.{key}={size}: must be divisible by the {num_devices} devices"
             )
+    batch = config.batch
+    images = batch.micro_batch_size or batch.batch_size
+    if group == "batch" and images % num_norm_groups(config, num_devices):
+        raise ConfigError(
+            f"config.batch.norm_parts={batch.norm_parts}: must divide the {images} "
+            "images of a batch, micro-batch or, with batch.norm_group, group of devices"
+        )
+
+
+def num_norm_groups(config: config_dict.ConfigDict, num_devices: int) -> int:
+    """Parts of a batch, or micro-batch, with BatchNorm statistics of their own.
+
+    Args:
+      config: valid for the devices.
+      num_devices: that the batch is split over.
+    """
+    group = config.batch.norm_group or num_devices
+    return int(config.batch.norm_parts * (num_devices // group))

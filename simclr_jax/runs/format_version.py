@@ -14,7 +14,7 @@ from simclr_jax.errors import ConfigError
 # 1 had no `format_version`; 2 renamed the values in `config/renamed.py`; later ones
 # added keys, and 7 has `log.writers` for `log.tensorboard`. No version gives the old
 # name of a key another meaning.
-VERSION = 7
+VERSION = 8
 _KEY = "format_version"
 # By version: the keys that it added, with its defaults.
 _ADDED: dict[int, dict[str, Any]] = {
@@ -51,6 +51,7 @@ _ADDED: dict[int, dict[str, Any]] = {
         "log.writers": ["tensorboard"],
         "optimizer.decayed": "kernels",
     },
+    8: {"batch.norm_parts": 1},
 }
 # Groups that only some configs have.
 _GROUPS_OF_SOME = ("finetune", "distill")

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from simclr_jax import losses, models, optim
-from simclr_jax.config import identity
+from simclr_jax.config import identity, rules
 from simclr_jax.errors import ConfigError
 from simclr_jax.training.objectives import NUM_VIEWS
 
@@ -93,10 +93,10 @@ def _platform(mesh: Mesh | None) -> str:
 
 
 def batch_norm_groups(config: config_dict.ConfigDict, mesh: Mesh | None) -> int:
-    """Parts of the batch with BatchNorm statistics of their own."""
-    if mesh is None or config.batch.norm_group is None:
+    """Parts of the batch with BatchNorm statistics of their own; 1 without a mesh."""
+    if mesh is None:
         return 1
-    return mesh.size // config.batch.norm_group
+    return rules.num_norm_groups(config, mesh.size)
 
 
 def make_model(

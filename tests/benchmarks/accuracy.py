@@ -347,9 +347,8 @@ def main() -> None:
     print(page.accuracies(results), page.times(results), sep="\n\n")
     if arguments.page:
         command = _command(sys.argv[1:])
-        arguments.page.write_text(
-            page.page(benchmark.setting, machine, command, results)
-        )
+        text = page.page(benchmark.setting, machine, command, results)
+        page.write(arguments.page, text)
     if arguments.json:
         arguments.json.write_text(page.as_json(benchmark.setting, machine, results))
 

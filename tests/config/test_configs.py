@@ -437,6 +437,22 @@ def test_devices_must_share_every_batch_evenly():
     rules.check_devices(config, 2048, "batch")
 
 
+@pytest.mark.parametrize(
+    ("devices", "group", "parts", "groups"),
+    [(1, None, 1, 1), (1, None, 2, 2), (8, None, 3, 3), (8, 2, 1, 4), (8, 2, 3, 12)],
+)
+def test_parts_of_the_batch_with_their_own_statistics(devices, group, parts, groups):
+    config = base.get_config()
+    config.batch.batch_size, config.batch.micro_batch_size = 96, 48
+    config.batch.norm_group, config.batch.norm_parts = group, parts
+    rules.check_devices(config, devices, "batch")
+    assert rules.num_norm_groups(config, devices) == groups
+    config.batch.norm_parts = 5
+    with pytest.raises(ConfigError, match=r"norm_parts=5: must divide the 48 images"):
+        rules.check_devices(config, devices, "batch")
+    rules.check_devices(config, devices, "evaluation")
+
+
 def test_how_a_run_is_spread_is_no_other_experiment():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     new["parallel"]["shard_state"] = True

@@ -10,8 +10,10 @@ import pytest
 from flax import linen as nn
 
 from simclr_jax import losses, models, parallel
+from simclr_jax.configs import cifar10
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.plan import program
+from simclr_jax.training import build
 
 
 def draw(seed, *shape, dtype=jnp.float32):
@@ -73,6 +75,14 @@ def test_running_statistics_need_no_groups():
     np.testing.assert_array_equal(
         grouped.apply(variables, x), whole.apply(variables, x)
     )
+
+
+def test_the_parts_of_a_config_reach_encoder_and_head():
+    config = cifar10.get_config("200epochs")
+    assert config.batch.norm_parts == 2
+    config.encoder.stem = "cifar"
+    model = build.make_model(config, num_classes=None, mesh=parallel.create_mesh())
+    assert model.encoder.batch_norm_groups == model.head.batch_norm_groups == 2
 
 
 class Head:

@@ -1,6 +1,7 @@
 """Tables of the results."""
 
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from accuracy_sides.variants import (
 # By slug: the results of its seeds.
 Results = dict[str, list[dict[str, Any]]]
 _FIGURES = ("knn", "linear")
+# What people write about the figures.
+READING = "## What the figures say\n"
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -164,6 +167,13 @@ the end of the first step. Medians over seeds. Ratios to lightly's are of both.
 
 {times(results)}
 """
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a page; what an earlier one says below `READING` stays."""
+    known = path.read_text() if path.exists() else ""
+    _, heading, reading = known.partition(READING)
+    path.write_text(text + (f"\n{heading}{reading}" if heading else ""))
 
 
 def as_json(setting: Setting, machine: str, results: Results) -> str:

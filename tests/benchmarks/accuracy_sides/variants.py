@@ -63,6 +63,7 @@ _REFERENCE = {
     "encoder.kernel_init": "truncated_normal",
     "head.kernel_init": "normal",
     "optimizer.decayed": "kernels",
+    "batch.norm_parts": 1,
 }
 _REFERENCE_IN_PYTORCH = {
     "zero_init_residual": True,
@@ -70,7 +71,6 @@ _REFERENCE_IN_PYTORCH = {
     "head_init": "normal",
     "decayed": "kernels",
 }
-_BATCH_NORM = {"passes": 1, "last_offset": False}  # as here
 # A rate that suits LARS; its start is what the folder config chooses.
 _LARS = {"optimizer.name": "lars", "optimizer.learning_rate": 1.0}
 
@@ -78,11 +78,11 @@ _LARS = {"optimizer.name": "lars", "optimizer.learning_rate": 1.0}
 VARIANTS = (
     Variant(PACKAGE, BASE),
     Variant(LIGHTLY, BASE),
-    Variant(PACKAGE, "the reference's start and decay", _REFERENCE),
+    Variant(PACKAGE, "the reference's start, decay and BatchNorm", _REFERENCE),
     Variant(LIGHTLY, "the reference's start and decay", _REFERENCE_IN_PYTORCH),
     Variant(LIGHTLY, "the package's views", {"views": "package"}),
     Variant(LIGHTLY, "both views in one pass", {"passes": 1}),
-    Variant(PACKAGE, "BatchNorm over 256 views", {"batch.micro_batch_size": 0.5}),
+    Variant(PACKAGE, "BatchNorm over all views", {"batch.norm_parts": 1}),
     Variant(LIGHTLY, "pixels not normalized", {"normalized": False}),
     Variant(PACKAGE, "pixels normalized", {"encoder.normalization": "imagenet"}),
     Variant(PACKAGE, "last gammas at zero", {"encoder.zero_init_residual": True}),
@@ -94,17 +94,16 @@ VARIANTS = (
     Variant(PACKAGE, "the reference's head", {"head.kernel_init": "normal"}),
     Variant(LIGHTLY, "the reference's head", {"head_init": "normal"}),
     Variant(LIGHTLY, "no last offset", {"last_offset": False}),
-    Variant(
-        LIGHTLY,
-        "the package's views and BatchNorm",
-        {"views": "package", **_BATCH_NORM},
-    ),
     Variant(LIGHTLY, "bicubic crops", {"interpolation": "bicubic"}),
     Variant(LIGHTLY, "the package's colour operations", {"colours": "package"}),
     Variant(PACKAGE, "reference's crops", {"augment.crop.sampler": "reference"}),
     Variant(PACKAGE, "antialiased crops", {"augment.crop.antialias": True}),
     Variant(PACKAGE, "LARS", _LARS),
-    Variant(PACKAGE, "LARS, the reference's start and decay", {**_LARS, **_REFERENCE}),
+    Variant(
+        PACKAGE,
+        "LARS, the reference's start, decay and BatchNorm",
+        {**_LARS, **_REFERENCE},
+    ),
 )
 
 
@@ -129,7 +128,7 @@ def chosen(names: str) -> list[Variant]:
 
 def package_overrides(setting: Setting, variant: Variant, seed: int) -> dict[str, Any]:
     """Config keys that turn `cifar10:200epochs` into the setting."""
-    overrides = {
+    return {
         "seed": seed,
         "batch.batch_size": setting.batch_size,
         "augment.crop.sampler": "torchvision",
@@ -147,7 +146,3 @@ def package_overrides(setting: Setting, variant: Variant, seed: int) -> dict[str
         "checkpoint.every_steps": 10**6,  # the last one alone
         **variant.changes,
     }
-    if "batch.micro_batch_size" in variant.changes:
-        share = variant.changes["batch.micro_batch_size"]
-        overrides["batch.micro_batch_size"] = int(share * setting.batch_size)
-    return overrides
