@@ -58,6 +58,10 @@ def get_config() -> config_dict.ConfigDict:
     # None: all. Fewer devices exchange smaller messages, and other numbers come out:
     # views of a group can tell each other by its statistics.
     batch.norm_group = config_dict.placeholder(int)
+    # Parts of the images of a batch, micro-batch or group of devices with statistics of
+    # their own. 2: as many views share them as in PyTorch codes, which pass one view of
+    # all images after the other.
+    batch.norm_parts = 1
 
     # How a step uses devices and their memory.
     config.parallel = parallel = config_dict.ConfigDict()

@@ -15,14 +15,15 @@
 | `cifar10.py:800epochs`  | ResNet-18, 512, 800    | 87.9 % kNN, k = 200, best epoch  |
 |                         |                        | (lightly; 331 min, RTX A6000)    |
 
-None of them was run in full here. The first two use LARS, the last two SGD as in
-lightly's benchmark. The paper tuned the learning rate of `resnet50` over 0.5, 1.0 and
-1.5 and does not say which was best.
+None of them was run in full here. The first two use LARS and start as Google's code
+does; the last two are lightly's benchmark, with its SGD, start, weight decay and
+BatchNorm over half of the views. The paper tuned the learning rate of `resnet50` over
+0.5, 1.0 and 1.5 and does not say which was best.
 """
 
 from ml_collections import config_dict
 
-from simclr_jax.configs import base
+from simclr_jax.configs import base, presets
 
 _VARIANTS = ("reference", "resnet50", "200epochs", "800epochs")
 
@@ -60,6 +61,9 @@ def get_config(variant: str = "reference") -> config_dict.ConfigDict:
         config.optimizer.name = "sgd"
         config.optimizer.learning_rate = 0.12  # 0.06 * B / 128: 0.24 at batch 512
         config.optimizer.weight_decay = 5e-4
+        config.optimizer.decayed = "all"
+        config.batch.norm_parts = 2
+        presets.pytorch_start(config)
         config.schedule.train_epochs = float(variant.removesuffix("epochs"))
         config.schedule.warmup_epochs = 0.0
         config.head.num_layers = 2
