@@ -1,5 +1,6 @@
 """A verdict in words on whether contrastive learning works, from the logged metrics."""
 
+import math
 from collections.abc import Mapping
 
 # A loss closer to chance than this fraction of it: hardly any images are told apart.
@@ -7,6 +8,8 @@ _CHANCE_MARGIN = 0.01
 # A projection that varies along one direction only, or hardly varies, has collapsed.
 _COLLAPSED_RANK = 1.5
 _COLLAPSED_SIMILARITY = 0.99
+# A softmax over views with less information than this, in nats, is uniform.
+_LEAST_INFORMATION = 0.01
 _PATIENCE = 3
 
 _CAUSES = {
@@ -14,20 +17,27 @@ _CAUSES = {
     "try a lower temperature, a higher learning rate or weaker augmentations",
     "collapsed": "all images get nearly the same projection; try a lower learning "
     "rate, a longer warm-up or a higher temperature, and check that the images differ",
+    "flat": "the loss weighs all negatives alike, however similar they are; try a "
+    "lower temperature",
 }
 
 
 class HealthMonitor:
     """Follows the metrics of a run and says in words how it is doing."""
 
-    def __init__(self, *, check_rank: bool = True) -> None:
+    def __init__(
+        self, *, check_rank: bool = True, num_images: int | None = None
+    ) -> None:
         """Starts without a verdict.
 
         Args:
+          num_images: B, over whose view 2s the softmax of the metrics goes; None where
+            the loss has another one.
           check_rank: whether few directions of z are a bad sign. With labels they are
             not: C classes apart from each other span C - 1 directions.
         """
         self._check_rank = check_rank
+        self._num_images = num_images
         self._verdict = "too early to tell"
         self._state = ""
         self._since = 0
@@ -38,13 +48,15 @@ class HealthMonitor:
 
         Args:
           step: number of updates so far.
-          metrics: `loss`, `effective_rank_z`, `positive_similarity` and
-            `negative_similarity`; `chance` for objectives that have such a level.
+          metrics: `loss`, `effective_rank_z`, `positive_similarity`,
+            `negative_similarity` and `contrastive_entropy`; `chance` for objectives
+            that have such a level.
 
         Returns:
-          'healthy', or 'at chance since step S: ...' or 'collapsed since step S: ...'
-          with what to try. A problem counts once it shows in three logged steps in a
-          row; until then the verdict stays, at first 'too early to tell'.
+          'healthy', or 'at chance since step S: ...', 'collapsed since step S: ...' or
+          'flat since step S: ...' with what to try. A problem counts once it shows in
+          three logged steps in a row; until then the verdict stays, at first 'too early
+          to tell'.
         """
         state = self._judge(metrics)
         if state != self._state:
@@ -65,4 +77,12 @@ class HealthMonitor:
         else:
             gap = metrics["positive_similarity"] - metrics["negative_similarity"]
             at_chance = gap < _CHANCE_MARGIN
-        return "at chance" if at_chance else "healthy"
+        if at_chance:
+            return "at chance"
+        return "flat" if self._is_flat(metrics) else "healthy"
+
+    def _is_flat(self, metrics: Mapping[str, float]) -> bool:
+        if self._num_images is None:
+            return False
+        uniform = math.log(self._num_images)
+        return uniform - metrics["contrastive_entropy"] < _LEAST_INFORMATION

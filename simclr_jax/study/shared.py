@@ -8,15 +8,14 @@ import json
 
 from ml_collections import config_dict
 
-from simclr_jax import losses, parallel
+from simclr_jax import parallel
 from simclr_jax.config import identity
 from simclr_jax.data.sources import bad_records, in_memory
 from simclr_jax.data.sources.base import Source
 from simclr_jax.evaluation import datasets
 from simclr_jax.evaluation.datasets import Dataset
 from simclr_jax.parallel import processes
-from simclr_jax.runs.health import HealthMonitor
-from simclr_jax.training import input_pipeline, pixel_moments, step
+from simclr_jax.training import build, input_pipeline, pixel_moments, step
 from simclr_jax.training.loop import TrainingJob
 from simclr_jax.training.step import StepParts
 
@@ -54,8 +53,7 @@ class Shared:
             config.data = handled.data
             config = pixel_moments.resolve(config, source)
             parts = self._step_parts(config, source.num_classes)
-        needs_labels = losses.LOSSES[config.loss.name].needs_labels
-        health = HealthMonitor(check_rank=not needs_labels)
+        health = build.make_health_monitor(config)
         return TrainingJob(config, source, parts, self.mesh, health)
 
     def _step_parts(

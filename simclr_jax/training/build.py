@@ -12,6 +12,7 @@ from ml_collections import config_dict
 from simclr_jax import losses, models, optim
 from simclr_jax.config import identity, rules
 from simclr_jax.errors import ConfigError
+from simclr_jax.runs.health import HealthMonitor
 from simclr_jax.training.objectives import NUM_VIEWS
 
 Schedule = Callable[[jax.Array | int], jax.Array | float]
@@ -110,6 +111,14 @@ def make_model(
         head=make_head(head_settings(config), batch_norm_groups=groups),
         num_classes=num_classes if config.probe.enabled else None,
     )
+
+
+def make_health_monitor(config: config_dict.ConfigDict) -> HealthMonitor:
+    """The monitor of a pretraining's metrics."""
+    num_images = config.batch.batch_size if config.loss.normalize else None
+    # With labels, a low rank of z is expected.
+    check_rank = not losses.LOSSES[config.loss.name].needs_labels
+    return HealthMonitor(check_rank=check_rank, num_images=num_images)
 
 
 def make_streaming(

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from simclr_jax import losses, parallel
+from simclr_jax import parallel
 from simclr_jax.config import log_writers, rules
 from simclr_jax.data.sources.base import Source
 from simclr_jax.errors import RunStopped
@@ -82,9 +82,7 @@ def pretraining_job(config: config_dict.ConfigDict) -> TrainingJob:
         parts = step.pretraining_parts(
             config, num_classes=source.num_classes, mesh=mesh
         )
-    # With labels, a low rank of z is expected.
-    health = HealthMonitor(check_rank=not losses.LOSSES[config.loss.name].needs_labels)
-    return TrainingJob(config, source, parts, mesh, health)
+    return TrainingJob(config, source, parts, mesh, build.make_health_monitor(config))
 
 
 def run(

@@ -12,6 +12,7 @@ GOOD = {
     "effective_rank_z": 8.0,
     "positive_similarity": 0.6,
     "negative_similarity": 0.1,
+    "contrastive_entropy": 3.0,
 }
 
 
@@ -30,6 +31,23 @@ def test_at_chance_says_since_when():
     assert monitor.update(50, stuck).startswith("at chance since step 20: ")
     assert monitor.update(60, GOOD) == "healthy"
     assert monitor.update(70, stuck) == "healthy"
+
+
+def test_a_temperature_that_flattens_the_softmax_is_told():
+    # ln(256) - 0.004: of cosines with a deviation of 0.45 at temperature 5,
+    # (0.45 / 5)**2 / 2.
+    flat = {**GOOD, "loss": 6.0, "contrastive_entropy": math.log(256) - 0.004}
+    monitor = HealthMonitor(num_images=256)
+    assert monitor.update(1, GOOD) == "healthy"
+    for step in (2, 3, 4):
+        verdict = monitor.update(step, flat)
+    assert verdict.startswith("flat since step 2: ")
+    # At temperature 1 it is not.
+    sharper = {**flat, "contrastive_entropy": math.log(256) - 0.1}
+    assert monitor.update(5, sharper) == "healthy"
+    # Another loss has another softmax.
+    other = HealthMonitor()
+    assert [other.update(i, flat) for i in range(4)] == ["healthy"] * 4
 
 
 def test_a_bad_start_is_no_verdict():
