@@ -1,7 +1,7 @@
 """Pictures of a report, for the documentation.
 
-    python tests/report/screenshots.py --report=report.html --output=docs/report \
-        --sections=summary,training,pairs
+    python tests/report/screenshots.py --report=both.html --output=docs/diagnosing \
+        --sections=top,training,pairs,neighbours
 
 Each section, by its name in the page's links, becomes `NAME.jpg`; `top` is the first
 screen. `--size=phone` and `--dark` choose how the page is seen. Needs playwright (in
@@ -38,6 +38,8 @@ def shoot(
         )
         page.goto(report.absolute().as_uri())
         page.wait_for_selector("html[data-drawn]", timeout=60_000)
+        # The links stay at the top of the window, over what a section shows.
+        page.add_style_tag(content="nav { position: static !important }")
         page.wait_for_timeout(1000)
         for section in sections:
             shown = page if section == "top" else page.locator(f"#{section}")
