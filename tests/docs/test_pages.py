@@ -23,6 +23,7 @@ PAGES = {
 }
 # Scripts that pages call, and the tests of what they run; test.sh runs the tests.
 SCRIPTS = {
+    "tests/benchmarks/accuracy.py": "tests/benchmarks/test_accuracy.py",
     "launch/smoke.sh": "tests/test_smoke.py",
     "launch/test.sh": "tests/conftest.py",
     "launch/setup.sh": "tests/launch/test_launch_hosts.py",
