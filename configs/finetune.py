@@ -83,6 +83,7 @@ def _adapt(config: config_dict.ConfigDict, label_fraction: float) -> None:
     config.checkpoint.keep_best = False
     config.augment.operations = ("crop", "flip")
     config.batch.micro_batch_size = config_dict.placeholder(int)
+    config.batch.norm_parts = 1  # one view of each image; any size of batch
     config.schedule.warmup_epochs = 0.0
     config.schedule.train_steps = config_dict.placeholder(int)
     config.schedule.warmup_steps = config_dict.placeholder(int)

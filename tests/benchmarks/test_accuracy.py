@@ -27,6 +27,7 @@ from simclr_jax.config import identity, rules
 from simclr_jax.configs import cifar10
 
 HERE = pathlib.Path(__file__).parent
+REFERENCE = "package_the_reference_s_start_decay_and_batchnorm"
 TORCH = pathlib.Path.home() / ".cache/simclr_jax/torch/bin/python"
 
 
@@ -82,6 +83,7 @@ def test_differences_have_welchs_interval(counts):
 
 def test_variants_change_one_side_and_are_told_apart():
     slugs = [variant.slug for variant in VARIANTS]
+    assert REFERENCE in slugs
     assert len({*slugs}) == len(slugs)
     assert [v.slug for v in chosen("base")] == ["package_as_it_is", "lightly_as_it_is"]
     assert chosen("all") == list(VARIANTS)
@@ -200,7 +202,7 @@ def test_both_sides_run_from_end_to_end(tmp_path):
     assert checked.returncode == 0, checked.stderr
     assert "| steps | 3 | 3 |" in checked.stdout
 
-    names = ["package_as_it_is", "package_the_reference_s_start_and_decay"]
+    names = ["package_as_it_is", REFERENCE]
     names += [v.slug for v in VARIANTS if v.side == LIGHTLY]
     options = [f"--variants={','.join(names)}", f"--json={tmp_path / 'all.json'}"]
     first = subprocess.run(_command(tmp_path, *options), capture_output=True, text=True)

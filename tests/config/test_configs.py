@@ -453,6 +453,14 @@ def test_parts_of_the_batch_with_their_own_statistics(devices, group, parts, gro
     rules.check_devices(config, devices, "evaluation")
 
 
+def test_fine_tuning_normalises_its_whole_batch():
+    pretrained = cifar10.get_config("200epochs")
+    assert pretrained.batch.norm_parts == 2
+    tuned = finetune.adapt(pretrained, 0.1)
+    tuned.batch.batch_size = 63  # as fitted to few labels
+    rules.check_devices(tuned, 1, "batch")
+
+
 def test_how_a_run_is_spread_is_no_other_experiment():
     old, new = base.get_config().to_dict(), base.get_config().to_dict()
     new["parallel"]["shard_state"] = True
