@@ -157,7 +157,7 @@ def test_the_page_has_a_row_for_each_variant_that_was_run(tmp_path):
     # The times are those of both sides as they are.
     assert len(rows) == 2 + 1
     assert rows[2] == "| package | 100 | 40 | 1.00, 1.00 | 200 | 100 | 1.00, 1.00 |"
-    assert "15,000 images of CIFAR-10, 15 epochs of batch\n256: 870 steps" in text
+    assert "15,000 images of CIFAR-10, 15 epochs of batch 256: 870 steps" in text
     path = tmp_path / "page.md"
     path.write_text(f"Old figures.\n\n{page.READING}\nOur words.\n")
     page.write(path, text)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,6 +128,22 @@ def times(results: Results) -> str:
 
 def page(setting: Setting, machine: str, command: str, results: Results) -> str:
     """docs/accuracy.md."""
+    both_sides = f"""{setting.images:,} images of CIFAR-10, {setting.epochs:g} epochs of
+        batch {setting.batch_size}: {setting.steps} steps. ResNet-18 with
+        {setting.width:g} of the filters and CIFAR's stem, a head of two layers, NT-Xent
+        at temperature {setting.temperature:g}; SGD with a rate of
+        {setting.learning_rate:g}, momentum {setting.momentum:g}, a cosine to 0 and
+        weight decay {setting.weight_decay:g}; crops of at least {setting.area_min:g} of
+        the image by torchvision's sampler, flips, colour jitter of strength
+        {setting.jitter:g}, greyscale, no blur. Everything else is as each side has it:
+        lightly's transform and head, torchvision's net, PyTorch's optimiser, two passes
+        of the net, a loader with a process for each core."""
+    evaluation = f"""Of h of unaugmented images, by one evaluator: weighted kNN
+        (k = {KNN_K}, temperature {KNN_TEMPERATURE}) and scikit-learn's logistic
+        regression on standardised features (C = {LOGISTIC_C:g}, up to {LOGISTIC_STEPS}
+        steps of L-BFGS), on {setting.test_images:,} test images. Means over seeds, each
+        seed in brackets; differences in points with their 95 % intervals by Welch's t.
+        `less its side's`: one thing changed, against the same side as it is."""
     return f"""# Accuracy against lightly
 
 The same net trained on the same images for the same epochs by this package and with
@@ -136,26 +153,13 @@ The same net trained on the same images for the same epochs by this package and 
 {command}
 ```
 
-{setting.images:,} images of CIFAR-10, {setting.epochs:g} epochs of batch
-{setting.batch_size}: {setting.steps} steps. ResNet-18 with {setting.width:g} of the
-filters and CIFAR's stem, a head of two layers, NT-Xent at temperature
-{setting.temperature:g}; SGD with a rate of {setting.learning_rate:g}, momentum
-{setting.momentum:g}, a cosine to 0 and weight decay {setting.weight_decay:g}; crops of
-at least {setting.area_min:g} of the image by torchvision's sampler, flips, colour
-jitter of strength {setting.jitter:g}, greyscale, no blur. Everything else is as each
-side has it: lightly's transform and head, torchvision's net, PyTorch's optimiser, two
-passes of the net, a loader with a process for each core.
+{_filled(both_sides)}
 
 {machine}.
 
 ## Accuracy
 
-Of h of unaugmented images, by one evaluator: weighted kNN (k = {KNN_K}, temperature
-{KNN_TEMPERATURE}) and scikit-learn's logistic regression on standardised features
-(C = {LOGISTIC_C:g}, up to {LOGISTIC_STEPS} steps of L-BFGS), on {setting.test_images:,}
-test images. Means over seeds, each seed in brackets; differences in points with their
-95 % intervals by Welch's t. `less its side's`: one thing changed, against the same side
-as it is.
+{_filled(evaluation)}
 
 {accuracies(results)}
 
@@ -167,6 +171,12 @@ the end of the first step. Medians over seeds. Ratios to lightly's are of both.
 
 {times(results)}
 """
+
+
+def _filled(paragraph: str) -> str:
+    """Lines of at most 88 characters."""
+    words = " ".join(paragraph.split())
+    return textwrap.fill(words, 88, break_long_words=False, break_on_hyphens=False)
 
 
 def write(path: pathlib.Path, text: str) -> None:
