@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Sequence
 
@@ -79,11 +80,18 @@ def as_text(
     """The generated page: setting, cuts, findings with their verdicts, figures."""
     done = sum(result is not None for _, result in results)
     diverged = sum(bool(result and result["diverged"]) for _, result in results)
-    secs = sum(result["secs"] for _, result in results if result)
+    secs = [result["secs"] for _, result in results if result]
     devices = sorted({r["devices"] for _, r in results if r})
     state = f"{done} of {len(results)} trainings are complete"
     if diverged:
         state += f", {diverged} of them diverged and count as missing"
+    state += "."
+    if secs:
+        # Not the sum: some may have been paused.
+        state += (
+            f" One with its evaluation takes {statistics.median(secs):.0f} s (median) "
+            f"on {', '.join(devices)}."
+        )
     lines = [
         f"# {study.title}",
         "",
@@ -91,7 +99,7 @@ def as_text(
         "",
         f"```bash\n{command}\n```",
         "",
-        f"{state}; {secs / 60:.0f} minutes on {', '.join(devices) or 'no device'}.",
+        state,
         "",
         "![Figure](figure.png)",
         "",
