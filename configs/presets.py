@@ -55,8 +55,8 @@ def simclr_v2(config: config_dict.ConfigDict) -> None:
 def pytorch_start(config: config_dict.ConfigDict) -> None:
     """Changes a config to weights that start as torchvision's and PyTorch's do.
 
-    In trainings of a few epochs this is better than the start of Google's code, which
-    `base.py` has: docs/accuracy.md.
+    In trainings of a few epochs this is better with SGD than the start of Google's
+    code, which `base.py` has, and not with LARS: docs/accuracy.md.
     """
     config.encoder.zero_init_residual = False
     config.encoder.kernel_init = "he_normal"
