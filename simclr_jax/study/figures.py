@@ -48,7 +48,8 @@ def draw(study: Study, results: Results, paths: Sequence[str]) -> None:
     axes = figure.subplots()
     KINDS[study.figure.kind](study, results, figure, axes)
     seeds = len({cell.seed for cell, result in results if result})
-    bars = "; bars: 95 % intervals over seeds" if seeds > 1 else ""
+    has_bars = seeds > 1 and study.figure.kind != "heat_map"
+    bars = "; bars: 95 % intervals over seeds" if has_bars else ""
     axes.set_title(f"{study.title}\n({study.source}; {seeds} seeds{bars})", fontsize=10)
     for path in paths:
         with atomic.one_line(f"file {path}: cannot be written"):
