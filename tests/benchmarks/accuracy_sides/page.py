@@ -153,6 +153,8 @@ The same net trained on the same images for the same epochs by this package and 
 {command}
 ```
 
+A seed or variant that the tables do not have has not been run.
+
 {_filled(both_sides)}
 
 {machine}.
