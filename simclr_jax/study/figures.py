@@ -42,6 +42,7 @@ def draw(study: Study, results: Results, paths: Sequence[str]) -> None:
     Raises:
       ConfigError: a file cannot be written.
     """
+    import matplotlib
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(layout="constrained", figsize=(6.4, 4.2))
@@ -53,8 +54,10 @@ def draw(study: Study, results: Results, paths: Sequence[str]) -> None:
     axes.set_title(f"{study.title}\n({study.source}; {seeds} seeds{bars})", fontsize=10)
     for path in paths:
         with atomic.one_line(f"file {path}: cannot be written"):
+            # The same results give the same file.
             metadata = {"Date": None} if path.endswith(".svg") else None
-            figure.savefig(path, dpi=_DPI, metadata=metadata)
+            with matplotlib.rc_context({"svg.hashsalt": study.title}):
+                figure.savefig(path, dpi=_DPI, metadata=metadata)
 
 
 def summary(results: Results, metric: str, names: Sequence[str]) -> Summary:
@@ -197,7 +200,10 @@ def _over_axis(
     ]
     draw_rows(axes, rows, [str(choice) for choice in axis.choices])
     axes.set_xlabel(axis.label)
-    _finish(study, axes, with_legend=bool(study.figure.series))
+    varied = [_axis(study, name).label for name in study.figure.series]
+    _finish(study, axes)
+    if varied:
+        _legend(axes, ", ".join(varied))
 
 
 def _metric_lines(study: Study, results: Results, figure: Any, axes: Any) -> None:
@@ -213,7 +219,8 @@ def _metric_lines(study: Study, results: Results, figure: Any, axes: Any) -> Non
         labels = [study.metrics[m].partition(" of ")[0] for m in metrics]
         _joined(axes, rows, labels, style=style)
     axes.set_xlabel("Share of labels")
-    _finish(study, axes, with_legend=True)
+    _finish(study, axes)
+    _legend(axes)
 
 
 def _joined(
@@ -273,10 +280,11 @@ def _points(study: Study, results: Results, figure: Any, axes: Any) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.3)
     axes.set_xlabel("Parameters of the encoder (millions)")
-    _finish(study, axes, with_legend=True)
+    _finish(study, axes)
+    _legend(axes)
 
 
-def _finish(study: Study, axes: Any, *, with_legend: bool) -> None:
+def _finish(study: Study, axes: Any) -> None:
     """Labels, and a range of values in which differences are seen."""
     axes.set_ylabel(study.figure.label)
     axes.grid(axis="y", color="#dddddd", zorder=0)
@@ -284,14 +292,18 @@ def _finish(study: Study, axes: Any, *, with_legend: bool) -> None:
         tops = [p.get_height() for p in axes.patches]
         low = max(0.0, 5 * np.floor((min(tops) - 5) / 5))
         axes.set_ylim(low, None)
-    if with_legend:
-        _legend(axes)
 
 
-def _legend(axes: Any) -> None:
+def _legend(axes: Any, title: str = "") -> None:
     handles, _ = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(
+            title=title or None,
+            title_fontsize=9,
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
 
 
 # By the name in a study's figure.
