@@ -183,7 +183,8 @@ def batch_size_epochs(scale: str) -> Study:
                 size_effect,
             ),
             Finding(
-                f"The difference between them is smaller after {long} epochs.",
+                f"The advantage of the batch of {large} is smaller after {long} "
+                f"epochs than after {short}.",
                 "Section 5.2, Figure 9",
                 (*size_effect, *later),
             ),

@@ -5,7 +5,7 @@ from ml_collections import config_dict
 
 from simclr_jax.errors import ConfigError
 from simclr_jax.study import __main__ as command_line
-from simclr_jax.study import cells, figures, measures, scales
+from simclr_jax.study import cells, figures, findings, measures, scales
 from simclr_jax.study.studies import STUDIES
 
 
@@ -71,6 +71,24 @@ def test_rules_of_the_learning_rate_meet_at_the_largest_batch():
     # The paper's 0.3 B / 256 and 0.075 sqrt(B).
     assert rates["linear", "256"] == pytest.approx(0.3)
     assert rates["sqrt", "256"] == pytest.approx(0.075)
+
+
+def test_an_advantage_that_shrinks_is_signed():
+    # Of the batch of 512 above 64: -2.6 points after 3 epochs, -1.9 after 12. The gap
+    # is smaller, the advantage is not.
+    study = cells.open_study("batch_size_epochs", "minutes")
+    linear = {("3", "64"): 34.2, ("3", "512"): 31.6, ("12", "64"): 40.2}
+    linear["12", "512"] = 38.3
+    results = [
+        (cell, {"metrics": {"linear": linear[epochs, batch]}})
+        for cell in cells.expand(study, 1)
+        if (epochs := cell.point["epochs"], batch := cell.point["batch"]) in linear
+    ]
+    shrinks = study.findings[1]
+    assert findings.by_seed(shrinks, results) == [pytest.approx(-2.6 + 1.9)]
+    assert shrinks.text == (
+        "The advantage of the batch of 512 is smaller after 12 epochs than after 3."
+    )
 
 
 def test_overrides_change_all_cells():
