@@ -110,6 +110,10 @@ def test_overrides_change_all_cells():
             "--set=loss.temperature=1: the study temperature sets loss.temperature",
         ),
         (("objectives", "gpu", ["seed=3"]), "sets seed in its cells"),
+        (
+            ("batch_size_epochs", "gpu", ["schedule.train_steps=500"]),
+            "--set=schedule.train_steps=500: would override schedule.train_epochs",
+        ),
         (("objectives", "gpu", ["lsos.margin=1"]), "--set=lsos.margin=1: must be KEY"),
         (("objectives", "gpu", ["image_size=big"]), "must be of type int"),
     ],
