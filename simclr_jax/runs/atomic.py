@@ -63,6 +63,27 @@ def make_folder(path: str, *, flag: str) -> None:
             paths.as_path(path).mkdir(parents=True, exist_ok=True)
 
 
+def check_output(path: str, *, flag: str) -> None:
+    """Checks, before the work for it, that the file that a flag names can be written.
+
+    On a store, that its bucket can be read.
+
+    Raises:
+      ConfigError: it is a folder, there is no folder for it, or none that takes files.
+    """
+    located = paths.as_path(path)
+    if paths.is_store(path):
+        paths.check_reachable(path, flag=flag)
+        return
+    folder = located.absolute().parent
+    if located.is_dir():
+        raise ConfigError(f"--{flag}={path}: must be a file, and is a folder")
+    if not folder.is_dir():
+        raise ConfigError(f"--{flag}={path}: there is no folder {folder}")
+    with one_line(f"--{flag}={path}: cannot be written"):
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def check_free(path: str, *, flag: str) -> None:
     """Raises ConfigError unless the folder that a flag names can be created.
 

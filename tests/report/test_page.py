@@ -1,10 +1,12 @@
 """What the page shows of a run, and that names from data are text."""
 
+import errno
 import html
 import json
 import os
 import pathlib
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -266,6 +268,23 @@ def test_bad_flags_are_refused_in_one_line(tmp_path):
             job.write([*map(str, workdirs)], output and str(output))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("output", [None, "page.html"])
+def test_a_folder_that_takes_no_files_is_said_before_the_work(
+    output, tmp_path, monkeypatch
+):
+    run = report_runs.write(tmp_path / "run", steps=3, total=3)
+    output = output and str(tmp_path / output)
+
+    def is_read_only(**arguments):
+        raise OSError(errno.EROFS, "Read-only file system", arguments["dir"])
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", is_read_only)
+    monkeypatch.setattr(job, "_image_sections", lambda run: pytest.fail("encodes"))
+    path = output or f"{run}/report.html"
+    with pytest.raises(ConfigError, match=f"--output={path}: cannot be written .*Read"):
+        job.write([str(run)], output)
 
 
 def test_a_long_run_makes_a_small_page(tmp_path):

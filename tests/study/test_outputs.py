@@ -129,6 +129,27 @@ def test_only_figures_needs_a_study(made, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("file", "must be a folder, and is a file"),
+        ("file/below", "cannot be created"),
+        ("folder", "must be a file, and is a folder"),
+    ],
+)
+def test_the_output_is_checked_before_the_cells_run(
+    output, words, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / tables.CSV).mkdir(parents=True)
+    monkeypatch.setattr(command.runner, "run", lambda *_: pytest.fail("runs cells"))
+    output = str(tmp_path / output)
+    workdir = str(tmp_path / "s")
+    request = command.Request("temperature", "minutes", workdir, output=output)
+    with pytest.raises(ConfigError, match=f"--output={output}.*: {words}"):
+        list(command.run(request, start=lambda: None))
+
+
 def test_unknown_cells_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--cell=l2_0\.05: must be one of the 30"):
         requested(tmp_path, chosen=["l2_0.05"])
