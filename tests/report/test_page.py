@@ -196,6 +196,23 @@ def test_receipts_are_listed_and_damaged_files_are_said(tmp_path):
     assert len([note for note in notes if "dataset.json: is damaged" in note]) == 1
 
 
+def test_fine_tuned_runs_below_eval_are_no_receipts(tmp_path):
+    run = report_runs.write(tmp_path / "run", steps=3, total=3)
+    tuned = report_runs.write(
+        run / "eval" / "finetune_10pct" / "pretrained", steps=3, total=3
+    )
+    receipt = json.dumps({"value": 0.5, "protocol": "knn"})
+    for folder in (run, tuned):
+        (folder / "eval" / "other").mkdir(parents=True)
+        (folder / "eval" / "other" / "knn.json").write_text(receipt)
+    (tuned / "checkpoints" / "3").mkdir(parents=True)
+    (tuned / "checkpoints" / "3" / "metadata.json").write_text("{}")
+    (run / "eval" / "finetune_10pct.json").write_text(receipt)
+    read = run_files.read(str(run))
+    assert [*read.receipts] == ["finetune_10pct.json", "other/knn.json"]
+    assert not read.notes
+
+
 def test_several_runs_are_beside_each_other(tmp_path):
     names = ["x/run", "y/run", "z/<b>other"]
     runs = [
