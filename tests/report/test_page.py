@@ -40,6 +40,7 @@ def plots(text: str) -> dict:
 
 def test_a_finished_run_is_said_to_be(tmp_path):
     run = report_runs.write(tmp_path / "run", steps=100, total=100)
+    (run / "checkpoints" / "100").mkdir(parents=True)
     text = body(run)
     assert "Finished: 100 of 100 steps" in text
     assert "Health: healthy" in text
@@ -93,6 +94,52 @@ def test_a_run_that_goes_on_and_one_that_crashed_differ(tmp_path):
     assert "Running: 7" in body(run)
     os.utime(run / ownership.FILE_NAME, (0, 0))
     assert "Ended without a word: 7" in body(run)
+
+
+def status_of(run, *, health="healthy", saved=(), **owner):
+    """(kind, headline) of a run of 4 steps that has logged them all."""
+    last = report_runs.line(4, health=health)
+    log = report_runs.log(run)
+    log.write_text("\n".join([*log.read_text().splitlines()[:3], json.dumps(last)]))
+    for step in saved:
+        (run / "checkpoints" / f"{step}").mkdir(parents=True, exist_ok=True)
+    if owner:
+        lease = {**ownership._me(), "token": "theirs", "renewals": 0, **owner}
+        (run / ownership.FILE_NAME).write_text(json.dumps(lease))
+    found = status.of_run(run_files.read(str(run)))
+    return found.kind, found.headline
+
+
+def test_a_run_is_finished_once_its_last_step_is_saved(tmp_path):
+    run = report_runs.write(tmp_path / "run", steps=4, total=4)
+    missing = ("warning", "No checkpoint of the last step: 4 of 4 steps")
+    assert status_of(run) == missing  # deleted, or never saved
+    assert status_of(run, saved=[2]) == missing
+    text = body(run)
+    assert "Unless it was deleted since, it was not saved." in text
+    assert "The same command resumes" in text
+    running = ("running", "Running: 4 of 4 steps")
+    assert status_of(run, renewals=1) == running  # of this process
+    ended = ("bad", "Ended without a word: 4 of 4 steps")
+    assert status_of(run, started="another one") == ended
+    finished = ("good", "Finished: 4 of 4 steps")
+    assert status_of(run, saved=[4]) == finished
+
+
+@pytest.mark.parametrize(
+    ("health", "kinds"),
+    [
+        ("too early to tell", ("bad", "good")),
+        ("collapsed since step 3: all", ("bad", "warning")),
+        ("at chance since step 1: the views", ("bad", "warning")),
+        ("flat since step 2: the loss", ("bad", "warning")),
+    ],
+)
+def test_only_problems_make_a_good_run_worse(health, kinds, tmp_path):
+    run = report_runs.write(tmp_path / "run", steps=4, total=4)
+    crashed, _ = status_of(run, health=health, started="another one")
+    finished, _ = status_of(run, health=health, saved=[4])
+    assert (crashed, finished) == kinds
 
 
 def test_imported_weights_have_no_log(tmp_path):
