@@ -66,6 +66,24 @@ def test_a_run_without_labels_has_no_charts_of_labels(tmp_path):
     assert "probe" not in text.partition('id="config"')[0].lower()
 
 
+@pytest.mark.parametrize("metrics", [("accuracy",), ("accuracy", "teacher_agreement")])
+def test_a_classifier_has_words_of_its_own(metrics, tmp_path):
+    # What fine-tuning and distillation log.
+    run = report_runs.write(tmp_path / "run", steps=1, total=9)
+    lines = [{"step": step, "loss": 2 / step} for step in (1, 2)]
+    lines = [line | dict.fromkeys(metrics, 0.5) for line in lines]
+    report_runs.log(run).write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    text = body(run)
+    assert re.findall("<h3>(.*?)</h3>", text) == [
+        *("Loss", "Classifier on training images"),
+    ]
+    assert "chance" not in text.partition('id="config"')[0].lower()
+    assert "Contrastive" not in text.partition('id="config"')[0]
+    charts = {chart["id"]: chart["series"] for chart in plots(text)["charts"]}
+    names_of = [one["name"] for one in charts["chart-classifier"]]
+    assert names_of == ["accuracy", "as the teacher"][: len(metrics)]
+
+
 def test_a_run_of_three_steps_has_points(tmp_path):
     run = report_runs.write(tmp_path / "run", steps=3, total=3)
     loss = plots(body(run))["charts"][0]
