@@ -32,7 +32,7 @@ class Points(NamedTuple):
 
     Attributes:
       h: float32 [N, D].
-      labels: N names of classes.
+      labels: N printable names of classes.
       images: N numbers of the images in their split.
       thumbnails: uint8 [N, s, s, 3].
     """
