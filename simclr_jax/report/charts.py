@@ -240,10 +240,7 @@ def _run(run: RunFiles) -> dict[str, Any]:
     """What charts show of a run beside its curves."""
     steps = [*run.checkpoints.steps]
     return {
-        "name": names.plot_label(run.name),
-        "first": int(run.metrics.steps[0]) if len(run.metrics.steps) else 0,
         "last": run.metrics.last_step,
-        "total": run.config.schedule.train_steps or 0,
         "checkpoints": steps,
         "mark_checkpoints": len(steps) <= _MOST_MARKS,
         "restarts": run.restarts,

@@ -193,6 +193,8 @@ def test_checkpoints_and_restarts_are_marked(tmp_path):
     (marks,) = plots(text)["runs"]
     assert marks["checkpoints"] == [10, 20]
     assert marks["restarts"] == [20]
+    script = (page._FOLDER / "report.js").read_text()
+    assert all(f"run.{key}" in script for key in marks)  # nothing is sent unread
     assert "2 checkpoints in" in text
     assert "Resumed after step 20." in text
     assert "15.damaged" in text
@@ -309,6 +311,7 @@ def test_only_what_differs_from_the_base_is_listed(tmp_path):
     keys = [key for key, _, _ in rows]
     assert "encoder.sk_ratio" not in keys
     assert "format_version" not in keys
+    assert "<code>None</code>: not set, or decided when the run begins." in body(run)
 
 
 def test_a_part_that_fails_is_said_to_be_missing(tmp_path, monkeypatch):
