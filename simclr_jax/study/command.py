@@ -51,7 +51,6 @@ def run(request: Request, *, start: Callable[[], None]) -> Iterator[str]:
     """
     study = cells.open_study(request.study, request.scale, request.overrides)
     all_cells = cells.expand(study, request.num_seeds)
-    output = request.output or request.workdir
     chosen = _choose(all_cells, request.chosen)
     figures.require_matplotlib()
     folder = Folder(request.workdir)
@@ -64,9 +63,9 @@ def run(request: Request, *, start: Callable[[], None]) -> Iterator[str]:
                 raise ConfigError(
                     f"--only_figures: there is no study in --workdir={request.workdir}"
                 )
+            if request.output and not request.only_list:
+                tables.check_output(request.output)
             folder.claim(request.study, request.scale, create=not only_reads)
-            if not request.only_list:
-                tables.check_output(output)
             states = [folder.state(cell) for cell in all_cells]
     if request.only_list:
         width = max(len(cell.name) for cell in all_cells)
@@ -79,6 +78,7 @@ def run(request: Request, *, start: Callable[[], None]) -> Iterator[str]:
     if not processes.is_main():
         return
     results = [(cell, folder.result(cell)) for cell in all_cells]
+    output = request.output or request.workdir
     for verdict in tables.write(study, results, output, request.command()):
         yield f"{verdict.word:<9}  {tables.shown(verdict)}: {verdict.finding.text}"
     yield f"wrote {', '.join([tables.TEXT, tables.CSV, *tables.PICTURES])} in {output}"

@@ -148,6 +148,7 @@ def test_the_output_is_checked_before_the_cells_run(
     request = command.Request("temperature", "minutes", workdir, output=output)
     with pytest.raises(ConfigError, match=f"--output={output}.*: {words}"):
         list(command.run(request, start=lambda: None))
+    assert not (tmp_path / "s").exists()
 
 
 def test_unknown_cells_are_refused(tmp_path):
