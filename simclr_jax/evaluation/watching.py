@@ -16,7 +16,7 @@ from simclr_jax.config import identity, rules
 from simclr_jax.data.preprocessing import Preprocessing
 from simclr_jax.data.sources import bad_records, in_memory, pixels, subsets
 from simclr_jax.data.sources.base import Source
-from simclr_jax.errors import ConfigError, DataError
+from simclr_jax.errors import ConfigError, DataError, printable
 from simclr_jax.evaluation import datasets, finetune_protocols, protocols
 from simclr_jax.evaluation.context import Context
 from simclr_jax.evaluation.datasets import Dataset
@@ -124,6 +124,12 @@ def _describe(config: config_dict.ConfigDict, dataset: Dataset) -> str:
     return f"{words[: _MOST_CHARACTERS - 20]}, settings {digest}"
 
 
+def _label_names(source: Source, labels: np.ndarray) -> list[str]:
+    """Names of classes, which may be those of folders; '' for images without one."""
+    names = source.class_names or range(source.num_classes or 0)
+    return [printable(str(names[n])) if n >= 0 else "" for n in labels]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Measurement:
     """What `HeldOut.measure` calls."""
@@ -149,10 +155,9 @@ class _Measurement:
         context = context.with_dataset(dataclasses.replace(self.dataset, test=some))
         h = context.test_features
         rows = h.by_image(parallel.fetch(h.mesh, h.x))
-        names = test.class_names or range(test.num_classes or 0)
         return Points(
             h=rows,
-            labels=[str(names[n]) if n >= 0 else "" for n in h.labels],
+            labels=_label_names(test, h.labels),
             images=images.tolist(),
             thumbnails=self._thumbnails(images, context.preprocessing),
         )

@@ -49,13 +49,17 @@ _TRAINING = (
     Chart(
         "accuracy",
         "Contrastive accuracy",
-        (
-            ("contrastive_accuracy", "contrastive accuracy"),
-            ("accuracy", "accuracy"),
-            ("teacher_agreement", "as the teacher"),
-        ),
+        (("contrastive_accuracy", "contrastive accuracy"),),
         ".1%",
         "How often view 1 is nearest to its own image's view 2.",
+    ),
+    # Of fine-tuning and distillation.
+    Chart(
+        "classifier",
+        "Classifier on training images",
+        (("accuracy", "accuracy"), ("teacher_agreement", "as the teacher")),
+        ".1%",
+        "How often its class is the label, or the teacher's.",
     ),
     Chart(
         "similarity",
@@ -107,6 +111,8 @@ _TRAINING = (
         ".1%",
     ),
 )
+# Where no run has a chance level.
+_LOSS = Chart("loss", "Loss", (("loss", "loss"),))
 _HELD_OUT = (
     Chart(
         "held-out",
@@ -155,8 +161,9 @@ def groups(runs: Sequence[RunFiles]) -> list[Group]:
         for number, name in enumerate(sorted(logged - _SHOWN))
         if _varies(runs, name)
     )
+    loss = _TRAINING[0] if "chance" in logged else _LOSS
     found = [
-        Group("training", "Training", _with_curves(_TRAINING, logged)),
+        Group("training", "Training", _with_curves((loss, *_TRAINING[1:]), logged)),
         Group(
             "held-out-figures", "Held out and probe", _with_curves(_HELD_OUT, logged)
         ),
@@ -233,10 +240,7 @@ def _run(run: RunFiles) -> dict[str, Any]:
     """What charts show of a run beside its curves."""
     steps = [*run.checkpoints.steps]
     return {
-        "name": names.plot_label(run.name),
-        "first": int(run.metrics.steps[0]) if len(run.metrics.steps) else 0,
         "last": run.metrics.last_step,
-        "total": run.config.schedule.train_steps or 0,
         "checkpoints": steps,
         "mark_checkpoints": len(steps) <= _MOST_MARKS,
         "restarts": run.restarts,

@@ -17,6 +17,11 @@ from simclr_jax.report import names
 _LOG = logging.getLogger(__name__)
 # The first one that a run has is shown.
 PROTOCOLS = ("linear", "classifier", "linear_sgd", "knn", "linear_10pct", "linear_1pct")
+# What reading a damaged file raises.
+_DAMAGE = (
+    *(KeyError, TypeError, ValueError, OverflowError, RecursionError),
+    csv.Error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,7 @@ def read(workdir: str) -> Judged | None:
             return _read(path, workdir)
         except FileNotFoundError:
             continue
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except _DAMAGE as error:
             _LOG.warning("file %s: is passed over (%s)", path, first_line(error))
         except Exception as error:
             if not paths.is_failure(error):
@@ -71,7 +76,9 @@ def _read(path: epath.Path, workdir: str) -> Judged:
 
 def _pairs(rows: Any, found: Sequence[str]) -> np.ndarray:
     """What `ClassFigures.as_csv` wrote, as `Judged.pairs`."""
-    header = next(rows)
+    header = next(rows, None)
+    if header is None:
+        raise ValueError("the matrix is empty")
     if header == ["label", "predicted", "images"]:
         number = {name: i for i, name in enumerate(found)}
         listed = [(number[a], number[b], int(count)) for a, b, count in rows]

@@ -47,9 +47,11 @@ def write(workdirs: Sequence[str], output: str | None, *, images: bool = True) -
         if len(workdirs) > 1:
             raise ConfigError("--output: must be given for the page of several runs")
         output = os.path.join(workdirs[0], FILE_NAME)
+        runs = run_files.read_all(workdirs)
+        atomic.check_output(output, flag="output")
     else:
-        _check_folder(output)
-    runs = run_files.read_all(workdirs)
+        atomic.check_output(output, flag="output")
+        runs = run_files.read_all(workdirs)
     parts = [_image_sections(run) if images else [] for run in runs]
     text = page.render(context(runs, parts))
     atomic.write_file(paths.as_path(output), text)
@@ -82,20 +84,6 @@ def context(
             [_sections(run, several=several) for run in runs], image_sections
         ),
     }
-
-
-def _check_folder(output: str) -> None:
-    """Before the work, like all that can be wrong with flags."""
-    path = paths.as_path(output)
-    if paths.is_store(output):
-        paths.check_reachable(output, flag="output")
-        return
-    if path.is_dir():
-        raise ConfigError(f"--output={output}: must be a file, and is a folder")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"--output={output}: there is no folder {path.absolute().parent}"
-        )
 
 
 def _image_sections(run: RunFiles) -> list[Section]:

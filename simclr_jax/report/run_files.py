@@ -214,6 +214,9 @@ def _json_files(folder: epath.Path) -> Iterator[epath.Path]:
     if not folder.is_dir():
         return
     inside = sorted(folder.iterdir(), key=lambda path: path.name)
+    # Fine-tuned runs, which protocols keep below `eval/`, are not entered.
+    if any(path.name == directory.CONFIG for path in inside):
+        return
     # `features` holds kept features, which are large.
     inner = [path for path in inside if path.is_dir() and path.name != "features"]
     yield from (path for path in inside if path.name.endswith(".json"))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 from simclr_jax.report.run_files import RunFiles
+from simclr_jax.runs.health import HEALTHY, TOO_EARLY
 from simclr_jax.runs.metrics_writer import format_secs
 
 
@@ -46,7 +47,7 @@ def of_run(run: RunFiles) -> Status:
     of_total = f"{step:,} of {total:,} steps" if total else f"{step:,} steps"
     resumes = "The same command resumes from its newest checkpoint."
     details = []
-    if total and step >= total:
+    if total and max(run.checkpoints.steps, default=0) >= total:
         kind, headline = "good", f"Finished: {of_total}"
     elif run.holder and run.holder[1]:
         kind, headline = "running", f"Running: {of_total}"
@@ -58,12 +59,15 @@ def of_run(run: RunFiles) -> Status:
         kind, headline = "warning", "No step was logged"
         if run.checkpoints.steps:
             details.append("It has weights, as those of imported ones.")
+    elif total and step >= total:  # the last step is logged before it is saved
+        kind, headline = "warning", f"No checkpoint of the last step: {of_total}"
+        details.append(f"Unless it was deleted since, it was not saved. {resumes}")
     else:
         kind, headline = "warning", f"Stopped: {of_total}"
         details.append(resumes)
     health = _health(run)
-    if health and health != "healthy":
-        kind = "running" if kind == "running" else "warning"
+    if kind == "good" and health not in ("", HEALTHY, TOO_EARLY):
+        kind = "warning"
     if health:
         details.append(f"Health: {health}")
     details += _not_finite(run)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import tempfile
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ from etils import epath
 
 from simclr_jax import paths
 from simclr_jax.errors import ConfigError, InvalidInput, first_line
+
+_UNFINISHED = ".tmp"
 
 
 def write_file(path: pathlib.Path | epath.Path, text: str) -> None:
@@ -25,9 +28,14 @@ def write_file(path: pathlib.Path | epath.Path, text: str) -> None:
             # An object appears when all of it was sent.
             path.write_text(text, encoding="utf-8")
             return
-        replacement = path.with_suffix(".tmp")
-        replacement.write_text(text, encoding="utf-8")
-        os.replace(replacement, path)
+        # Two processes, maybe on two hosts, may write the same file.
+        replacement = path.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
+        try:
+            replacement.write_text(text, encoding="utf-8")
+            os.replace(replacement, path)
+        except BaseException:
+            replacement.unlink(missing_ok=True)
+            raise
 
 
 def check_no_file(workdir: str, *, flag: str = "workdir") -> None:
@@ -55,13 +63,38 @@ def make_folder(path: str, *, flag: str) -> None:
             paths.as_path(path).mkdir(parents=True, exist_ok=True)
 
 
+def check_output(path: str, *, flag: str) -> None:
+    """Checks, before the work for it, that the file that a flag names can be written.
+
+    On a store, that its bucket can be read.
+
+    Raises:
+      ConfigError: it is a folder, there is no folder for it, or none that takes files.
+    """
+    located = paths.as_path(path)
+    if paths.is_store(path):
+        paths.check_reachable(path, flag=flag)
+        return
+    folder = located.absolute().parent
+    if located.is_dir():
+        raise ConfigError(f"--{flag}={path}: must be a file, and is a folder")
+    if not folder.is_dir():
+        raise ConfigError(f"--{flag}={path}: there is no folder {folder}")
+    with one_line(f"--{flag}={path}: cannot be written"):
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def check_free(path: str, *, flag: str) -> None:
-    """Raises ConfigError unless the folder that a flag names can be created."""
+    """Raises ConfigError unless the folder that a flag names can be created.
+
+    Files that `write_file` has not finished do not count.
+    """
     check_no_file(path, flag=flag)
     folder = paths.as_path(path)
     if not paths.is_store(path) and os.path.realpath(folder) == os.getcwd():
         raise ConfigError(f"--{flag}={path}: must not be the current folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not all(n.startswith(".") and n.endswith(_UNFINISHED) for n in names):
         raise ConfigError(f"--{flag}={path}: must be new or empty")
 
 

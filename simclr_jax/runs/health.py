@@ -11,6 +11,8 @@ _COLLAPSED_SIMILARITY = 0.99
 # A softmax over views with less information than this, in nats, is uniform.
 _LEAST_INFORMATION = 0.01
 _PATIENCE = 3
+# Verdicts that tell of no problem.
+HEALTHY, TOO_EARLY = "healthy", "too early to tell"
 
 _CAUSES = {
     "at chance": "the views of an image are no more alike than those of two images; "
@@ -38,7 +40,7 @@ class HealthMonitor:
         """
         self._check_rank = check_rank
         self._num_images = num_images
-        self._verdict = "too early to tell"
+        self._verdict = TOO_EARLY
         self._state = ""
         self._since = 0
         self._count = 0
@@ -62,7 +64,7 @@ class HealthMonitor:
         if state != self._state:
             self._state, self._since, self._count = state, step, 0
         self._count += 1
-        if state == "healthy":
+        if state == HEALTHY:
             self._verdict = state
         elif self._count >= _PATIENCE:
             self._verdict = f"{state} since step {self._since}: {_CAUSES[state]}"
@@ -79,7 +81,7 @@ class HealthMonitor:
             at_chance = gap < _CHANCE_MARGIN
         if at_chance:
             return "at chance"
-        return "flat" if self._is_flat(metrics) else "healthy"
+        return "flat" if self._is_flat(metrics) else HEALTHY
 
     def _is_flat(self, metrics: Mapping[str, float]) -> bool:
         if self._num_images is None:

@@ -74,6 +74,13 @@ def open_study(name: str, scale: str, overrides: Sequence[str] = ()) -> Study:
             raise ConfigError(
                 f"--set={override}: the study {name} sets {key} in its cells"
             )
+        # Steps, where they are set, take the place of epochs.
+        epochs = f"{key.removesuffix('_steps')}_epochs"
+        if key.endswith("_steps") and epochs in study.varied_keys():
+            raise ConfigError(
+                f"--set={override}: would override {epochs}, which the study {name} "
+                "sets in its cells"
+            )
     base = settings.with_any_overrides(study.base, overrides)
     return dataclasses.replace(study, base=base)
 
@@ -124,22 +131,36 @@ class Folder:
         Raises:
           ConfigError: it is another study's, another scale's or another thing's.
         """
-        flag = f"--workdir={self.workdir}"
+        if self.holds(study, scale):
+            return
+        try:
+            atomic.check_free(self.workdir, flag="workdir")
+        except ConfigError:
+            # Another host that starts the study now may have been first.
+            if self.holds(study, scale):
+                return
+            raise
+        if create:
+            atomic.make_folder(self.workdir, flag="workdir")
+            text = json.dumps({"study": study, "scale": scale}, indent=2) + "\n"
+            atomic.write_file(self._path / _STUDY, text)
+
+    def holds(self, study: str, scale: str) -> bool:
+        """Whether the directory is this study's; False where it is no study's.
+
+        Raises:
+          ConfigError: it is a file, or another study's or another scale's.
+        """
         atomic.check_no_file(self.workdir)
-        own = {"study": study, "scale": scale}
         found = _read(self._path / _STUDY)
         if found is None:
-            atomic.check_free(self.workdir, flag="workdir")
-            if not create:
-                return
-            atomic.make_folder(self.workdir, flag="workdir")
-            text = json.dumps(own, indent=2) + "\n"
-            atomic.write_file(self._path / _STUDY, text)
-        elif {key: found.get(key) for key in own} != own:
+            return False
+        if (found.get("study"), found.get("scale")) != (study, scale):
             raise ConfigError(
-                f"{flag}: holds --study={found.get('study')} --scale="
-                f"{found.get('scale')}; use another workdir"
+                f"--workdir={self.workdir}: holds --study={found.get('study')} "
+                f"--scale={found.get('scale')}; use another workdir"
             )
+        return True
 
     def run(self, cell: Cell) -> str:
         """The run directory of a cell."""

@@ -59,6 +59,12 @@ def run(request: Request, *, start: Callable[[], None]) -> Iterator[str]:
         start()
     with processes.all_or_none():
         if processes.is_main():
+            if request.only_figures and not folder.holds(request.study, request.scale):
+                raise ConfigError(
+                    f"--only_figures: there is no study in --workdir={request.workdir}"
+                )
+            if request.output and not request.only_list:
+                tables.check_output(request.output)
             folder.claim(request.study, request.scale, create=not only_reads)
             states = [folder.state(cell) for cell in all_cells]
     if request.only_list:

@@ -8,7 +8,7 @@ import numpy as np
 from simclr_jax.data import optional
 from simclr_jax.errors import ConfigError
 from simclr_jax.runs import atomic
-from simclr_jax.study.definitions import Axis, Point, Study
+from simclr_jax.study.definitions import Axis, Study
 from simclr_jax.study.findings import Results, interval
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and two greys.
@@ -315,5 +315,3 @@ KINDS: dict[str, Callable[[Study, Results, Any, Any], None]] = {
     "metric_bars": _metric_bars,
     "metric_lines": _metric_lines,
 }
-
-__all__ = ["KINDS", "Point", "draw", "require_matplotlib", "summary"]

@@ -17,6 +17,16 @@ from simclr_jax.study.findings import HELD, NOT_HELD, Results, Verdict, judge
 TEXT, CSV, PICTURES = "findings.md", "results.csv", ("figure.png", "figure.svg")
 
 
+def check_output(output: str) -> None:
+    """Makes the folder for `write`, before the work.
+
+    Raises:
+      ConfigError: it cannot be made, or takes no files.
+    """
+    atomic.make_folder(output, flag="output")
+    atomic.check_output(f"{output}/{CSV}", flag="output")
+
+
 def write(study: Study, results: Results, output: str, command: str) -> list[Verdict]:
     """Writes `findings.md`, `results.csv`, `figure.png` and `figure.svg`.
 

@@ -183,7 +183,8 @@ def batch_size_epochs(scale: str) -> Study:
                 size_effect,
             ),
             Finding(
-                f"The difference between them is smaller after {long} epochs.",
+                f"The advantage of the batch of {large} is smaller after {long} "
+                f"epochs than after {short}.",
                 "Section 5.2, Figure 9",
                 (*size_effect, *later),
             ),
@@ -204,7 +205,8 @@ def learning_rate(scale: str) -> Study:
         "paper": (256, 1024, 4096),
     }[scale]
     reference = batches[-1]
-    # At the largest batch, where both rules give the same rate.
+    # At the largest batch, where both rules give the same rate. Each is trained there,
+    # as the last point of its line.
     peaks = {
         "lars": {"minutes": 1.0, "gpu": 8.0, "paper": 4.8},
         "sgd": {"minutes": 0.12, "gpu": 0.96, "paper": 1.92},

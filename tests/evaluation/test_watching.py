@@ -13,11 +13,13 @@ from pretraining import pretrain
 
 from simclr_jax import load, parallel
 from simclr_jax.configs import base
+from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.errors import CheckpointNotFound, ConfigError, DataError
 from simclr_jax.evaluation import loop as evaluation_loop
 from simclr_jax.evaluation import watching
 from simclr_jax.runs import best, checkpoints
 from simclr_jax.runs.metrics_writer import FILE_NAME, MetricsWriter, read_metrics
+from simclr_jax.runs.writers import Points, pictures
 from simclr_jax.training import loop, reporter, step_clock
 from simclr_jax.training import watching as training_watching
 
@@ -374,6 +376,17 @@ def test_what_cannot_be_measured_is_refused_before_training(data, changes, words
     config = make_config(data, **{"evaluation.every_steps": 2}, **changes)
     with pytest.raises((ConfigError, DataError), match=words):
         watching.watched(loop.pretraining_job(config))
+
+
+def test_names_of_folders_can_be_written(tmp_path):
+    source = ArraySource(np.zeros((3, 2, 2, 3), np.uint8), np.arange(3), name="a")
+    source.class_names = ["cach\udce9", "a\x1b[2J\tb", "火烈鸟"]
+    labels = watching._label_names(source, np.array([2, -1, 0, 1]))
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    points = Points(np.zeros((4, 2)), labels, [*range(4)], images)
+    written = pictures.write_projector(tmp_path, points) / "metadata.tsv"
+    rows = written.read_text(encoding="utf-8").splitlines()[1:]
+    assert rows == ["火烈鸟\t0", "\t1", "cach\\udce9\t2", "a\\x1b[2J\\tb\t3"]
 
 
 def test_the_best_needs_figures(data):

@@ -12,7 +12,7 @@ from simclr_jax.data import optional
 from simclr_jax.data.sampling import draws
 from simclr_jax.data.sources.arrays import ArraySource
 from simclr_jax.data.views import definition, host_form
-from simclr_jax.errors import ConfigError, DataError, InvalidInput
+from simclr_jax.errors import ConfigError, DataError
 from simclr_jax.preview import layout, picture, sections
 from simclr_jax.preview.forms import Forms
 from simclr_jax.preview.layout import Row, Section
@@ -201,8 +201,6 @@ def test_without_a_way_to_views_on_the_host_the_device_shows_its_own(
             "--show=all: must be one or more",
         ),
         ({}, {"num_images": 21}, DataError, "has only 20 images"),
-        ({}, {"path": "no/folder/views.png"}, InvalidInput, "--output=no/folder/views"),
-        ({}, {"path": "views.psd2"}, InvalidInput, "--output=views.psd2: cannot be"),
     ],
 )
 def test_what_cannot_be_drawn(changes, arguments, error, words, tmp_path):
@@ -212,6 +210,25 @@ def test_what_cannot_be_drawn(changes, arguments, error, words, tmp_path):
     show = arguments.pop("show", ["views"])
     with pytest.raises(error, match=words):
         picture.write_preview(config, show=show, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("no/folder/views.png", "there is no folder .*/no/folder"),
+        ("views.psd2", "must end with the suffix of a format"),
+        ("views.xbm", "must end with .*cannot write mode RGB"),
+        ("views", "must end with the suffix of a format"),
+        ("folder.png", "must be a file, and is a folder"),
+        ("/dev/views.png/a.png", "there is no folder /dev/views.png"),
+    ],
+)
+def test_the_output_is_checked_before_the_work(path, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    config = make_config(**{"data.dataset": "npz:not_opened.npz"})
+    with pytest.raises(ConfigError, match=f"--output={path}: {words}"):
+        picture.write_preview(config, path, show=["views"], num_images=2, num_views=2)
 
 
 def test_tiles_and_texts_keep_their_distance():

@@ -1,17 +1,12 @@
 """Samples without an encoder, and parts of the page as HTML."""
 
 import html.parser
-import json
-import pathlib
 
-import jinja2
-import markupsafe
 import numpy as np
 
-import simclr_jax.report
+from simclr_jax.report import page
 from simclr_jax.report.sample import Sample
 
-TEMPLATES = pathlib.Path(simclr_jax.report.__file__).parent / "templates"
 # What HTML, attributes, scripts, Plotly, terminals and lines of text would obey.
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -55,19 +50,8 @@ def clusters(counts, *, width=8, spread=0.05, seed=0):
 
 
 def render(section):
-    def script_json(value):
-        text = json.dumps(value)
-        for character in "<>&":
-            text = text.replace(character, f"\\u{ord(character):04x}")
-        return markupsafe.Markup(text)
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.globals["script_json"] = script_json
-    return environment.get_template(section.template).render(**section.data)
+    """As the page has it."""
+    return str(page.render_section(section))
 
 
 class Page(html.parser.HTMLParser):

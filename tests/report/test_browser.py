@@ -146,6 +146,28 @@ def test_axis_zoom_and_colours_can_change(browser, tmp_path):
     assert not opened.complaints
 
 
+def test_restarts_keep_the_colour_of_their_run(browser, tmp_path):
+    """Also over hours, where a run without rates is not drawn."""
+    runs = [
+        report_runs.write(tmp_path / name, steps=20, total=20) for name in ("a", "b")
+    ]
+    for run, rates in zip(runs, (False, True), strict=True):
+        lines = [report_runs.line(step, first=step == 11) for step in range(1, 21)]
+        for line in lines:
+            if not rates:
+                del line["images_per_sec"]
+        report_runs.log(run).write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    job.write([*map(str, runs)], str(tmp_path / "page.html"), images=False)
+    page = Opened(browser, tmp_path / "page.html", "desktop").page
+    colours = """(id) => [
+        document.getElementById(id).data.map((one) => one.line.color),
+        document.getElementById(id).layout.shapes.map((one) => one.line.color)]"""
+    curves, restarts = page.evaluate(colours, "chart-rank")
+    assert restarts == [curves[0], curves[2]]
+    page.locator("input[value=hours]").check()
+    assert page.evaluate(colours, "chart-rank") == [curves[2:], restarts[1:]]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_hostile_names_run_nothing(browser, size, tmp_path):
     folders = [

@@ -184,6 +184,23 @@ def test_a_damaged_receipt_is_passed_over(tmp_path, damage):
     assert class_receipts.read(str(tmp_path / "none")) is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "label / predicted,a,b\na,1,2\nb,1\n",
+        f"label / predicted,a,b\na,{10**30},0\nb,0,5\n",
+        f"label / predicted,a,b\n{'a' * 200_000},5,0\nb,0,5\n",
+    ],
+)
+def test_a_damaged_matrix_is_passed_over(tmp_path, content, caplog):
+    predicted, labels = draw((5, 5))
+    write_receipt(tmp_path / "eval", predicted, labels, "ab")
+    (tmp_path / "eval" / "linear.confusion.csv").write_text(content)
+    assert class_receipts.read(str(tmp_path)) is None
+    assert "linear.json: is passed over (" in caplog.text
+
+
 def test_hostile_names_show_as_text(monkeypatch):
     shown = names.named(HOSTILE, len(HOSTILE))
     assert shown is not None

@@ -1,10 +1,12 @@
 """What the page shows of a run, and that names from data are text."""
 
+import errno
 import html
 import json
 import os
 import pathlib
 import re
+import tempfile
 
 import numpy as np
 import pytest
@@ -38,6 +40,7 @@ def plots(text: str) -> dict:
 
 def test_a_finished_run_is_said_to_be(tmp_path):
     run = report_runs.write(tmp_path / "run", steps=100, total=100)
+    (run / "checkpoints" / "100").mkdir(parents=True)
     text = body(run)
     assert "Finished: 100 of 100 steps" in text
     assert "Health: healthy" in text
@@ -61,6 +64,24 @@ def test_a_run_without_labels_has_no_charts_of_labels(tmp_path):
     assert "chart-loss" in ids
     assert not ids & {"chart-held-out", "chart-probe"}
     assert "probe" not in text.partition('id="config"')[0].lower()
+
+
+@pytest.mark.parametrize("metrics", [("accuracy",), ("accuracy", "teacher_agreement")])
+def test_a_classifier_has_words_of_its_own(metrics, tmp_path):
+    # What fine-tuning and distillation log.
+    run = report_runs.write(tmp_path / "run", steps=1, total=9)
+    lines = [{"step": step, "loss": 2 / step} for step in (1, 2)]
+    lines = [line | dict.fromkeys(metrics, 0.5) for line in lines]
+    report_runs.log(run).write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    text = body(run)
+    assert re.findall("<h3>(.*?)</h3>", text) == [
+        *("Loss", "Classifier on training images"),
+    ]
+    assert "chance" not in text.partition('id="config"')[0].lower()
+    assert "Contrastive" not in text.partition('id="config"')[0]
+    charts = {chart["id"]: chart["series"] for chart in plots(text)["charts"]}
+    names_of = [one["name"] for one in charts["chart-classifier"]]
+    assert names_of == ["accuracy", "as the teacher"][: len(metrics)]
 
 
 def test_a_run_of_three_steps_has_points(tmp_path):
@@ -91,6 +112,52 @@ def test_a_run_that_goes_on_and_one_that_crashed_differ(tmp_path):
     assert "Running: 7" in body(run)
     os.utime(run / ownership.FILE_NAME, (0, 0))
     assert "Ended without a word: 7" in body(run)
+
+
+def status_of(run, *, health="healthy", saved=(), **owner):
+    """(kind, headline) of a run of 4 steps that has logged them all."""
+    last = report_runs.line(4, health=health)
+    log = report_runs.log(run)
+    log.write_text("\n".join([*log.read_text().splitlines()[:3], json.dumps(last)]))
+    for step in saved:
+        (run / "checkpoints" / f"{step}").mkdir(parents=True, exist_ok=True)
+    if owner:
+        lease = {**ownership._me(), "token": "theirs", "renewals": 0, **owner}
+        (run / ownership.FILE_NAME).write_text(json.dumps(lease))
+    found = status.of_run(run_files.read(str(run)))
+    return found.kind, found.headline
+
+
+def test_a_run_is_finished_once_its_last_step_is_saved(tmp_path):
+    run = report_runs.write(tmp_path / "run", steps=4, total=4)
+    missing = ("warning", "No checkpoint of the last step: 4 of 4 steps")
+    assert status_of(run) == missing  # deleted, or never saved
+    assert status_of(run, saved=[2]) == missing
+    text = body(run)
+    assert "Unless it was deleted since, it was not saved." in text
+    assert "The same command resumes" in text
+    running = ("running", "Running: 4 of 4 steps")
+    assert status_of(run, renewals=1) == running  # of this process
+    ended = ("bad", "Ended without a word: 4 of 4 steps")
+    assert status_of(run, started="another one") == ended
+    finished = ("good", "Finished: 4 of 4 steps")
+    assert status_of(run, saved=[4]) == finished
+
+
+@pytest.mark.parametrize(
+    ("health", "kinds"),
+    [
+        ("too early to tell", ("bad", "good")),
+        ("collapsed since step 3: all", ("bad", "warning")),
+        ("at chance since step 1: the views", ("bad", "warning")),
+        ("flat since step 2: the loss", ("bad", "warning")),
+    ],
+)
+def test_only_problems_make_a_good_run_worse(health, kinds, tmp_path):
+    run = report_runs.write(tmp_path / "run", steps=4, total=4)
+    crashed, _ = status_of(run, health=health, started="another one")
+    finished, _ = status_of(run, health=health, saved=[4])
+    assert (crashed, finished) == kinds
 
 
 def test_imported_weights_have_no_log(tmp_path):
@@ -126,6 +193,8 @@ def test_checkpoints_and_restarts_are_marked(tmp_path):
     (marks,) = plots(text)["runs"]
     assert marks["checkpoints"] == [10, 20]
     assert marks["restarts"] == [20]
+    script = (page._FOLDER / "report.js").read_text()
+    assert all(f"run.{key}" in script for key in marks)  # nothing is sent unread
     assert "2 checkpoints in" in text
     assert "Resumed after step 20." in text
     assert "15.damaged" in text
@@ -194,6 +263,23 @@ def test_receipts_are_listed_and_damaged_files_are_said(tmp_path):
     assert len([note for note in notes if "dataset.json: is damaged" in note]) == 1
 
 
+def test_fine_tuned_runs_below_eval_are_no_receipts(tmp_path):
+    run = report_runs.write(tmp_path / "run", steps=3, total=3)
+    tuned = report_runs.write(
+        run / "eval" / "finetune_10pct" / "pretrained", steps=3, total=3
+    )
+    receipt = json.dumps({"value": 0.5, "protocol": "knn"})
+    for folder in (run, tuned):
+        (folder / "eval" / "other").mkdir(parents=True)
+        (folder / "eval" / "other" / "knn.json").write_text(receipt)
+    (tuned / "checkpoints" / "3").mkdir(parents=True)
+    (tuned / "checkpoints" / "3" / "metadata.json").write_text("{}")
+    (run / "eval" / "finetune_10pct.json").write_text(receipt)
+    read = run_files.read(str(run))
+    assert [*read.receipts] == ["finetune_10pct.json", "other/knn.json"]
+    assert not read.notes
+
+
 def test_several_runs_are_beside_each_other(tmp_path):
     names = ["x/run", "y/run", "z/<b>other"]
     runs = [
@@ -225,6 +311,7 @@ def test_only_what_differs_from_the_base_is_listed(tmp_path):
     keys = [key for key, _, _ in rows]
     assert "encoder.sk_ratio" not in keys
     assert "format_version" not in keys
+    assert "<code>None</code>: not set, or decided when the run begins." in body(run)
 
 
 def test_a_part_that_fails_is_said_to_be_missing(tmp_path, monkeypatch):
@@ -266,6 +353,23 @@ def test_bad_flags_are_refused_in_one_line(tmp_path):
             job.write([*map(str, workdirs)], output and str(output))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "a.html").exists()
+
+
+@pytest.mark.parametrize("output", [None, "page.html"])
+def test_a_folder_that_takes_no_files_is_said_before_the_work(
+    output, tmp_path, monkeypatch
+):
+    run = report_runs.write(tmp_path / "run", steps=3, total=3)
+    output = output and str(tmp_path / output)
+
+    def is_read_only(**arguments):
+        raise OSError(errno.EROFS, "Read-only file system", arguments["dir"])
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", is_read_only)
+    monkeypatch.setattr(job, "_image_sections", lambda run: pytest.fail("encodes"))
+    path = output or f"{run}/report.html"
+    with pytest.raises(ConfigError, match=f"--output={path}: cannot be written .*Read"):
+        job.write([str(run)], output)
 
 
 def test_a_long_run_makes_a_small_page(tmp_path):

@@ -15,9 +15,9 @@ from simclr_jax.report import job
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_a_run_on_a_store(gcs, tmp_path):
     run = report_runs.write(tmp_path / "run", steps=30, total=30)
-    (run / "checkpoints" / "20").mkdir(parents=True)
-    (run / "checkpoints" / "20" / "description").write_text("{}")
-    (run / "checkpoints" / "20" / "commit_success.txt").write_text("")
+    (run / "checkpoints" / "30").mkdir(parents=True)
+    (run / "checkpoints" / "30" / "description").write_text("{}")
+    (run / "checkpoints" / "30" / "commit_success.txt").write_text("")
     (run / "checkpoints" / ".commit_by_file").write_text("")
     (run / "eval").mkdir()
     (run / "eval" / "knn.json").write_text('{"value": 0.125}')

@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import config_dict
 from PIL import Image
 
+from simclr_jax import paths
 from simclr_jax.config import identity, log_writers, rules
 from simclr_jax.configs import base
 from simclr_jax.data import optional
@@ -286,14 +287,59 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     assert len(content["data"]) == 8
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_mlflow_in_files(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def mlflow_in_files(monkeypatch):
+    """The client of a folder."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow.tracking import MlflowClient
+
+    return lambda folder: MlflowClient(tracking_uri=(folder / "mlruns").as_uri())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_mlflow_goes_on_on_a_mounted_bucket_or_after_a_kill(
+    tmp_path, monkeypatch, caplog, mlflow_in_files, is_copied
+):
+    from mlflow.tracking._tracking_service import utils as tracking_utils
+
+    monkeypatch.setattr(paths, "is_mounted_bucket", lambda path: True)
+    kept = tmp_path / "run"
+    kept.mkdir()
+    if not is_copied:  # a start that was killed before its first copy
+        (kept / RUN_IDS).write_text(json.dumps({"mlflow": "0123456789abcdef" * 2}))
+    for resume_step in (0, 2, 4):
+        # Of places of artifacts: each start is a process of its own.
+        tracking_utils._artifact_repos_cache.clear()
+        writer = MetricsWriter(str(kept), resume_step=resume_step, writers=["mlflow"])
+        writer.writers.hparams({"log.every_steps": resume_step})
+        for step in range(resume_step + 1, resume_step + 4):
+            writer.write(step, {"loss": float(step)})
+        writer.writers.image(resume_step, "views", VIEWS)
+        writer.close()
+    assert "cannot write" not in caplog.text
+    assert [*tmp_path.iterdir()] == [kept]
+    client = mlflow_in_files(kept)
+    experiment = client.get_experiment_by_name("simclr_jax")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert json.loads((kept / RUN_IDS).read_text()) == {"mlflow": run.info.run_id}
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in history] == [1, 2, 3, 4, 5, 6, 7]
+    folder = kept / "mlruns" / experiment.experiment_id / run.info.run_id / "artifacts"
+    # Each start has found the place of what it wrote.
+    names = [path.name for path in folder.iterdir()]
+    assert sorted(names) == ["views_0.png", "views_2.png", "views_4.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlflow_in_files(tmp_path, caplog, mlflow_in_files):
     config = identity.flatten(identity.as_json(base.get_config()))
     for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         writers = open_writers(tmp_path, "mlflow", resume_step=resume_step)
@@ -308,10 +354,7 @@ def test_mlflow_in_files(tmp_path, monkeypatch, caplog):
     writers.embeddings(4, points())
     writers.close()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+    client = mlflow_in_files(tmp_path)
     experiment = client.get_experiment_by_name("simclr_jax")
     (run,) = client.search_runs([experiment.experiment_id])
     assert json.loads((tmp_path / RUN_IDS).read_text()) == {"mlflow": run.info.run_id}

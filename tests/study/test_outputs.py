@@ -1,6 +1,7 @@
 """Figure, CSV and text of made-up results."""
 
 import csv
+import pathlib
 import xml.etree.ElementTree
 import zlib
 
@@ -90,10 +91,63 @@ def requested(tmp_path, **fields):
     return list(command.run(request, start=lambda: pytest.fail("starts no process")))
 
 
-def test_list_and_only_figures_train_nothing(tmp_path):
+def test_list_writes_nothing(tmp_path):
     lines = requested(tmp_path, only_list=True, num_seeds=2)
     assert len(lines) == 12
     assert lines[0].split() == ["l2_0.05-seed0", "missing"]
+    assert not (tmp_path / "s").exists()
+
+
+def test_only_figures_trains_nothing(tmp_path, monkeypatch):
+    def draw(study, results, paths):
+        for path in paths:
+            pathlib.Path(path).write_text("picture")
+
+    monkeypatch.setattr(figures, "draw", draw)
+    folder = cells.Folder(str(tmp_path / "s"))
+    folder.claim("temperature", "minutes")
+    (cell, *_) = cells.expand(cells.open_study("temperature", "minutes"), 1)
+    result = {"config_hash": cell.config_hash, "metrics": {}, "diverged": "loss is nan"}
+    result |= {"secs": 1.0, "steps": 3, "parameters": None, "devices": "1 x cpu"}
+    folder.write_result(cell, result)
+    *_, last = requested(tmp_path, only_figures=True, num_seeds=1)
+    assert last.endswith(f"figure.svg in {tmp_path / 's'}")
+    text = (tmp_path / "s" / "findings.md").read_text()
+    assert "1 of 6 trainings are complete" in text
+    assert not (tmp_path / "s" / "locks").exists()
+
+
+@pytest.mark.parametrize("made", ["nothing", "folder", "run"])
+def test_only_figures_needs_a_study(made, tmp_path):
+    if made != "nothing":
+        (tmp_path / "s").mkdir()
+    if made == "run":
+        (tmp_path / "s" / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="--only_figures: there is no study in --wor"):
+        requested(tmp_path, only_figures=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("file", "must be a folder, and is a file"),
+        ("file/below", "cannot be created"),
+        ("folder", "must be a file, and is a folder"),
+    ],
+)
+def test_the_output_is_checked_before_the_cells_run(
+    output, words, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / tables.CSV).mkdir(parents=True)
+    monkeypatch.setattr(command.runner, "run", lambda *_: pytest.fail("runs cells"))
+    output = str(tmp_path / output)
+    workdir = str(tmp_path / "s")
+    request = command.Request("temperature", "minutes", workdir, output=output)
+    with pytest.raises(ConfigError, match=f"--output={output}.*: {words}"):
+        list(command.run(request, start=lambda: None))
     assert not (tmp_path / "s").exists()
 
 

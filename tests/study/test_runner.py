@@ -8,7 +8,7 @@ import time
 import pytest
 
 from simclr_jax.errors import ConfigError, RunStopped
-from simclr_jax.runs import ownership
+from simclr_jax.runs import atomic, ownership
 from simclr_jax.study import cells, runner
 
 
@@ -142,6 +142,33 @@ def test_a_workdir_of_another_study_or_scale_is_refused(tmp_path, some_cells):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         cells.Folder(str(tmp_path / "file")).claim("temperature", "gpu")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_two_hosts_start_a_study_at_once(tmp_path, monkeypatch, finished):
+    # The other one writes between this one's look at study.json and at the folder.
+    other, check_free = cells.Folder(str(tmp_path / "s")), atomic.check_free
+
+    def check_later(path, *, flag):
+        monkeypatch.undo()
+        if not finished:
+            monkeypatch.setattr(os, "replace", lambda source, target: None)
+        other.claim("temperature", "minutes")
+        monkeypatch.undo()
+        check_free(path, flag=flag)
+
+    monkeypatch.setattr(atomic, "check_free", check_later)
+    folder = cells.Folder(str(tmp_path / "s"))
+    folder.claim("temperature", "minutes")
+    assert folder.holds("temperature", "minutes")
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ConfigError, match="taken: cannot be written"):
+        atomic.write_file(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    atomic.write_file(tmp_path / ("n" * 250), "text")  # names have at most 255 bytes
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 // Draws the charts of the page from the JSON in #plots:
-//   runs: name, first, last, total, checkpoints, mark_checkpoints, restarts (steps), and
-//     clock: seconds spent in steps until some steps, between which it is a line;
+//   runs: last, checkpoints, restarts (steps), mark_checkpoints, and clock: seconds spent
+//     in steps until some steps, between which it is a line;
 //   charts: id of the element, form of values (d3), log, and series: run (its number),
 //     place (in the chart), name, x (steps), y (null where not finite).
 // Names are escaped for Plotly already.
@@ -43,7 +43,8 @@
     marker: {size: 5},
   }));
 
-  const lines = () => !marks ? [] : plots.runs.filter(shown).flatMap((run, number) => {
+  const lines = () => !marks ? [] : plots.runs.flatMap((run, number) => {
+    if (!shown(run)) return [];
     const line = (step, style) => ({
       type: "line", yref: "paper", y0: 0, y1: 1, layer: "below",
       x0: place(run, step), x1: place(run, step), line: style,

@@ -49,11 +49,12 @@ class Writers:
         self._open: dict[str, Writer] = {}
         ids = _read_ids(workdir / RUN_IDS) if names else {}
         for name in names:
-            place = Place(local, workdir.name or "run", resume_step, ids.get(name))
+            run_name, run_id = workdir.name or "run", ids.get(name)
+            place = Place(local, workdir, run_name, resume_step, run_id)
             with self._giving_up(name):
                 module = importlib.import_module(f"{__name__}.{name}")
                 writer = self._open[name] = module.open_writer(place)
-                if writer.run_id is not None and writer.run_id != ids.get(name):
+                if writer.run_id is not None and writer.run_id != run_id:
                     ids[name] = writer.run_id
                     write_file(workdir / RUN_IDS, json.dumps(ids) + "\n")
 

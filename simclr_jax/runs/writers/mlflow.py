@@ -5,6 +5,7 @@ Without the former, files in the folder `mlruns` of the run.
 
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -17,13 +18,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from simclr_jax import paths
 from simclr_jax.runs.writers import pictures
 from simclr_jax.runs.writers.protocol import Place, Points, Writer
 
 _AT_ONCE = 100  # parameters of a request
 _MOST_CHARACTERS = 500  # of a parameter, in every version of its servers
+_OLD_PLACE = re.compile(r"^(artifact_(?:location|uri): )file:.*/mlruns/", re.MULTILINE)
 
 
 class _MLflow:
@@ -32,11 +36,11 @@ class _MLflow:
         if not uri:
             # A database needs packages that the extra does not have.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            uri = (place.folder / "mlruns").absolute().as_uri()
+            uri = _local_files(place)
         self._client = MlflowClient(tracking_uri=uri)
         self._logged_to = -1
         self.run_id: str | None = place.run_id
-        if place.run_id is None:
+        if place.run_id is None or not self._has(place.run_id):
             created = self._client.create_run(self._experiment(), run_name=place.name)
             self._id = self.run_id = created.info.run_id
             return
@@ -46,6 +50,16 @@ class _MLflow:
         # resumed run has the same figures.
         history = self._client.get_metric_history(self._id, "loss")
         self._logged_to = max((metric.step for metric in history), default=-1)
+
+    def _has(self, run_id: str) -> bool:
+        """Whether there is such a run; not where a start was killed before its copy."""
+        try:
+            self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "simclr_jax")
@@ -83,6 +97,21 @@ class _MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+
+def _local_files(place: Place) -> str:
+    """The URI of `mlruns`, with what earlier starts have written."""
+    folder = (place.folder / "mlruns").absolute()
+    kept = place.workdir / "mlruns"
+    if not folder.exists() and kept.is_dir():
+        paths.download(kept, folder)
+    # They name the folder in which they were made.
+    for path in (*folder.glob("*/meta.yaml"), *folder.glob("*/*/meta.yaml")):
+        text = path.read_text(encoding="utf-8")
+        moved = _OLD_PLACE.sub(rf"\g<1>{folder.as_uri()}/", text)
+        if moved != text:
+            path.write_text(moved, encoding="utf-8")
+    return folder.as_uri()
 
 
 def open_writer(place: Place) -> Writer:

@@ -5,19 +5,23 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from etils import epath
 
 
 class Place(NamedTuple):
     """Where a writer writes.
 
     Attributes:
-      folder: a local one for its files, which are kept with the run.
+      folder: a local one for its files, which are kept with the run. Where that is a
+        copy, for a store or a mounted bucket, each start has a new, empty one.
+      workdir: the run directory, which has the files of earlier starts.
       name: of the run, for people.
       resume_step: updates so far; later steps of an earlier start do not count.
       run_id: the writer's, of an earlier start; None for a new run.
     """
 
     folder: pathlib.Path
+    workdir: epath.Path
     name: str
     resume_step: int
     run_id: str | None
@@ -28,7 +32,7 @@ class Points(NamedTuple):
 
     Attributes:
       h: float32 [N, D].
-      labels: N names of classes.
+      labels: N printable names of classes.
       images: N numbers of the images in their split.
       thumbnails: uint8 [N, s, s, 3].
     """
