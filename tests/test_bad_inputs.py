@@ -37,7 +37,7 @@ from simclr_jax.evaluation import overrides
 from simclr_jax.parallel import processes
 from simclr_jax.prepare import build
 from simclr_jax.runs import atomic, directory
-from simclr_jax.study import cells
+from simclr_jax.study import cells, command
 from simclr_jax.training import profiling
 from simclr_jax.weights import convert, descriptions, export, load
 
@@ -690,6 +690,11 @@ STUDIES = [
         "sets loss.temperature",
         *("temperature", "gpu", ["loss.temperature=1"]),
     ),
+    _study(
+        "--study=batch_size_epochs --set=schedule.train_steps=500",
+        "would override schedule.train_epochs",
+        *("batch_size_epochs", "minutes", ["schedule.train_steps=500"]),
+    ),
     Case(
         "Studies",
         "--study=batch_size_epochs --set=batch.micro_batch_size=96",
@@ -708,6 +713,19 @@ STUDIES = [
             cells.Folder(str(folder / "studies")).claim(name, "minutes")
             for name in ("objectives", "temperature")
         ],
+    ),
+    Case(
+        "Studies",
+        "--only_figures, no study in --workdir",
+        "--only_figures: there is no study",
+        lambda folder: list(
+            command.run(
+                command.Request(
+                    "objectives", "minutes", str(folder / "new"), only_figures=True
+                ),
+                start=lambda: None,
+            )
+        ),
     ),
 ]
 
