@@ -28,13 +28,17 @@ def usable(limit: float, platform: str | None = None) -> float:
 
 
 def explained(
-    step: Callable[..., Any], config: config_dict.ConfigDict
+    step: Callable[..., Any],
+    config: config_dict.ConfigDict,
+    next_level: Callable[[], str] = str,
 ) -> Callable[..., Any]:
     """The jitted step, with an error of one line where it does not fit.
 
     Args:
       step: from `compiling.compile_step`; asked for its compiler's figures then.
       config: resolved.
+      next_level: with `parallel.remat = "auto"`, says which level to set by hand then,
+        or ''.
 
     Returns:
       A function that raises RunFailed with what is needed and what would fit.
@@ -46,7 +50,8 @@ def explained(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise RunFailed(_explanation(step, arguments, config, error)) from error
+            text = _explanation(step, arguments, config, error, next_level)
+            raise RunFailed(text) from error
 
     return run
 
@@ -56,12 +61,15 @@ def _explanation(
     arguments: tuple[Any, ...],
     config: config_dict.ConfigDict,
     error: Exception,
+    next_level: Callable[[], str],
 ) -> str:
     device = jax.local_devices()[0]
     limit = device_limit()
     parts = [f"out of memory on {device.device_kind} ({first_line(error)})"]
     parts += _needs(step, arguments, config, limit)
-    if config.parallel.remat not in ("blocks", "auto"):
+    if level := next_level():
+        parts.append(level)
+    elif config.parallel.remat not in ("blocks", "auto"):
         parts.append("config.parallel.remat='blocks' trades memory for computation")
     fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
     if device.platform == "gpu" and fraction not in os.environ:
@@ -83,6 +91,8 @@ def _needs(
         memory = step.lower(*shapes_of(arguments)).compile().memory_analysis()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError:
         return []  # the compiler itself found that it does not fit
+    if memory is None:
+        return []
     temporary, fixed = memory.temp_size_in_bytes, fixed_bytes(memory)
     of_limit = f" of {gib(limit)}" if limit else ""
     needed = [

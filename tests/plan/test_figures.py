@@ -11,6 +11,7 @@ from simclr_jax.configs import base, cifar10, stl10
 from simclr_jax.errors import ConfigError
 from simclr_jax.plan import datasets, model_flops, roofline, search, topologies
 from simclr_jax.plan.program import Collective, Program
+from simclr_jax.training import arithmetic
 
 
 # Multiply-adds of the networks up to their pooling, from the literature's 4.09 and 1.81
@@ -35,7 +36,7 @@ def test_scans_branches_and_nested_calls_are_arithmetic_too():
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(step, x, length=7))(
         jax.ShapeDtypeStruct((8, 8), "float32")
     )
-    assert model_flops._flops(jaxpr.jaxpr) == 7 * 2 * 8**3
+    assert arithmetic.flops(jaxpr.jaxpr) == 7 * 2 * 8**3
 
 
 def test_a_step_is_three_forward_passes_and_all_pairs():

@@ -152,10 +152,14 @@ def test_the_step_that_is_planned_makes_the_views(placement):
         ({"none": 9, "wide_1": 8}, "none"),
         ({"none": 15.5, "wide_1": None, "wide_2": 13, "wide": 11}, "wide_2"),
         (dict.fromkeys(rematerialization.LEVELS), "blocks"),
+        (dict.fromkeys(rematerialization.LEVELS, 15.5), "blocks"),
     ],
 )
 def test_the_least_rematerialisation_that_fits_is_planned(monkeypatch, needs, level):
-    """15.5 of 16 GiB leave too little room; None: the compiler refuses."""
+    """15.5 of 16 GiB leave too little room; None: the compiler refuses.
+
+    At the last level training takes what the compiler takes.
+    """
     compiled = []
 
     def lower(config, mesh, **_):
@@ -191,3 +195,8 @@ def test_the_least_rematerialisation_that_fits_is_planned(monkeypatch, needs, le
         notes = report.notes(plan)
         assert "parallel.remat: wide_2, the least that fits" in notes
         assert "none needs 15.5 GiB, wide_1 needs 20 GiB" in notes
+    if level == "blocks" and plan.fits:
+        notes = report.notes(plan)
+        assert "remat: blocks, the last; no step fits (none needs 15.5 GiB" in notes
+        assert "blocks needs 15.5 GiB of 16.0 GiB, of which a step may" in notes
+        assert "training warns" in notes
