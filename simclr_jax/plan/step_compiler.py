@@ -112,10 +112,17 @@ class StepCompiler:
         found = search.largest_batch(
             try_batch,
             start=batch_size,
-            unit=math.lcm(topology.devices, self.config.batch.micro_batch_size or 1),
+            unit=self._unit(topology),
             limit=self.dataset.num_examples if self.dataset else None,
         )
         return dataclasses.replace(plans[batch_size], largest_batch=found)
+
+    def _unit(self, topology: Topology) -> int:
+        """What batch sizes must be multiples of."""
+        if self.dataset is None:
+            return topology.devices
+        unit = rules.image_unit(self.config, topology.devices)
+        return math.lcm(unit, self.config.batch.micro_batch_size or 1)
 
     def about(self, libtpu: str) -> dict[str, Any]:
         """The inputs of the plans, for `report.as_json`."""

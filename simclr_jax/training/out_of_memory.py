@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from simclr_jax.config import rules
 from simclr_jax.errors import RunFailed, first_line
 
 _GIB = 2**30
@@ -141,13 +142,14 @@ def fitting(
       limit: bytes that a device has.
 
     Returns:
-      A divisor of the batch and a multiple of the number of devices, less than the
-      config's micro-batch; None if none fits.
+      A divisor of the batch of at least two images, and a multiple of the number of
+      devices and of BatchNorm's parts, less than the config's micro-batch; None if none
+      fits.
     """
     batch, seen = config.batch.batch_size, _seen_at_once(config)
-    devices = jax.device_count()
-    for size in range(seen - 1, 0, -1):
-        if batch % size or size % devices:
+    unit = rules.image_unit(config, jax.device_count())
+    for size in range(seen - 1, 1, -1):
+        if batch % size or size % unit:
             continue
         if fixed + temporary * size // seen <= usable(limit):
             return size
