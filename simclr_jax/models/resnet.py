@@ -27,7 +27,7 @@ from simclr_jax.models.blocks import (
     Stem,
 )
 from simclr_jax.models.convolutions import GRADIENT_DTYPES, Conv2d
-from simclr_jax.models.pointwise import LazyConvolution
+from simclr_jax.models.pointwise import COVARIANCE, LazyConvolution
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -55,7 +55,8 @@ KERNEL_INITS = {
 
 def _keeps_narrow(primitive: Any, *_: Any, **params: Any) -> bool:
     # Sums are small, and each costs a message where the batch is split over devices.
-    return primitive.name == "reduce_sum" or params.get("name") == NARROW
+    kept = (NARROW, COVARIANCE)
+    return primitive.name == "reduce_sum" or params.get("name") in kept
 
 
 # What the backward pass keeps of a residual block in addition to its input; None keeps
