@@ -320,7 +320,8 @@ def create_encoder(
         'wide_2' (that of the blocks of the first group, or two, alone) or 'blocks'
         (whole blocks).
       gradient_dtype: of the gradients of kernels of a bfloat16 encoder when they are
-        summed over devices: 'float32', or 'bfloat16', which halves the traffic.
+        summed over devices: 'float32', or 'bfloat16', which halves the traffic; with
+        pointwise_norm those of the last kernel of a bottleneck stay in float32.
       frozen_through: 0 freezes the stem, i also groups 1 to i (4: the whole encoder):
         no gradient passes, and BatchNorm uses its running statistics and leaves them
         unchanged; -1 freezes nothing. Optimisers are not affected: see `optim.freeze`.
