@@ -55,8 +55,8 @@ def get_config() -> config_dict.ConfigDict:
     # second forward pass; BatchNorm takes its statistics over a micro-batch.
     batch.micro_batch_size = config_dict.placeholder(int)
     # Devices, next to each other in the mesh, whose views share BatchNorm's statistics;
-    # None: all. Fewer devices exchange smaller messages, and other numbers come out:
-    # views of a group can tell each other by its statistics.
+    # None: all. Messages between fewer devices take less time, and other numbers come
+    # out: views of a group can tell each other by its statistics.
     batch.norm_group = config_dict.placeholder(int)
     # Parts of the images of a batch, micro-batch or group of devices with statistics of
     # their own. 2: as many views share them as in PyTorch codes, which pass one view of
@@ -69,7 +69,8 @@ def get_config() -> config_dict.ConfigDict:
     parallel.shard_state = False
     # Dtype in which weight gradients of convolutions are summed over devices; bfloat16
     # halves that traffic and rounds each device's summand to 8 bits. GPUs always have
-    # it where the computation is in bfloat16.
+    # it where the computation is in bfloat16; TPUs sum those of the last convolution of
+    # a bottleneck in float32 anyway.
     parallel.gradient_dtype = "float32"
     # GPUs only: the same bits in every run, so that a resumed run equals one that was
     # never stopped. Slower: kernels that sum in one order, none chosen by measuring.

@@ -26,8 +26,6 @@ from simclr_jax.training import (
     step,
 )
 
-_WARM_UP_STEPS = 2
-
 
 @dataclasses.dataclass(frozen=True)
 class Host:
@@ -58,7 +56,7 @@ class Device:
       kind: of the devices.
       count: of all devices of this process.
       images_per_sec: of all of them together.
-      compile_secs: of the step.
+      compile_secs: until the first step ends, so with one step.
     """
 
     kind: str
@@ -126,7 +124,12 @@ def measure_device(
     mesh = parallel.create_mesh()
     parts = step.pretraining_parts(config, num_classes=source.num_classes, mesh=mesh)
     views = device_views.from_config(config, mesh)
-    make_step = functools.partial(compiling.compile_step, mesh=mesh, views=views)
+    make_step = functools.partial(
+        compiling.compile_step,
+        mesh=mesh,
+        views=views,
+        deterministic=config.parallel.deterministic,
+    )
     advance = rematerialization.fitting(make_step, parts, config)
     state = compiling.compile_init(parts, mesh, image_size=config.image_size)(
         jax.random.key(config.seed)
@@ -136,9 +139,9 @@ def measure_device(
     else:
         batch = _synthetic_batch(config, views, mesh)
     start = time.monotonic()
-    for _ in range(_WARM_UP_STEPS):
-        state, *_ = jax.block_until_ready(advance(state, batch))
+    state, *_ = jax.block_until_ready(advance(state, batch))
     compile_secs = time.monotonic() - start
+    state, *_ = jax.block_until_ready(advance(state, batch))  # warm-up
     count, start = 0, time.monotonic()
     while count == 0 or time.monotonic() - start < secs:
         state, *_ = jax.block_until_ready(advance(state, batch))

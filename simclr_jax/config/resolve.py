@@ -79,20 +79,21 @@ def with_fitting_batch(
       num_devices: that a batch is split over.
 
     Raises:
-      ConfigError: no batch of two or more images is divisible by the devices, and by
-        `batch.micro_batch_size`.
+      ConfigError: no batch of two or more images is divisible by the devices, by
+        `batch.micro_batch_size`, and by parts with BatchNorm statistics of their own.
     """
     batch_size, block_size = config.batch.batch_size, config.data.block_size
     usable = num_examples // block_size * block_size
     if batch_size <= usable:
         return config
-    unit = math.lcm(num_devices, config.batch.micro_batch_size or 1)
+    unit = rules.image_unit(config, num_devices)
+    unit = math.lcm(unit, config.batch.micro_batch_size or 1)
     largest = usable // unit * unit
     if largest < 2:
         raise ConfigError(
             f"config.batch.batch_size={batch_size}: must not exceed the {usable} "
             f"images of {config.data.dataset}, and no batch of two or more of them is "
-            f"divisible by {unit} (devices, micro-batches)"
+            f"divisible by {unit} (devices, micro-batches, parts of BatchNorm)"
         )
     _LOG.warning(
         "config.batch.batch_size=%d: is now %d, since there are %d images to train on.",

@@ -1,6 +1,7 @@
 """The rules of all config keys; `validate` checks them before anything else."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -471,3 +472,13 @@ def num_norm_groups(config: config_dict.ConfigDict, num_devices: int) -> int:
     """
     group = config.batch.norm_group or num_devices
     return int(config.batch.norm_parts * (num_devices // group))
+
+
+def image_unit(config: config_dict.ConfigDict, num_devices: int) -> int:
+    """What the size of a batch, or micro-batch, must be a multiple of.
+
+    Args:
+      config: valid; `batch.norm_group` counts where it divides the devices.
+      num_devices: that the batch is split over.
+    """
+    return math.lcm(num_devices, num_norm_groups(config, num_devices) or 1)

@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
           x: the batch; in training also a convolution that is computed here.
 
         Raises:
-          ValueError: N is not divisible by `num_groups`.
+          TypeError: in training, N is not divisible by `num_groups`.
         """
         width = (x.kernel if isinstance(x, Pointwise) else x).shape[-1:]
         running = (

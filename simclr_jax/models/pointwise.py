@@ -27,7 +27,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+# Name of what rematerialisation may keep: it is small, and takes a pass over the input
+# and a message between devices to compute again.
+COVARIANCE = "covariance"
 # Of small matrices: the sums over pixels are computed as convolutions are.
 _EXACT = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -103,6 +107,7 @@ def _forward(
     count = x[0, ..., 0].size
     m = jnp.mean(x.astype(jnp.float32), (1, 2, 3))
     covariance = _outer(x, x) / count - m[:, :, None] * m[:, None]
+    covariance = checkpoint_name(covariance, COVARIANCE)
     mean = _EXACT("gk,kc->gc", m, kernel)
     s_w = _EXACT("gkl,lc->gkc", covariance, kernel)
     # Rounding can make it negative.

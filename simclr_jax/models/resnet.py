@@ -27,7 +27,7 @@ from simclr_jax.models.blocks import (
     Stem,
 )
 from simclr_jax.models.convolutions import GRADIENT_DTYPES, Conv2d
-from simclr_jax.models.pointwise import LazyConvolution
+from simclr_jax.models.pointwise import COVARIANCE, LazyConvolution
 
 # depth -> (bottleneck blocks?, blocks in each of the four groups)
 DEPTHS = {
@@ -55,7 +55,8 @@ KERNEL_INITS = {
 
 def _keeps_narrow(primitive: Any, *_: Any, **params: Any) -> bool:
     # Sums are small, and each costs a message where the batch is split over devices.
-    return primitive.name == "reduce_sum" or params.get("name") == NARROW
+    kept = (NARROW, COVARIANCE)
+    return primitive.name == "reduce_sum" or params.get("name") in kept
 
 
 # What the backward pass keeps of a residual block in addition to its input; None keeps
@@ -319,7 +320,8 @@ def create_encoder(
         'wide_2' (that of the blocks of the first group, or two, alone) or 'blocks'
         (whole blocks).
       gradient_dtype: of the gradients of kernels of a bfloat16 encoder when they are
-        summed over devices: 'float32', or 'bfloat16', which halves the traffic.
+        summed over devices: 'float32', or 'bfloat16', which halves the traffic; with
+        pointwise_norm those of the last kernel of a bottleneck stay in float32.
       frozen_through: 0 freezes the stem, i also groups 1 to i (4: the whole encoder):
         no gradient passes, and BatchNorm uses its running statistics and leaves them
         unchanged; -1 freezes nothing. Optimisers are not affected: see `optim.freeze`.

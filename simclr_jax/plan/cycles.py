@@ -70,13 +70,17 @@ def by(costs: Iterable[Cost], attribute: str) -> dict[str, int]:
 def _place(module: hlo.Module, instruction: hlo.Instruction) -> tuple[str, str, str]:
     match = _OP_NAME.search(instruction.attributes)
     name = match[1] if match else ""
+    part = _part(name)
     if "rematted_computation" in name:
         phase = "recomputed"
     elif "transpose(jvp(" in name:
         phase = "backward"
+    elif "jvp(" in name or part == "head" or _GROUP.search(name):
+        # The first pass over micro-batches is not differentiated.
+        phase = "forward"
     else:
-        phase = "forward" if "jvp(" in name else ""
-    return _part(name), phase, _kind(module, instruction)
+        phase = ""
+    return part, phase, _kind(module, instruction)
 
 
 def _part(name: str) -> str:

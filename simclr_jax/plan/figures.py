@@ -84,12 +84,13 @@ def part_cost(
         hbm_bytes=program.hbm_bytes,
         collectives=sum(c.count for c in program.collectives),
         collective_bytes=program.collective_bytes,
-        temporaries=_analysis(compiled).temp_size_in_bytes,
+        temporaries=memory_analysis(compiled).temp_size_in_bytes,
         seconds=(times.low, times.high),
     )
 
 
-def _analysis(compiled: jax.stages.Compiled) -> Any:
+def memory_analysis(compiled: jax.stages.Compiled) -> Any:
+    """The compiler's figures of memory; RunFailed where it has none."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise RunFailed("the compiler does not report the memory of its program")
@@ -97,7 +98,7 @@ def _analysis(compiled: jax.stages.Compiled) -> Any:
 
 
 def _memory(compiled: jax.stages.Compiled, available: float) -> Memory:
-    analysis = _analysis(compiled)
+    analysis = memory_analysis(compiled)
     *state, batch = (
         sum(map(_device_bytes, jax.tree.leaves(argument)))
         for argument in _with_shardings(compiled)

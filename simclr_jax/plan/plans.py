@@ -94,7 +94,8 @@ class Plan:
       batch_size: images in the global batch.
       fits: whether the compiler accepts the program.
       memory: of each device.
-      verdict: the compiler's words if it does not.
+      verdict: the compiler's words if it does not; of a program that does, why training
+        with `parallel.remat = "auto"` would warn that it may not.
       compile_seconds: on this machine.
       remat: the step's `parallel.remat`, the level that was chosen if the config leaves
         it open; None for the loss alone.

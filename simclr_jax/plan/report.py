@@ -177,6 +177,9 @@ def _remat(plan: Plan) -> str:
         for level, size in plan.too_large.items()
     )
     reason = f", the least that fits ({tried})" if tried else ""
+    if plan.verdict:
+        tried = ", ".join(filter(None, (tried, f"{plan.remat} needs {plan.verdict}")))
+        reason = f", the last; no step fits ({tried}): training warns, and runs it"
     return f"parallel.remat: {plan.remat}{reason}"
 
 

@@ -67,25 +67,38 @@ def latency(kind: str, devices: int, topology: Topology) -> float:
 
     Args:
       kind: of the collective; an all-reduce is a reduce-scatter and an all-gather.
-      devices: that take part in one: a part of the slice as near to a square or a cube
-        as it can be.
+      devices: that take part in one, next to each other in the mesh.
       topology: the slice.
     """
     sides = _sides(devices // topology.chip.devices, topology.shape)
     # Both ways around a ring, from end to end of a row.
     hops = sum(
-        side // 2 if side == full and side % topology.chip.ring == 0 else side - 1
-        for side, full in zip(sides, topology.shape, strict=True)
+        side // 2 if side == full and closed else side - 1
+        for side, full, closed in zip(
+            sides, topology.shape, _are_rings(topology), strict=True
+        )
     )
     return SECS_PER_HOP * hops * (2 if kind == "all-reduce" else 1)
 
 
+def _are_rings(topology: Topology) -> list[bool]:
+    """Whether the links along each full side of a slice close to a ring."""
+    whole = [side % topology.chip.ring == 0 for side in topology.shape]
+    # In three dimensions optical switches close all sides of slices of whole cubes,
+    # and none of others: docs.cloud.google.com/tpu/docs/v5p.
+    return whole if len(whole) < 3 else [all(whole)] * len(whole)
+
+
 def _sides(chips: int, shape: tuple[int, ...]) -> list[int]:
-    """Chips along each side of a part of a slice; its sides are powers of two."""
+    """Chips along each side of so many that follow each other in the mesh.
+
+    Processes are in the order of rows, each with 2 x 2 chips, by the compiler's
+    descriptions of slices. Sides are powers of two.
+    """
     sides = [1] * len(shape)
-    while math.prod(sides) < chips:
-        shortest = min((s, n) for n, s in enumerate(sides) if s < shape[n])[1]
-        sides[shortest] *= 2
+    for axis, most in ((0, 2), (1, 2), *enumerate(shape)):
+        while sides[axis] < min(most, shape[axis]) and math.prod(sides) < chips:
+            sides[axis] *= 2
     return sides
 
 

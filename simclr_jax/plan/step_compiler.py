@@ -15,7 +15,7 @@ from simclr_jax.config import resolve, rules
 from simclr_jax.errors import ConfigError
 from simclr_jax.models import normalization
 from simclr_jax.plan import datasets, lowering, search, topologies, tpu_compiler
-from simclr_jax.plan.figures import add_figures, part_cost
+from simclr_jax.plan.figures import add_figures, memory_analysis, part_cost
 from simclr_jax.plan.plans import Memory, PartCost, Plan
 from simclr_jax.plan.topologies import Topology
 from simclr_jax.training import out_of_memory, rematerialization, step
@@ -112,10 +112,17 @@ class StepCompiler:
         found = search.largest_batch(
             try_batch,
             start=batch_size,
-            unit=math.lcm(topology.devices, self.config.batch.micro_batch_size or 1),
+            unit=self._unit(topology),
             limit=self.dataset.num_examples if self.dataset else None,
         )
         return dataclasses.replace(plans[batch_size], largest_batch=found)
+
+    def _unit(self, topology: Topology) -> int:
+        """What batch sizes must be multiples of."""
+        if self.dataset is None:
+            return topology.devices
+        unit = rules.image_unit(self.config, topology.devices)
+        return math.lcm(unit, self.config.batch.micro_batch_size or 1)
 
     def about(self, libtpu: str) -> dict[str, Any]:
         """The inputs of the plans, for `report.as_json`."""
@@ -230,8 +237,10 @@ class StepCompiler:
         )
         try:
             compiled = tpu_compiler.compile_program(lowered, label, self.report)
-            if too_large is not None:
-                _require_room(compiled, available)
+            tight = None if too_large is None else _lacks_room(compiled, available)
+            # Training tries the last level whatever room it leaves, with a warning.
+            if tight and config.parallel.remat != rematerialization.LEVELS[-1]:
+                raise tight
         except tpu_compiler.DoesNotFit as verdict:
             memory = Memory(available, verdict.needed)
             plan = dataclasses.replace(plan, verdict=verdict.words, memory=memory)
@@ -239,6 +248,9 @@ class StepCompiler:
         else:
             plan = add_figures(plan, compiled, config, topology, self.dataset)
             outcome = "done"
+            if tight:
+                plan = dataclasses.replace(plan, verdict=tight.words)
+                outcome = f"no step fits ({tight.words})"
             if self.dataset is not None:
                 diagnostics, views = self._compile_parts(
                     topology, config, mesh, lowered
@@ -249,15 +261,17 @@ class StepCompiler:
         return dataclasses.replace(plan, compile_seconds=seconds)
 
 
-def _require_room(compiled: jax.stages.Compiled, available: float) -> None:
-    """Raises DoesNotFit if training with `parallel.remat = "auto"` would go on."""
-    memory = compiled.memory_analysis()
-    needed = out_of_memory.needed_bytes(memory)
+def _lacks_room(
+    compiled: jax.stages.Compiled, available: float
+) -> tpu_compiler.DoesNotFit | None:
+    """Why training with `parallel.remat = "auto"` would try the next level, if so."""
+    needed = out_of_memory.needed_bytes(memory_analysis(compiled))
     usable = out_of_memory.usable(available, "tpu")
-    if needed > usable:
-        raise tpu_compiler.DoesNotFit(
-            f"{out_of_memory.gib(needed)} of {out_of_memory.gib(available)}, of which "
-            f"a step may fill {out_of_memory.gib(usable)}",
-            needed,
-            available,
-        )
+    if needed <= usable:
+        return None
+    return tpu_compiler.DoesNotFit(
+        f"{out_of_memory.gib(needed)} of {out_of_memory.gib(available)}, of which "
+        f"a step may fill {out_of_memory.gib(usable)}",
+        needed,
+        available,
+    )

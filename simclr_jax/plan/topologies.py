@@ -52,7 +52,8 @@ def _chip(
 # over its chips (v3 340 TB/s / 1024, v4 1.1 PB/s / 4096), which for v5e and v6e is the
 # same half. Then: matrix units of 128 x 128 in a chip, by the same pages and article;
 # with the peak they tell the clock (v5e: 197e12 / (4 x 32,768) = 1.5 GHz). Last: only
-# full sides of a pod are rings, and in three dimensions sides of cubes of 4.
+# full sides of a pod are rings, and in three dimensions those of slices of whole cubes,
+# 4 x 4 x 4 chips.
 CHIPS = {
     "v2": _chip(46, 700, 248, 2, 2, 16),
     "v3": _chip(123, 900, 332, 2, 4, 32),

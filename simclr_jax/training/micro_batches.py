@@ -8,7 +8,8 @@ each micro-batch to carry that gradient back into the parameters.
 Loss and gradient are exactly those of the whole batch, for a model whose BatchNorm
 takes its statistics over a micro-batch on all devices together: 2M views for M images
 in a micro-batch. With running statistics (frozen BatchNorm) that is the whole-batch
-model itself. The running statistics move once a step, by the mean over micro-batches.
+model itself. The running statistics move once a step, by the mean over micro-batches;
+frozen ones keep every bit.
 
 Image p of the batch belongs to micro-batch p mod n. So every device has its share of
 every micro-batch, no image moves between devices, and the assignment does not depend on
@@ -53,9 +54,14 @@ def gradients(
         part = jax.lax.dynamic_index_in_dim(images, index, axis=1, keepdims=False)
         return model.apply(params, batch_stats, as_float(part), train=True)
 
-    def embed(mean: Tree, index: jax.Array) -> tuple[Tree, Outputs]:
+    def embed(sums: tuple[Tree, Tree], index: jax.Array) -> tuple[Any, Outputs]:
+        mean, moved = sums
         outputs, new_stats = apply(params, index)
-        return jax.tree.map(lambda m, new: m + new / number, mean, new_stats), outputs
+        mean = jax.tree.map(lambda m, new: m + new / number, mean, new_stats)
+        moved = jax.tree.map(
+            lambda any_, new, old: any_ | (new != old), moved, new_stats, batch_stats
+        )
+        return (mean, moved), outputs
 
     def replay(total: Tree, step: tuple[jax.Array, Outputs]) -> tuple[Tree, None]:
         index, cotangents = step
@@ -65,7 +71,10 @@ def gradients(
 
     indices = jnp.arange(number)
     zeros = jax.tree.map(jnp.zeros_like, batch_stats)
-    new_stats, parts = jax.lax.scan(embed, zeros, indices)
+    nowhere = jax.tree.map(lambda x: jnp.zeros_like(x, bool), batch_stats)
+    (mean, moved), parts = jax.lax.scan(embed, (zeros, nowhere), indices)
+    # The sum of n parts of a number is not always that number: frozen statistics stay.
+    new_stats = jax.tree.map(jnp.where, moved, mean, batch_stats)
     views = objective.num_views
     outputs = _in_batch_order(parts, views)
     (cotangents, direct), metrics = jax.grad(objective, argnums=(0, 1), has_aux=True)(

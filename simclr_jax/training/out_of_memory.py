@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
+from simclr_jax.config import rules
 from simclr_jax.errors import RunFailed, first_line
 
 _GIB = 2**30
@@ -28,13 +29,17 @@ def usable(limit: float, platform: str | None = None) -> float:
 
 
 def explained(
-    step: Callable[..., Any], config: config_dict.ConfigDict
+    step: Callable[..., Any],
+    config: config_dict.ConfigDict,
+    next_level: Callable[[], str] = str,
 ) -> Callable[..., Any]:
     """The jitted step, with an error of one line where it does not fit.
 
     Args:
       step: from `compiling.compile_step`; asked for its compiler's figures then.
       config: resolved.
+      next_level: with `parallel.remat = "auto"`, says which level to set by hand then,
+        or ''.
 
     Returns:
       A function that raises RunFailed with what is needed and what would fit.
@@ -46,7 +51,8 @@ def explained(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise RunFailed(_explanation(step, arguments, config, error)) from error
+            text = _explanation(step, arguments, config, error, next_level)
+            raise RunFailed(text) from error
 
     return run
 
@@ -56,12 +62,15 @@ def _explanation(
     arguments: tuple[Any, ...],
     config: config_dict.ConfigDict,
     error: Exception,
+    next_level: Callable[[], str],
 ) -> str:
     device = jax.local_devices()[0]
     limit = device_limit()
     parts = [f"out of memory on {device.device_kind} ({first_line(error)})"]
     parts += _needs(step, arguments, config, limit)
-    if config.parallel.remat not in ("blocks", "auto"):
+    if level := next_level():
+        parts.append(level)
+    elif config.parallel.remat not in ("blocks", "auto"):
         parts.append("config.parallel.remat='blocks' trades memory for computation")
     fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
     if device.platform == "gpu" and fraction not in os.environ:
@@ -83,6 +92,8 @@ def _needs(
         memory = step.lower(*shapes_of(arguments)).compile().memory_analysis()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError:
         return []  # the compiler itself found that it does not fit
+    if memory is None:
+        return []
     temporary, fixed = memory.temp_size_in_bytes, fixed_bytes(memory)
     of_limit = f" of {gib(limit)}" if limit else ""
     needed = [
@@ -131,13 +142,14 @@ def fitting(
       limit: bytes that a device has.
 
     Returns:
-      A divisor of the batch and a multiple of the number of devices, less than the
-      config's micro-batch; None if none fits.
+      A divisor of the batch of at least two images, and a multiple of the number of
+      devices and of BatchNorm's parts, less than the config's micro-batch; None if none
+      fits.
     """
     batch, seen = config.batch.batch_size, _seen_at_once(config)
-    devices = jax.device_count()
-    for size in range(seen - 1, 0, -1):
-        if batch % size or size % devices:
+    unit = rules.image_unit(config, jax.device_count())
+    for size in range(seen - 1, 1, -1):
+        if batch % size or size % unit:
             continue
         if fixed + temporary * size // seen <= usable(limit):
             return size

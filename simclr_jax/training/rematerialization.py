@@ -19,13 +19,20 @@ from simclr_jax import models, paths
 from simclr_jax.config import identity
 from simclr_jax.parallel import processes
 from simclr_jax.runs import atomic
-from simclr_jax.training import out_of_memory
+from simclr_jax.training import arithmetic, out_of_memory
 from simclr_jax.training.step import StepParts
 
 _LOG = logging.getLogger(__name__)
 AUTO = "auto"
 FILE_NAME = "remat.json"
 LEVELS = tuple(models.REMATERIALIZATIONS)  # the least first
+# Keys that change the program, and not the experiment that `config_hash` identifies.
+_KEYS = (
+    "loss.form",
+    "optimizer.on_nonfinite",
+    "parallel.deterministic",
+    "parallel.shard_state",
+)
 
 Step = Callable[..., Any]
 
@@ -55,24 +62,38 @@ def fitting(
     Returns:
       With `parallel.remat = "auto"`, a function that chooses in its first call, which
       compiles; every process has to call it. CPUs, which tell no limit of their
-      memory, keep everything. Where no step fits it raises RunFailed with what is
-      needed and what would fit.
+      memory, keep everything. Where no step fits the last one runs, with a warning.
+      Where memory runs out RunFailed says what is needed and what would fit.
     """
     limit = out_of_memory.device_limit()
-    step: Step
     if config.parallel.remat != AUTO:
-        step = make_step(parts)
-    elif limit is None:
+        return out_of_memory.explained(make_step(parts), config)
+    if limit is None:
         step = make_step(with_level(parts, LEVELS[0]))
-    else:
-        step = _FittingStep(
-            lambda level: make_step(with_level(parts, level)), config, workdir, limit
-        )
-    return out_of_memory.explained(step, config)
+        return out_of_memory.explained(step, config, lambda: _next(LEVELS[0]))
+    choosing = _FittingStep(
+        lambda level: make_step(with_level(parts, level)), config, workdir, limit
+    )
+    return out_of_memory.explained(choosing, config, lambda: _next(choosing.level))
+
+
+def _next(level: str) -> str:
+    """What to set by hand where the level that was chosen runs out of memory."""
+    left = LEVELS[LEVELS.index(level) + 1 :]
+    if not left:
+        return ""
+    return (
+        f"--config.parallel.remat={left[0]} needs less than {level!r}, which 'auto' "
+        "chose"
+    )
 
 
 class _FittingStep:
-    """A step that is compiled for the arguments of its first call."""
+    """A step that is compiled for the arguments of its first call.
+
+    Attributes:
+      level: that was chosen, or is being tried.
+    """
 
     def __init__(
         self,
@@ -86,6 +107,7 @@ class _FittingStep:
         self._path = workdir and workdir / FILE_NAME
         self._limit = limit
         self._compiled: Step | None = None
+        self.level = LEVELS[0]
 
     def __call__(self, *arguments: Any) -> Any:
         if self._compiled is None:
@@ -93,29 +115,28 @@ class _FittingStep:
         return self._compiled(*arguments)
 
     def lower(self, *shapes: Any) -> Any:
-        """The step that computes the most again, lowered: for messages about memory."""
-        return self._make_step(LEVELS[-1]).lower(*shapes)
+        """The step of the level, lowered: for messages about memory."""
+        return self._make_step(self.level).lower(*shapes)
 
     def _choose(self, arguments: tuple[Any, ...]) -> Step:
         shapes = out_of_memory.shapes_of(arguments)
         first = LEVELS.index(self._recorded() or LEVELS[0])
         told: list[str] = []
         flops: list[float] = []
-        levels = LEVELS[first:]
-        for level in levels:
-            step = self._make_step(level)
-            lowered = step.lower(*shapes)
-            flops.append(_flops(lowered))
-            compiled, needed = self._compile(lowered)
+        for self.level in LEVELS[first:]:
+            step = self._make_step(self.level)
+            traced = step.trace(*shapes)
+            flops.append(arithmetic.flops(traced.jaxpr.jaxpr))
+            compiled, needed = self._compile(traced.lower())
             # Another process may have less memory, and the programs must be the same.
             if all(text == "fits" for text in processes.gather_texts(needed)):
-                self._record(level)
-                self._tell(levels[0], level, told, flops)
+                self._record(self.level)
+                self._tell(LEVELS[first], told, flops)
                 assert compiled is not None
                 return compiled
-            told.append(f"{level!r} {needed}")
+            told.append(f"{self.level!r} {needed}")
         _LOG.warning("config.parallel.remat='auto': no step fits (%s)", ", ".join(told))
-        return step
+        return compiled or step
 
     def _compile(self, lowered: Any) -> tuple[Step | None, str]:
         """(the program where it can be compiled, 'fits' or what it would need)."""
@@ -126,22 +147,22 @@ class _FittingStep:
                 raise
             return None, "does not fit"
         memory = compiled.memory_analysis()
+        if memory is None:  # The compiler took it, and tells no more.
+            return compiled, "fits"
         needed = out_of_memory.needed_bytes(memory)
         if needed <= out_of_memory.usable(self._limit):
             return compiled, "fits"
         return compiled, f"needs {out_of_memory.gib(needed)}"
 
-    def _tell(
-        self, first: str, level: str, told: list[str], flops: list[float]
-    ) -> None:
+    def _tell(self, first: str, told: list[str], flops: list[float]) -> None:
         price = ""
-        if told and flops[0]:
+        if told:
             more = 100 * (flops[-1] / flops[0] - 1)
             price = f"; {more:.1f} % more arithmetic than {first!r}"
         _LOG.info(
             "config.parallel.remat='auto': %r, the least that fits in %s of a device's "
             "%s%s%s",
-            level,
+            self.level,
             out_of_memory.gib(out_of_memory.usable(self._limit)),
             out_of_memory.gib(self._limit),
             f" ({', '.join(told)})" if told else "",
@@ -150,7 +171,9 @@ class _FittingStep:
 
     def _program(self) -> dict[str, Any]:
         """What the choice depends on."""
+        settings = identity.flatten(self._config)
         return {
+            **{key: settings[key] for key in _KEYS},
             "config_hash": identity.config_hash(identity.as_json(self._config)),
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
@@ -176,8 +199,3 @@ class _FittingStep:
         if self._path and processes.is_main():
             content = {"level": level, "program": self._program()}
             atomic.write_file(self._path, json.dumps(content, indent=1) + "\n")
-
-
-def _flops(lowered: Any) -> float:
-    """Of the program as it is written; 0 where that is not known."""
-    return float((lowered.cost_analysis() or {}).get("flops", 0.0))

@@ -1,6 +1,7 @@
 """What `bench` measures, and what it says of it."""
 
 import json
+import types
 
 import commands
 import numpy as np
@@ -80,6 +81,35 @@ def test_words_for_waiting():
     assert "Bottleneck: host input" in line
     assert "50%" in line
     assert "keeps up" in bottleneck.advice(bottleneck.DEVICE, 0.0)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_step_is_that_of_training_and_its_first_call_compiles(
+    monkeypatch, deterministic
+):
+    clock, taken, settings = [0.0], iter([30.0, 5.0, *[0.25] * 9]), {}
+
+    def compile_step(parts, **given):
+        settings.update(given)
+
+        def step(state, batch):
+            clock[0] += next(taken)
+            return (state,)
+
+        return step
+
+    monkeypatch.setattr(throughput.compiling, "compile_step", compile_step)
+    monkeypatch.setattr(
+        throughput.compiling, "compile_init", lambda *_, **__: lambda key: key
+    )
+    monkeypatch.setattr(
+        throughput, "time", types.SimpleNamespace(monotonic=lambda: clock[0])
+    )
+    config = _config(**{"parallel.deterministic": deterministic})
+    source = arrays.ArraySource(np.zeros((32, 8, 8, 3), np.uint8), name="arrays")
+    device = throughput.measure_device(config, source, "host", secs=1.0)
+    assert settings["deterministic"] is deterministic
+    assert (device.compile_secs, device.images_per_sec) == (30.0, 16 / 0.25)
 
 
 @pytest.mark.slow

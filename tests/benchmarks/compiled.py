@@ -24,10 +24,7 @@ OF_LOSSES = "## NT-Xent and its gradient alone"
 # After the name of a row that an earlier version of the package gave.
 EARLIER = " (earlier)"
 NOTE_EARLIER = """
-Rows marked `(earlier)` have not been compiled again since the last BatchNorm of a
-bottleneck takes its statistics from the input of the convolution before it, and have
-`parallel.remat = "wide"`; they contain the diagnostics, which became a program of
-their own.
+Rows marked `(earlier)` are kept from an earlier version of this page.
 """
 NOTE_CRASHED = """
 Where a row says that it was not compiled, libtpu ended with a segmentation fault.
@@ -79,11 +76,17 @@ def plan(
     slice_: str,
     *more: str,
 ) -> None:
-    """Runs the plan command; a program that fits nowhere is a result too."""
+    """Runs the plan command; a program that fits nowhere is a result too.
+
+    A crash is told, and leaves no output.
+    """
     command = [sys.executable, "-m", "simclr_jax.plan", f"--config=configs/{config}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
     command += [f"--topology={slice_}", f"--output={output}", *more]
     code = subprocess.run(command, cwd=ROOT).returncode
+    if code < 0:  # a crash of the compiler, which others need not share
+        print(f"{output.stem}: {command} was ended by signal {-code}", flush=True)
+        return
     if code not in (0, 1) or not output.exists():
         raise SystemExit(f"{output.stem}: {command} ended with exit code {code}")
 
@@ -122,8 +125,6 @@ def step_row(folder: pathlib.Path, name: str) -> list[str]:
         found = kept(OF_STEPS, what, images, slice_)
         if found is None or "not compiled" in found:
             return [what, images, slice_, "", "not compiled", *[""] * 8]
-        if len(found) == 11:  # of a version without the last two columns
-            found += ["", ""]
         return [what + EARLIER, *found[1:]]
     made = read(folder, name)
     memory = made["memory"]
@@ -202,9 +203,10 @@ grow with the batch, since every chip gets the projections of all views: 2 x 65,
 def loss_row(folder: pathlib.Path, slice_: str, images: int) -> list[str]:
     row = [f"{images:,}", slice_]
     stem = f"loss_{slice_.replace(':', '_')}_{images}"
-    if not (folder / f"{stem}_streaming.json").exists():
+    forms = ("global", "streaming")
+    if not all((folder / f"{stem}_{form}.json").exists() for form in forms):
         return kept(OF_LOSSES, *row) or [*row, "not compiled", *[""] * 5]
-    for form in ("global", "streaming"):
+    for form in forms:
         made = read(folder, f"{stem}_{form}")
         memory = made["memory"]
         if not made["fits"]:

@@ -447,6 +447,9 @@ def test_parts_of_the_batch_with_their_own_statistics(devices, group, parts, gro
     config.batch.norm_group, config.batch.norm_parts = group, parts
     rules.check_devices(config, devices, "batch")
     assert rules.num_norm_groups(config, devices) == groups
+    unit = rules.image_unit(config, devices)
+    assert 48 % unit == unit % groups == unit % devices == 0
+    assert unit in (devices, groups, 24)  # and no larger than it must be
     config.batch.norm_parts = 5
     with pytest.raises(ConfigError, match=r"norm_parts=5: must divide the 48 images"):
         rules.check_devices(config, devices, "batch")

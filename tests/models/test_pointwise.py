@@ -14,7 +14,7 @@ from simclr_jax.configs import smoke
 from simclr_jax.models import blocks, pointwise, resnet
 from simclr_jax.models.batch_norm import BatchNorm
 from simclr_jax.models.pointwise import Pointwise
-from simclr_jax.training import build
+from simclr_jax.training import arithmetic, build
 
 EPSILON = 1e-5
 
@@ -119,6 +119,21 @@ def test_nothing_as_wide_as_the_output_is_kept():
     x, kernel, scale, bias, _ = make((4, 6, 6, 8), 32)
     _, saved = pointwise._forward(Pointwise(x, kernel), scale, bias, 1, EPSILON)
     assert max(leaf.size for leaf in jax.tree.leaves(saved)) == x.size
+
+
+def test_rematerialisation_may_keep_the_covariance():
+    x, kernel, scale, bias, g = make((4, 6, 6, 8), 32)
+
+    def flops(level):
+        def loss(x):
+            y, _ = pointwise.normalize(Pointwise(x, kernel), scale, bias, 1, EPSILON)
+            return jnp.sum(y * g)
+
+        again = jax.checkpoint(loss, policy=resnet._POLICIES[level])
+        return arithmetic.flops(jax.make_jaxpr(jax.grad(again))(x).jaxpr)
+
+    # Sums of the products of all pairs of channels over all pixels.
+    assert flops("blocks") - flops("wide") == 2 * x.size * x.shape[-1]
 
 
 @pytest.mark.parametrize("num_groups", first(1, [4, 1]))

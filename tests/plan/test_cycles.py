@@ -90,6 +90,21 @@ def test_cycles_are_summed_by_place_and_times_their_loops():
     }
 
 
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ("encoder/stem/bn1", "stem"),
+        ("encoder/group3/block1", "group3"),
+        ("head", "head"),
+    ],
+)
+def test_the_pass_that_embeds_micro_batches_is_forward(place, part):
+    name = f"jit(train_step)/while/body/closed_call/_Network/{place}/mul"
+    text = TEXT.replace(f"{NETWORK}/stem/bn1/add", name)
+    (cost,) = (c for c in program.analyse(text, num_devices=1).costs if c.cycles == 40)
+    assert (cost.part, cost.phase) == (part, "forward")
+
+
 def plan(text, topology):
     found = program.analyse(text, num_devices=1)
     chip = topologies.parse(topology).chip

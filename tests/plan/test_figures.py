@@ -11,6 +11,7 @@ from simclr_jax.configs import base, cifar10, stl10
 from simclr_jax.errors import ConfigError
 from simclr_jax.plan import datasets, model_flops, roofline, search, topologies
 from simclr_jax.plan.program import Collective, Program
+from simclr_jax.training import arithmetic
 
 
 # Multiply-adds of the networks up to their pooling, from the literature's 4.09 and 1.81
@@ -35,7 +36,7 @@ def test_scans_branches_and_nested_calls_are_arithmetic_too():
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(step, x, length=7))(
         jax.ShapeDtypeStruct((8, 8), "float32")
     )
-    assert model_flops._flops(jaxpr.jaxpr) == 7 * 2 * 8**3
+    assert arithmetic.flops(jaxpr.jaxpr) == 7 * 2 * 8**3
 
 
 def test_a_step_is_three_forward_passes_and_all_pairs():
@@ -87,11 +88,17 @@ def test_collectives_take_what_their_best_algorithm_sends(kind, devices, shares)
     [
         ("v5e:16x16", "all-reduce", 256, 2 * (8 + 8)),  # two rings of 16
         ("v5e:16x16", "all-gather", 256, 8 + 8),
-        ("v5e:16x16", "all-reduce", 16, 2 * (3 + 3)),  # rows of 4
+        ("v5e:16x16", "all-reduce", 4, 2 * (1 + 1)),  # of one process
+        ("v5e:16x16", "all-reduce", 16, 2 * (7 + 1)),  # of four in a row
+        ("v5e:16x16", "all-reduce", 64, 2 * (8 + 3)),  # two rows, rings of 16
         ("v5e:8x16", "all-reduce", 128, 2 * (7 + 8)),
         ("v5e:4x4", "all-reduce", 1, 0),
         ("v5p:4x4x4", "all-reduce", 64, 2 * (2 + 2 + 2)),
-        ("v5p:2x2x4", "collective-permute", 16, 1 + 1 + 2),
+        ("v5p:2x2x4", "collective-permute", 16, 1 + 1 + 3),  # no whole cube
+        ("v5p:2x4x4", "all-gather", 32, 1 + 3 + 3),
+        ("v4:4x8x8", "all-gather", 512, 2 + 4 + 4),
+        ("v5p:4x4x8", "all-gather", 16, 2 + 2),  # a layer
+        ("v5p:4x4x8", "all-gather", 8, 2 + 1),
         ("v3:8x8", "all-reduce", 128, 2 * (7 + 7)),  # two devices in a chip
         ("v3:8x8", "all-reduce", 2, 0),
     ],

@@ -71,10 +71,16 @@ def test_a_dataset_of_unknown_size_is_named_with_the_remedy():
 
 
 @pytest.mark.parametrize(
-    ("micro_batch_size", "most", "found"), [(None, 650, 648), (64, 1000, 960)]
+    ("micro_batch_size", "parts", "most", "found"),
+    [
+        (None, 1, 650, 648),
+        (64, 1, 1000, 960),
+        (None, 32, 650, 640),
+        (64, 32, 1000, 960),
+    ],
 )
 def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
-    monkeypatch, micro_batch_size, most, found
+    monkeypatch, micro_batch_size, parts, most, found
 ):
     compiled = []
 
@@ -95,6 +101,7 @@ def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
     monkeypatch.setattr(topologies, "open_devices", lambda topology: [])
     config = smoke.get_config()
     config.batch.micro_batch_size = micro_batch_size
+    config.batch.norm_parts = parts
     compiler = make(config)
     plain = compiler.plan(SLICE)
     assert (plain.batch_size, plain.largest_batch) == (256, None)
@@ -105,10 +112,11 @@ def test_the_largest_batch_suits_devices_micro_batches_and_dataset(
     assert found - found / 16 <= plan.largest_batch.batch_size <= found
     assert compiled[0] == 256
     assert len(compiled) == len(set(compiled))
-    assert all(size % (micro_batch_size or 8) == 0 for size in compiled)
+    unit = micro_batch_size or max(8, parts)
+    assert all(size % unit == 0 for size in compiled)
     small = make(config, num_examples=300).plan(SLICE, largest_batch=True)
     assert small.largest_batch.too_large is None
-    assert small.largest_batch.batch_size == (296 if micro_batch_size is None else 256)
+    assert small.largest_batch.batch_size == 300 // unit * unit
 
 
 def test_a_dataset_on_the_accelerator_needs_one_size():
@@ -152,10 +160,14 @@ def test_the_step_that_is_planned_makes_the_views(placement):
         ({"none": 9, "wide_1": 8}, "none"),
         ({"none": 15.5, "wide_1": None, "wide_2": 13, "wide": 11}, "wide_2"),
         (dict.fromkeys(rematerialization.LEVELS), "blocks"),
+        (dict.fromkeys(rematerialization.LEVELS, 15.5), "blocks"),
     ],
 )
 def test_the_least_rematerialisation_that_fits_is_planned(monkeypatch, needs, level):
-    """15.5 of 16 GiB leave too little room; None: the compiler refuses."""
+    """15.5 of 16 GiB leave too little room; None: the compiler refuses.
+
+    At the last level training takes what the compiler takes.
+    """
     compiled = []
 
     def lower(config, mesh, **_):
@@ -191,3 +203,8 @@ def test_the_least_rematerialisation_that_fits_is_planned(monkeypatch, needs, le
         notes = report.notes(plan)
         assert "parallel.remat: wide_2, the least that fits" in notes
         assert "none needs 15.5 GiB, wide_1 needs 20 GiB" in notes
+    if level == "blocks" and plan.fits:
+        notes = report.notes(plan)
+        assert "remat: blocks, the last; no step fits (none needs 15.5 GiB" in notes
+        assert "blocks needs 15.5 GiB of 16.0 GiB, of which a step may" in notes
+        assert "training warns" in notes

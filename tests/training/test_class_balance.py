@@ -116,6 +116,10 @@ def test_what_balanced_sampling_cannot_do_is_refused(changes, words):
         ({"batch_size": 64}, 64, 8, 64),
         ({"batch_size": 64}, 3, 2, 2),
         ({"batch_size": 64, "micro_batch_size": 4}, 31, 2, 28),
+        ({"batch_size": 64, "norm_parts": 4}, 31, 2, 28),
+        ({"batch_size": 64, "norm_parts": 3, "norm_group": 4}, 31, 8, 24),
+        # Refused afterwards: no device is in a group of 64.
+        ({"batch_size": 64, "norm_group": 64}, 31, 8, 24),
     ],
 )
 def test_a_batch_that_fits_is_chosen_and_said(

@@ -179,6 +179,27 @@ def test_micro_batches_divide_batch_and_devices(batch, micro, limit, expected):
     assert out_of_memory.fitting(config, GIB, 8 * GIB, limit) == expected
 
 
+@pytest.mark.parametrize(
+    ("devices", "parts", "group", "limit", "expected"),
+    [
+        (1, 1, None, int(1.7 * GIB), 3),
+        (1, 1, None, int(1.3 * GIB), None),  # one image is no micro-batch
+        (1, 2, None, int(1.7 * GIB), 2),  # 3 fits, but not in two parts
+        (1, 4, None, int(2.3 * GIB), 4),  # 6 fits, but not in four
+        (2, 3, 1, int(2.7 * GIB), 6),  # 8 fits, but there are six parts
+        (2, 8, None, int(3.5 * GIB), 8),  # 12 fits, but not in eight parts
+    ],
+)
+def test_micro_batches_can_be_divided_into_batch_norms_parts(
+    monkeypatch, devices, parts, group, limit, expected
+):
+    config = _config(**{"batch.norm_parts": parts})
+    config.batch.norm_group = group
+    config.batch.batch_size = 24
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert out_of_memory.fitting(config, GIB, 4 * GIB, limit) == expected
+
+
 def test_the_compilers_figures_are_those_of_a_real_step(monkeypatch):
     job = loop.pretraining_job(_config(**{"schedule.train_steps": 1}))
     mesh = parallel.create_mesh()

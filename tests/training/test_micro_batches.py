@@ -84,9 +84,11 @@ def error(one, other):
 
 def test_with_fixed_statistics_it_is_the_whole_batch():
     whole, stats, metrics = gradients(make_parts(1, frozen=True))
-    found, same_stats, same_metrics = gradients(make_parts(4, frozen=True))
+    # Eight eighths of a number need not sum to it.
+    found, same_stats, same_metrics = gradients(make_parts(8, frozen=True))
     assert error(found, whole) < 1e-5
-    assert error(same_stats, stats) < 1e-6
+    jax.tree.map(np.testing.assert_array_equal, same_stats, stats)
+    jax.tree.map(np.testing.assert_array_equal, same_stats, start()[1])
     for name, value in metrics.items():
         np.testing.assert_allclose(same_metrics[name], value, rtol=2e-5, err_msg=name)
 

@@ -24,17 +24,27 @@ NEEDS = {"none": None, "wide_1": 9, "wide_2": 7, "wide": 5, "blocks": 3}
 
 
 class Program:
-    """A step of one level, its lowering and its executable."""
+    """A step of one level, its trace, its lowering and its executable."""
 
-    def __init__(self, level, needs, compiled):
+    def __init__(self, level, needs, compiled, runs=True):
         self.level, self.needs, self.compiled = level, needs, compiled
+        self.runs = runs
 
-    def lower(self, *shapes):
+    def trace(self, *shapes):
         assert shapes[0].shape == (3,)
         return self
 
-    def cost_analysis(self):
-        return {"flops": 100.0 + 5 * [*NEEDS].index(self.level)}
+    @property
+    def jaxpr(self):
+        """20 products, and one more for each level."""
+        count = 20 + [*NEEDS].index(self.level)
+        return jax.make_jaxpr(lambda x: [jnp.dot(x, x) for _ in range(count)])(
+            jnp.zeros(3)
+        )
+
+    def lower(self, *shapes):
+        assert all(x.shape == (3,) for x in shapes)
+        return self
 
     def compile(self):
         self.compiled.append(self.level)
@@ -43,10 +53,12 @@ class Program:
         return self
 
     def memory_analysis(self):
-        return analysis(self.needs)
+        return self.needs and analysis(self.needs)
 
     def __call__(self, x):
         if self.needs is None:
+            self.compile()
+        if not self.runs:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return self.level
 
@@ -55,7 +67,7 @@ class Program:
 def choose(monkeypatch, tmp_path):
     """choose(limit in GiB) runs a step: (its level, the levels that were compiled)."""
 
-    def run(limit, needs=NEEDS, steps=1, **changes):
+    def run(limit, needs=NEEDS, steps=1, runs=True, **changes):
         compiled = []
         config = smoke.get_config()
         config.update_from_flattened_dict(changes)
@@ -64,7 +76,7 @@ def choose(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(rematerialization, "with_level", lambda parts, level: level)
         step = rematerialization.fitting(
-            lambda level: Program(level, needs[level], compiled),
+            lambda level: Program(level, needs[level], compiled, runs),
             config.parallel.remat,
             config,
             epath.Path(tmp_path),
@@ -99,9 +111,44 @@ def test_a_level_by_name_is_taken_as_it_is(choose):
     assert choose(1, **{"parallel.remat": "wide_2"}) == ("wide_2", [])
 
 
-def test_where_none_fits_the_error_says_what_is_needed(choose):
-    with pytest.raises(RunFailed, match="out of memory"):
+def test_where_none_fits_the_error_has_the_figures_of_the_compiler(choose):
+    with pytest.raises(RunFailed, match=r"out of memory on .*20G of 16G hbm") as caught:
         choose(2, dict.fromkeys(NEEDS))
+    assert "remat" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "level", "needed", "hint"),
+    [
+        (10.5, "wide_1", "9.0 GiB", "remat=wide_2 needs less than 'wide_1'"),
+        (8, "wide_2", "7.0 GiB", "remat=wide needs less than 'wide_2'"),
+        (6, "wide", "5.0 GiB", "remat=blocks needs less than 'wide'"),
+        (4, "blocks", "3.0 GiB", None),
+    ],
+)
+def test_where_the_choice_fails_its_figures_and_the_next_level_are_said(
+    choose, limit, level, needed, hint
+):
+    with pytest.raises(RunFailed, match=f"needs {needed} of each device") as caught:
+        choose(limit, runs=False)
+    said = str(caught.value)
+    assert (f"--config.parallel.{hint}, which 'auto' chose" in said) == bool(hint)
+    assert "remat" in said if hint else "remat" not in said
+
+
+def test_the_last_level_runs_whatever_room_it_leaves(choose, caplog):
+    # 3 of 3.2 GiB are more than nine tenths.
+    assert choose(3.2) == ("blocks", [*NEEDS])
+    assert "no step fits ('none' does not fit, 'wide_1' needs 9.0 GiB" in caplog.text
+
+
+def test_a_program_that_tells_no_memory_is_taken(choose, monkeypatch):
+    monkeypatch.setattr(Program, "memory_analysis", lambda self: None)
+    assert choose(1, NEEDS | {"none": 12}) == ("none", ["none"])
+    # And a message goes without its figures.
+    with pytest.raises(RunFailed, match=r"out of memory.*remat=wide_1") as caught:
+        choose(1, NEEDS | {"none": 12}, runs=False)
+    assert "of each device" not in str(caught.value)
 
 
 def test_other_errors_of_the_compiler_are_not_taken_for_memory(choose, monkeypatch):
@@ -148,6 +195,22 @@ def test_another_program_chooses_anew(choose, tmp_path, key):
     content["program"][key] = "another"
     path.write_text(json.dumps(content))
     assert choose(40)[0] == "wide_1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("parallel.shard_state", True),
+        ("parallel.deterministic", True),
+        ("loss.form", "streaming"),
+        ("optimizer.on_nonfinite", "skip"),
+        ("batch.batch_size", 128),
+    ],
+)
+def test_another_setting_of_the_program_chooses_anew(choose, key, value):
+    assert choose(8)[0] == "wide_2"
+    assert choose(40)[0] == "wide_2"
+    assert choose(40, **{key: value})[0] == "wide_1"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"level": "all"}', "\xff"])
