@@ -144,13 +144,32 @@ def step_row(folder: pathlib.Path, name: str) -> list[str]:
         f"{sum(c['count'] for c in collectives)}, {total:.0f} MB",
         between(made["step_seconds"], 1e3),
         between(training["images_per_second"]),
-        milliseconds(made["estimated_seconds"]),
+        estimate(made),
         made["remat"],
     ]
 
 
-def milliseconds(secs: float | None) -> str:
-    return "-" if secs is None else number(secs * 1e3)
+def estimate(made: dict[str, Any]) -> str:
+    """Milliseconds, or cycles where the clock is not known."""
+    if made["estimated_seconds"] is not None:
+        return number(made["estimated_seconds"] * 1e3)
+    cycles = sum(cost["cycles"] for cost in made["program"]["costs"])
+    return f"{number(cycles / 1e6)} million cycles" if cycles else "-"
+
+
+def of_other_versions(folder: pathlib.Path, about: dict[str, Any]) -> str:
+    """Which train steps were compiled by other versions than the page names."""
+    notes = []
+    for name, (what, _, _, slice_) in STEPS.items():
+        if not (folder / f"{name}.json").exists():
+            continue
+        made = json.loads((folder / f"{name}.json").read_text())
+        if made["libtpu"] != about["libtpu"]:
+            notes.append(
+                f"\n{what} on {slice_} was compiled by JAX {made['jax']} and libtpu "
+                f"{made['libtpu']}.\n"
+            )
+    return "".join(notes)
 
 
 def diagnostics_row(folder: pathlib.Path, name: str) -> list[str] | None:
@@ -278,6 +297,7 @@ def page(folder: pathlib.Path) -> str:
     )
     marks = {"not compiled": NOTE_CRASHED, EARLIER: NOTE_EARLIER}
     notes = "".join(note for mark, note in marks.items() if mark in steps)
+    notes += of_other_versions(folder, about)
     return f"""# What the TPU compiler says
 
 Written by `python tests/benchmarks/compiled.py` (JAX {about["jax"]}, libtpu
