@@ -1,7 +1,6 @@
 """Decides what a config leaves open: the stem, and epochs as steps."""
 
 import logging
-import math
 
 from ml_collections import config_dict
 
@@ -86,8 +85,7 @@ def with_fitting_batch(
     usable = num_examples // block_size * block_size
     if batch_size <= usable:
         return config
-    unit = rules.image_unit(config, num_devices)
-    unit = math.lcm(unit, config.batch.micro_batch_size or 1)
+    unit = rules.batch_unit(config, num_devices)
     largest = usable // unit * unit
     if largest < 2:
         raise ConfigError(

@@ -475,10 +475,16 @@ def num_norm_groups(config: config_dict.ConfigDict, num_devices: int) -> int:
 
 
 def image_unit(config: config_dict.ConfigDict, num_devices: int) -> int:
-    """What the size of a batch, or micro-batch, must be a multiple of.
+    """What the number of images in one forward pass must be a multiple of.
 
     Args:
       config: valid; `batch.norm_group` counts where it divides the devices.
-      num_devices: that the batch is split over.
+      num_devices: that they are split over.
     """
     return math.lcm(num_devices, num_norm_groups(config, num_devices) or 1)
+
+
+def batch_unit(config: config_dict.ConfigDict, num_devices: int) -> int:
+    """`image_unit` of a batch, which is made of whole micro-batches too."""
+    unit = image_unit(config, num_devices)
+    return math.lcm(unit, config.batch.micro_batch_size or 1)

@@ -1,7 +1,6 @@
 """Compiles a config's train step for TPU slices and collects its figures."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -121,8 +120,7 @@ class StepCompiler:
         """What batch sizes must be multiples of."""
         if self.dataset is None:
             return topology.devices
-        unit = rules.image_unit(self.config, topology.devices)
-        return math.lcm(unit, self.config.batch.micro_batch_size or 1)
+        return rules.batch_unit(self.config, topology.devices)
 
     def about(self, libtpu: str) -> dict[str, Any]:
         """The inputs of the plans, for `report.as_json`."""

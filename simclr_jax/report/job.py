@@ -47,11 +47,8 @@ def write(workdirs: Sequence[str], output: str | None, *, images: bool = True) -
         if len(workdirs) > 1:
             raise ConfigError("--output: must be given for the page of several runs")
         output = os.path.join(workdirs[0], FILE_NAME)
-        runs = run_files.read_all(workdirs)
-        atomic.check_output(output, flag="output")
-    else:
-        atomic.check_output(output, flag="output")
-        runs = run_files.read_all(workdirs)
+    runs = run_files.read_all(workdirs)
+    atomic.check_output(output, flag="output")
     parts = [_image_sections(run) if images else [] for run in runs]
     text = page.render(context(runs, parts))
     atomic.write_file(paths.as_path(output), text)
